@@ -1,0 +1,107 @@
+//! What is known of each snapshot, and why some must stay.
+
+use std::fmt;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::{Lineage, NodeName, SnapshotGuid, SnapshotNumber, digest::Digest};
+
+/// What a node decides before it takes a snapshot. The store keeps it with the data.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewSnapshot {
+    /// Its number in the volume.
+    pub number: SnapshotNumber,
+    /// Its identity on every node.
+    pub guid: SnapshotGuid,
+    /// The volume it belongs to, on every node.
+    pub lineage: Lineage,
+    /// When it was taken.
+    #[serde(with = "millis")]
+    pub created: Timestamp,
+    /// The rotations it belongs to; none for a manual snapshot.
+    pub rotations: Vec<String>,
+}
+
+impl NewSnapshot {
+    /// A manual snapshot of `lineage`, taken now.
+    pub fn manual(number: SnapshotNumber, lineage: Lineage) -> Self {
+        Self { number, guid: SnapshotGuid::generate(), lineage, created: now(), rotations: Vec::new() }
+    }
+}
+
+/// A snapshot as a store keeps it. The store's own account is the truth: whatever else is remembered about
+/// snapshots can be lost without losing one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotRecord {
+    /// Number, identity and time.
+    pub new: NewSnapshot,
+    /// Size of the volume at that moment, in bytes.
+    pub size: u64,
+    /// Digest of the content, once it has been computed.
+    pub digest: Option<Digest>,
+}
+
+impl SnapshotRecord {
+    /// The number in the volume.
+    pub fn number(&self) -> SnapshotNumber {
+        self.new.number
+    }
+
+    /// The identity on every node.
+    pub fn guid(&self) -> SnapshotGuid {
+        self.new.guid
+    }
+}
+
+/// Whom a hold belongs to: only the owner lifts it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HoldOwner {
+    /// A person, by `zumastor hold`.
+    User,
+    /// Replication to or from this peer.
+    Peer(NodeName),
+}
+
+impl fmt::Display for HoldOwner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::User => f.pad("user"),
+            Self::Peer(name) => name.fmt(f),
+        }
+    }
+}
+
+/// A named reason why a snapshot must not be deleted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hold {
+    /// The snapshot.
+    pub number: SnapshotNumber,
+    /// Who holds it.
+    pub owner: HoldOwner,
+    /// What the owner calls the hold; one owner may hold a snapshot under several names.
+    pub name: String,
+    /// Since when.
+    #[serde(with = "millis")]
+    pub since: Timestamp,
+}
+
+fn now() -> Timestamp {
+    // The resolution that is kept, so that a record read back equals the one written.
+    Timestamp::from_millisecond(Timestamp::now().as_millisecond()).expect("the present is a valid time")
+}
+
+/// Times are kept as milliseconds since 1970-01-01T00:00:00Z.
+mod millis {
+    use jiff::Timestamp;
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub fn serialize<S: Serializer>(time: &Timestamp, s: S) -> Result<S::Ok, S::Error> {
+        s.serialize_i64(time.as_millisecond())
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Timestamp, D::Error> {
+        Timestamp::from_millisecond(i64::deserialize(d)?).map_err(D::Error::custom)
+    }
+}

@@ -1,0 +1,98 @@
+//! The configuration as people and `define` write it: `zumastor.toml`, `peers.toml` and `volumes/NAME.toml`.
+
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::NodeName;
+
+/// UDP port that nodes listen on unless told otherwise.
+pub const DEFAULT_PORT: u16 = 11235;
+
+/// `zumastor.toml`: this node.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NodeConfig {
+    /// Address and UDP port to listen on; `[::]:11235` when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub listen: Option<SocketAddr>,
+    /// What this node calls itself; the host name when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<NodeName>,
+}
+
+/// `peers.toml`: the nodes this one trusts, by the name it knows them under.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PeersConfig {
+    /// A table `[peer.NAME]` each.
+    #[serde(default)]
+    pub peer: BTreeMap<NodeName, PeerConfig>,
+}
+
+/// One trusted node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PeerConfig {
+    /// Its Ed25519 public key, hexadecimal: what the node *is*, wherever it connects from.
+    pub key: String,
+    /// Where it can be reached, as `HOST` or `HOST:PORT`; empty for a node that always connects to us.
+    #[serde(default)]
+    pub addresses: Vec<String>,
+}
+
+/// `volumes/NAME.toml`: one volume.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VolumeConfig {
+    /// The origin: the file that holds the head.
+    pub origin: PathBuf,
+    /// The snapshot store: the directory that holds the snapshots.
+    pub snapstore: PathBuf,
+    /// Present on the node that masters the volume.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub master: Option<MasterConfig>,
+    /// Present on a node that receives the volume.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source: Option<SourceConfig>,
+    /// The nodes the volume is sent to, by the name they are known under.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub target: BTreeMap<NodeName, TargetConfig>,
+}
+
+/// `[master]`: this node takes the volume's snapshots.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MasterConfig {}
+
+/// `[source]`: where the volume comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SourceConfig {
+    /// The upstream node.
+    pub host: NodeName,
+    /// Seconds between two questions for something new; without it, the upstream is waited for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub period: Option<u64>,
+    /// The volume's name there, if it is another.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+}
+
+/// `[target.HOST]`: a node the volume is sent to.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TargetConfig {
+    /// Seconds between two replications; without it, the target asks or `replicate` is typed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub period: Option<u64>,
+    /// The volume's name there, if it is another.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Most bytes a second that may be sent; no limit when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ratelimit: Option<u64>,
+    /// Send without compressing.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub uncompressed: bool,
+}

@@ -1,0 +1,167 @@
+//! Durable and sparse files.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Write},
+    ops::Range,
+    os::unix::fs::{FileExt, OpenOptionsExt},
+    path::Path,
+};
+
+use rustix::{
+    fs::{FallocateFlags, SeekFrom},
+    io::Errno,
+};
+
+/// Makes the entries of a directory durable: what was created, renamed or removed in it.
+pub fn sync_dir(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
+}
+
+/// Replaces the content of `path` in one durable step: after a crash the file holds the old bytes or the new.
+/// A file that did not exist gets `mode`.
+pub fn write_atomically(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let name = path.file_name().ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
+    let temporary = dir.join(format!(".{}.new", name.to_string_lossy()));
+    let _ = fs::remove_file(&temporary);
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary)?;
+    if let Ok(existing) = fs::metadata(path) {
+        file.set_permissions(existing.permissions())?;
+    }
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    fs::rename(&temporary, path)?;
+    sync_dir(dir)
+}
+
+/// Makes `to`, a new and empty file, share all of `from`'s blocks (`FICLONE`). False where the file system cannot.
+pub fn reflink(from: &File, to: &File) -> io::Result<bool> {
+    match rustix::fs::ioctl_ficlone(to, from) {
+        Ok(()) => Ok(true),
+        Err(Errno::OPNOTSUPP | Errno::INVAL | Errno::XDEV | Errno::NOTTY | Errno::NOSYS | Errno::TXTBSY) => {
+            Ok(false)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The ranges of a file within `window` that hold data; everything else reads as zeros. The seek position of the file
+/// is not preserved.
+pub fn data_ranges(file: &File, window: Range<u64>) -> io::Result<Vec<Range<u64>>> {
+    let mut ranges = Vec::new();
+    let mut position = window.start;
+    while position < window.end {
+        let start = match rustix::fs::seek(file, SeekFrom::Data(position)) {
+            Ok(start) if start < window.end => start,
+            Ok(_) | Err(Errno::NXIO) => break,
+            Err(Errno::INVAL) => position,
+            Err(error) => return Err(error.into()),
+        };
+        let end = match rustix::fs::seek(file, SeekFrom::Hole(start)) {
+            Ok(end) => end.min(window.end),
+            Err(Errno::INVAL) => window.end,
+            Err(Errno::NXIO) => break,
+            Err(error) => return Err(error.into()),
+        };
+        ranges.push(start..end);
+        position = end;
+    }
+    Ok(ranges)
+}
+
+/// Makes a range of a file zero, giving its blocks back where the file system can; the size stays.
+pub fn punch_hole(file: &File, range: Range<u64>) -> io::Result<()> {
+    if range.is_empty() {
+        return Ok(());
+    }
+    let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    match rustix::fs::fallocate(file, flags, range.start, range.end - range.start) {
+        Ok(()) => Ok(()),
+        Err(Errno::OPNOTSUPP | Errno::NOSYS) => write_zeros(file, range),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Copies the data of `from` within `window` to the same place in `to`, leaving holes where there is none. `to` must
+/// read as zeros there.
+pub fn copy_sparse(from: &File, to: &File, window: Range<u64>) -> io::Result<()> {
+    for range in data_ranges(from, window)? {
+        copy_range(from, to, range)?;
+    }
+    Ok(())
+}
+
+fn copy_range(from: &File, to: &File, range: Range<u64>) -> io::Result<()> {
+    let (mut read, mut write) = (range.start, range.start);
+    while read < range.end {
+        let length = usize::try_from((range.end - read).min(1 << 30)).expect("fits");
+        match rustix::fs::copy_file_range(from, Some(&mut read), to, Some(&mut write), length) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(Errno::XDEV | Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => {
+                return copy_range_by_hand(from, to, read..range.end);
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+fn copy_range_by_hand(from: &File, to: &File, range: Range<u64>) -> io::Result<()> {
+    let mut buffer = vec![0; 1 << 20];
+    let mut position = range.start;
+    while position < range.end {
+        let length = (range.end - position).min(buffer.len() as u64) as usize;
+        from.read_exact_at(&mut buffer[..length], position)?;
+        to.write_all_at(&buffer[..length], position)?;
+        position += length as u64;
+    }
+    Ok(())
+}
+
+fn write_zeros(file: &File, range: Range<u64>) -> io::Result<()> {
+    let zeros = vec![0; (range.end - range.start).min(1 << 20) as usize];
+    let mut position = range.start;
+    while position < range.end {
+        let length = (range.end - position).min(zeros.len() as u64) as usize;
+        file.write_all_at(&zeros[..length], position)?;
+        position += length as u64;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn atomic_writes_replace_and_keep_the_mode() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        write_atomically(&path, b"one", 0o600).unwrap();
+        write_atomically(&path, b"two", 0o644).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"two");
+        let mode = std::os::unix::fs::PermissionsExt::mode(&fs::metadata(&path).unwrap().permissions());
+        assert_eq!(mode & 0o777, 0o600);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn copies_keep_holes() {
+        let (from, to) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
+        for file in [&from, &to] {
+            file.set_len(64 << 20).unwrap();
+        }
+        from.write_all_at(&[7; 100_000], 10 << 20).unwrap();
+        copy_sparse(&from, &to, 0..64 << 20).unwrap();
+        let ranges = data_ranges(&to, 0..64 << 20).unwrap();
+        let bytes: u64 = ranges.iter().map(|r| r.end - r.start).sum();
+        assert!((100_000..1 << 20).contains(&bytes), "{ranges:?}");
+        let mut read = vec![0; 100_000];
+        to.read_exact_at(&mut read, 10 << 20).unwrap();
+        assert!(read.iter().all(|b| *b == 7));
+        punch_hole(&to, 0..64 << 20).unwrap();
+        assert!(data_ranges(&to, 0..64 << 20).unwrap().is_empty());
+    }
+}

@@ -1,0 +1,24 @@
+//! What Zumastor is about, without sockets, devices or an async runtime: volumes and their snapshots, the
+//! store that keeps them, the digest that names their content, and the words of the configuration.
+
+mod catalogue;
+pub mod config;
+pub mod digest;
+mod error;
+mod extent;
+pub mod files;
+mod ids;
+mod memory;
+mod store;
+mod units;
+
+pub use catalogue::{Hold, HoldOwner, NewSnapshot, SnapshotRecord};
+pub use error::StoreError;
+pub use extent::{Changes, Extent, ExtentKind};
+pub use ids::{InvalidName, Lineage, NodeName, SnapshotGuid, SnapshotNumber, VolumeName};
+pub use memory::MemoryStore;
+pub use store::{Geometry, HeadState, SnapshotReader, SnapshotStore, StagePlan, Staging, StoreInfo, Usage};
+pub use units::{
+    HumanBytes, InvalidSize, LEAF, LEAVES_PER_SEGMENT, LeafIndex, PAGE, SEGMENT, SegmentIndex, is_zero,
+    parse_size,
+};

@@ -1,0 +1,347 @@
+//! A store in memory: the strict model that the tests of replication run on.
+
+use std::{
+    collections::BTreeMap,
+    ops::Range,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard},
+};
+
+use async_trait::async_trait;
+
+use crate::{
+    Changes, Extent, Geometry, HeadState, NewSnapshot, PAGE, SegmentIndex, SnapshotNumber, SnapshotReader,
+    SnapshotRecord, SnapshotStore, StagePlan, Staging, StoreError, StoreInfo, Usage,
+    digest::{Digest, LeafTree, Source, digest_of},
+    is_zero,
+};
+
+/// A volume in memory. Clones share it, so a clone that outlives the others is the volume after a restart.
+#[derive(Debug, Clone)]
+pub struct MemoryStore(Arc<Mutex<Inner>>);
+
+#[derive(Debug)]
+struct Inner {
+    head: Vec<u8>,
+    shows: Option<SnapshotNumber>,
+    snapshots: BTreeMap<SnapshotNumber, Kept>,
+    staged: Option<Staged>,
+}
+
+#[derive(Debug, Clone)]
+struct Kept {
+    record: SnapshotRecord,
+    content: Arc<Content>,
+    leaves: Option<Arc<LeafTree>>,
+}
+
+#[derive(Debug)]
+struct Content(Vec<u8>);
+
+/// What of a transfer survives its being broken off.
+#[derive(Debug, Clone)]
+struct Staged {
+    plan: StagePlan,
+    content: Vec<u8>,
+    leaves: Arc<LeafTree>,
+    finished: Vec<SegmentIndex>,
+}
+
+#[derive(Debug)]
+struct MemoryStaging {
+    store: MemoryStore,
+    plan: StagePlan,
+    content: Mutex<Vec<u8>>,
+    leaves: LeafTree,
+}
+
+impl MemoryStore {
+    /// A volume of zeros.
+    pub fn new(size: u64) -> Self {
+        let head = vec![0; size as usize];
+        Self(Arc::new(Mutex::new(Inner { head, shows: None, snapshots: BTreeMap::new(), staged: None })))
+    }
+
+    /// Writes to the head, as its user would.
+    pub fn write_head(&self, offset: u64, data: &[u8]) {
+        let mut inner = self.lock();
+        inner.head[offset as usize..][..data.len()].copy_from_slice(data);
+        inner.shows = None;
+    }
+
+    /// The head's content.
+    pub fn head_content(&self) -> Vec<u8> {
+        self.lock().head.clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().expect("no panic while locked")
+    }
+}
+
+impl Inner {
+    fn get(&self, number: SnapshotNumber) -> Result<&Kept, StoreError> {
+        self.snapshots.get(&number).ok_or(StoreError::NotFound { number })
+    }
+}
+
+#[async_trait]
+impl SnapshotStore for MemoryStore {
+    fn geometry(&self) -> Result<Geometry, StoreError> {
+        Ok(Geometry { size: self.lock().head.len() as u64, chunk: PAGE })
+    }
+
+    fn info(&self) -> StoreInfo {
+        StoreInfo { kind: "memory".into(), caution: Some("gone when the process ends".into()) }
+    }
+
+    async fn create_snapshot(&self, new: NewSnapshot) -> Result<SnapshotRecord, StoreError> {
+        let mut inner = self.lock();
+        let number = new.number;
+        if inner.snapshots.contains_key(&number) {
+            return Err(StoreError::Exists { number });
+        }
+        let record = SnapshotRecord { new, size: inner.head.len() as u64, digest: None };
+        let content = Arc::new(Content(inner.head.clone()));
+        inner.snapshots.insert(number, Kept { record: record.clone(), content, leaves: None });
+        inner.shows = Some(number);
+        Ok(record)
+    }
+
+    async fn delete_snapshot(&self, number: SnapshotNumber) -> Result<(), StoreError> {
+        let mut inner = self.lock();
+        inner.snapshots.remove(&number).ok_or(StoreError::NotFound { number })?;
+        if inner.shows == Some(number) {
+            inner.shows = None;
+        }
+        Ok(())
+    }
+
+    async fn snapshots(&self) -> Result<Vec<SnapshotRecord>, StoreError> {
+        Ok(self.lock().snapshots.values().map(|kept| kept.record.clone()).collect())
+    }
+
+    async fn changes(
+        &self,
+        base: Option<SnapshotNumber>,
+        target: SnapshotNumber,
+        window: Range<u64>,
+    ) -> Result<Changes, StoreError> {
+        let inner = self.lock();
+        let new = &inner.get(target)?.content.0;
+        let old = base.map(|base| inner.get(base)).transpose()?.map_or(&[][..], |kept| &kept.content.0[..]);
+        let end = window.end.min(new.len() as u64);
+        let mut changes = Changes::new();
+        let mut start = window.start;
+        while start < end {
+            let stop = (start / PAGE * PAGE + PAGE).min(end);
+            let page = &new[start as usize..stop as usize];
+            let before = old.get(start as usize..stop as usize);
+            if before.map_or(!is_zero(page), |before| before != page) {
+                changes.push(if is_zero(page) {
+                    Extent::zero(start..stop)
+                } else {
+                    Extent::data(start..stop)
+                });
+            } else if before.is_none() && (start as usize) < old.len() {
+                changes.push(Extent::data(start..stop));
+            }
+            start = stop;
+        }
+        Ok(changes)
+    }
+
+    async fn open_snapshot(&self, number: SnapshotNumber) -> Result<Arc<dyn SnapshotReader>, StoreError> {
+        Ok(self.lock().get(number)?.content.clone())
+    }
+
+    async fn leaves(&self, number: SnapshotNumber) -> Result<Arc<LeafTree>, StoreError> {
+        let kept = self.lock().get(number)?.clone();
+        if let Some(leaves) = kept.leaves {
+            return Ok(leaves);
+        }
+        let tree = LeafTree::anonymous(kept.record.size)?;
+        digest_of(&*kept.content, Some(&tree))?;
+        let tree = Arc::new(tree.seal()?);
+        let mut inner = self.lock();
+        let kept = inner.snapshots.get_mut(&number).ok_or(StoreError::NotFound { number })?;
+        kept.record.digest = tree.digest();
+        kept.leaves = Some(tree.clone());
+        Ok(tree)
+    }
+
+    async fn stage(&self, plan: StagePlan) -> Result<Box<dyn Staging>, StoreError> {
+        let number = plan.record.number();
+        if self.lock().snapshots.contains_key(&number) {
+            return Err(StoreError::Exists { number });
+        }
+        let base_leaves = match plan.base {
+            Some(base) => Some(self.leaves(base).await?),
+            None => None,
+        };
+        let mut inner = self.lock();
+        if inner.staged.as_ref().is_some_and(|staged| staged.plan != plan) {
+            let number = inner.staged.as_ref().expect("just seen").plan.record.number();
+            return Err(StoreError::StagingBusy { number });
+        }
+        if inner.staged.is_none() {
+            let size = plan.record.size;
+            let base = plan.base.map(|base| inner.get(base)).transpose()?;
+            let mut content = base.map_or_else(Vec::new, |kept| kept.content.0.clone());
+            content.resize(size as usize, 0);
+            let leaves = match &base_leaves {
+                Some(base) => {
+                    let leaves = base.copy_anonymous(size)?;
+                    leaves.rehash_end(base.size(), &Content(content.clone()))?;
+                    leaves
+                }
+                None => LeafTree::anonymous(size)?,
+            };
+            inner.staged =
+                Some(Staged { plan: plan.clone(), content, leaves: Arc::new(leaves), finished: Vec::new() });
+        }
+        let staged = inner.staged.as_ref().expect("just set");
+        Ok(Box::new(MemoryStaging {
+            store: self.clone(),
+            plan,
+            content: Mutex::new(staged.content.clone()),
+            leaves: staged.leaves.copy_anonymous(staged.leaves.size())?,
+        }))
+    }
+
+    async fn staged(&self) -> Result<Option<StagePlan>, StoreError> {
+        Ok(self.lock().staged.as_ref().map(|staged| staged.plan.clone()))
+    }
+
+    async fn discard_staged(&self) -> Result<(), StoreError> {
+        self.lock().staged = None;
+        Ok(())
+    }
+
+    async fn revert(&self, number: SnapshotNumber) -> Result<(), StoreError> {
+        let mut inner = self.lock();
+        inner.head = inner.get(number)?.content.0.clone();
+        inner.shows = Some(number);
+        Ok(())
+    }
+
+    async fn head(&self) -> Result<HeadState, StoreError> {
+        let inner = self.lock();
+        Ok(match inner.shows {
+            Some(number) => HeadState::Shows(number),
+            None if is_zero(&inner.head) => HeadState::Empty,
+            None => HeadState::Written,
+        })
+    }
+
+    async fn resize(&self, size: u64) -> Result<(), StoreError> {
+        let mut inner = self.lock();
+        inner.head.resize(size as usize, 0);
+        inner.shows = None;
+        Ok(())
+    }
+
+    async fn usage(&self) -> Result<Usage, StoreError> {
+        let inner = self.lock();
+        let used = inner.snapshots.values().map(|kept| kept.record.size).sum();
+        Ok(Usage { used, free: u64::MAX })
+    }
+
+    fn device(&self, _which: Option<SnapshotNumber>) -> Option<PathBuf> {
+        None
+    }
+}
+
+impl SnapshotReader for Content {
+    fn size(&self) -> u64 {
+        self.0.len() as u64
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), StoreError> {
+        let range = offset..offset + buf.len() as u64;
+        let bytes = self.0.get(range.start as usize..range.end as usize);
+        buf.copy_from_slice(bytes.ok_or(StoreError::OutOfBounds { range, size: self.0.len() as u64 })?);
+        Ok(())
+    }
+}
+
+impl Source for Content {
+    fn size(&self) -> u64 {
+        self.0.len() as u64
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), StoreError> {
+        SnapshotReader::read_at(self, offset, buf)
+    }
+
+    fn data(&self, window: Range<u64>) -> Result<Vec<Range<u64>>, StoreError> {
+        Ok(vec![window])
+    }
+}
+
+impl MemoryStaging {
+    fn with<T>(&self, range: Range<u64>, act: impl FnOnce(&mut [u8]) -> T) -> Result<T, StoreError> {
+        let mut content = self.content.lock().expect("no panic while locked");
+        let size = content.len() as u64;
+        let bytes = content.get_mut(range.start as usize..range.end as usize);
+        bytes.map(act).ok_or(StoreError::OutOfBounds { range, size })
+    }
+}
+
+impl Staging for MemoryStaging {
+    fn plan(&self) -> &StagePlan {
+        &self.plan
+    }
+
+    fn finished(&self) -> Vec<SegmentIndex> {
+        let inner = self.store.lock();
+        inner.staged.as_ref().filter(|s| s.plan == self.plan).map_or_else(Vec::new, |s| s.finished.clone())
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), StoreError> {
+        self.with(offset..offset + buf.len() as u64, |bytes| buf.copy_from_slice(bytes))
+    }
+
+    fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), StoreError> {
+        self.with(offset..offset + data.len() as u64, |bytes| bytes.copy_from_slice(data))
+    }
+
+    fn zero(&self, range: Range<u64>) -> Result<(), StoreError> {
+        self.with(range, |bytes| bytes.fill(0))
+    }
+
+    fn leaves(&self) -> &LeafTree {
+        &self.leaves
+    }
+
+    fn checkpoint(&self, finished: &[SegmentIndex]) -> Result<(), StoreError> {
+        let leaves = Arc::new(self.leaves.copy_anonymous(self.leaves.size())?);
+        let mut inner = self.store.lock();
+        let staged = inner.staged.as_mut().filter(|staged| staged.plan == self.plan);
+        let staged =
+            staged.ok_or_else(|| StoreError::Unsupported("what was staged has been discarded".into()))?;
+        staged.content = self.content.lock().expect("no panic while locked").clone();
+        staged.leaves = leaves;
+        staged.finished.extend_from_slice(finished);
+        Ok(())
+    }
+
+    fn commit(self: Box<Self>, digest: Digest) -> Result<SnapshotRecord, StoreError> {
+        self.checkpoint(&[])?;
+        let Self { store, plan, content, leaves } = *self;
+        let leaves = leaves.seal()?;
+        let number = plan.record.number();
+        let found = leaves.digest().expect("just sealed");
+        if found != digest {
+            return Err(StoreError::DigestMismatch { number, expected: digest, found });
+        }
+        let record = SnapshotRecord { digest: Some(digest), ..plan.record };
+        let content = Arc::new(Content(content.into_inner().expect("no panic while locked")));
+        let mut inner = store.lock();
+        inner
+            .snapshots
+            .insert(number, Kept { record: record.clone(), content, leaves: Some(Arc::new(leaves)) });
+        inner.staged = None;
+        Ok(record)
+    }
+}

@@ -1,0 +1,171 @@
+//! What keeps volumes and their snapshots: the one trait between replication and the disks.
+
+use std::{fmt, ops::Range, path::PathBuf, sync::Arc};
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    Changes, NewSnapshot, SegmentIndex, SnapshotNumber, SnapshotRecord, StoreError,
+    digest::{Digest, LeafTree},
+};
+
+/// Point-in-time copies of one volume, kept by one backend.
+///
+/// Control calls are async; bytes move through the blocking [`SnapshotReader`] and [`Staging`]. `conformance` in
+/// zumastor-backends is the contract in full: every store passes it.
+#[async_trait]
+pub trait SnapshotStore: fmt::Debug + Send + Sync + 'static {
+    /// Size of the head, and unit of allocation.
+    fn geometry(&self) -> Result<Geometry, StoreError>;
+
+    /// How this store works, in words for `status`.
+    fn info(&self) -> StoreInfo;
+
+    /// Freezes the head's content as a snapshot. On error no snapshot exists.
+    async fn create_snapshot(&self, new: NewSnapshot) -> Result<SnapshotRecord, StoreError>;
+
+    /// Deletes a snapshot, and what no other snapshot needs of its data. Readers that are open stay valid.
+    async fn delete_snapshot(&self, number: SnapshotNumber) -> Result<(), StoreError>;
+
+    /// What is really on the store, not what we remember: in ascending order of number.
+    async fn snapshots(&self) -> Result<Vec<SnapshotRecord>, StoreError>;
+
+    /// Extents within `window` where `target` differs from `base` (without a base: from zeros). A superset of what
+    /// differs; beyond the end of a smaller base, what is zero may be left out. The window is cut at the target's end.
+    async fn changes(
+        &self,
+        base: Option<SnapshotNumber>,
+        target: SnapshotNumber,
+        window: Range<u64>,
+    ) -> Result<Changes, StoreError>;
+
+    /// Opens a snapshot for reading.
+    async fn open_snapshot(&self, number: SnapshotNumber) -> Result<Arc<dyn SnapshotReader>, StoreError>;
+
+    /// The sealed leaf tree of a snapshot. Computed now if it was not before, from the nearest older snapshot that
+    /// has one and the changes since.
+    async fn leaves(&self, number: SnapshotNumber) -> Result<Arc<LeafTree>, StoreError>;
+
+    /// Begins to receive a snapshot, as a clone of its base; or takes up what an earlier call with the same plan left,
+    /// also across a crash.
+    ///
+    /// # Errors
+    /// [`StoreError::StagingBusy`] when something else is staged.
+    async fn stage(&self, plan: StagePlan) -> Result<Box<dyn Staging>, StoreError>;
+
+    /// What is staged, if anything: a transfer that was broken off.
+    async fn staged(&self) -> Result<Option<StagePlan>, StoreError>;
+
+    /// Forgets what is staged, if anything.
+    async fn discard_staged(&self) -> Result<(), StoreError>;
+
+    /// Makes the head show exactly the content of a snapshot, in one step: a reader that opens the head sees the old
+    /// content or the new, never a mix, and a crash leaves one of the two.
+    async fn revert(&self, number: SnapshotNumber) -> Result<(), StoreError>;
+
+    /// What the head holds, as far as this store can vouch for it.
+    async fn head(&self) -> Result<HeadState, StoreError>;
+
+    /// Changes the size of the head. Snapshots keep the size they had.
+    async fn resize(&self, size: u64) -> Result<(), StoreError>;
+
+    /// Space that the store takes and has.
+    async fn usage(&self) -> Result<Usage, StoreError>;
+
+    /// What can be mounted: the head, or a snapshot.
+    fn device(&self, which: Option<SnapshotNumber>) -> Option<PathBuf>;
+}
+
+/// Size of a volume and unit of allocation of its store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Geometry {
+    /// Size of the head in bytes.
+    pub size: u64,
+    /// Allocation unit of the store in bytes.
+    pub chunk: u64,
+}
+
+/// How a store works, for people.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoreInfo {
+    /// Short name of the way snapshots are made, such as `reflink on xfs`.
+    pub kind: String,
+    /// What taking a snapshot costs and guarantees, in one line, where that is less than one would expect.
+    pub caution: Option<String>,
+}
+
+/// What the head holds, as far as the store can vouch for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HeadState {
+    /// There is no head yet, or one that holds no data.
+    Empty,
+    /// Exactly the content of this snapshot.
+    Shows(SnapshotNumber),
+    /// Something else, or it cannot be told: someone may have written to it.
+    Written,
+}
+
+/// Space that a store takes and has, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Usage {
+    /// Taken by snapshots and what is staged; blocks shared with the head may be counted.
+    pub used: u64,
+    /// Free for new data.
+    pub free: u64,
+}
+
+/// Reads one snapshot. Blocking.
+pub trait SnapshotReader: fmt::Debug + Send + Sync {
+    /// Size in bytes.
+    fn size(&self) -> u64;
+
+    /// Fills `buf` from `offset` on.
+    ///
+    /// # Errors
+    /// [`StoreError::OutOfBounds`] when that reaches beyond the end, [`StoreError::Io`] when the medium fails.
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), StoreError>;
+}
+
+/// The snapshot that is to be received, and what it is built upon.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StagePlan {
+    /// The snapshot as its upstream describes it, with its digest if that is known.
+    pub record: SnapshotRecord,
+    /// The snapshot here that it starts as a clone of; nothing means zeros.
+    pub base: Option<SnapshotNumber>,
+}
+
+/// A snapshot that is being received. Blocking; calls for different segments may run on different threads.
+///
+/// Nothing of it is visible until [`commit`](Self::commit), whatever happens. Dropping it keeps what was
+/// checkpointed: [`SnapshotStore::stage`] with the same plan takes it up again.
+pub trait Staging: fmt::Debug + Send + Sync {
+    /// What is being received.
+    fn plan(&self) -> &StagePlan;
+
+    /// Segments that an earlier run finished and checkpointed.
+    fn finished(&self) -> Vec<SegmentIndex>;
+
+    /// Reads what is staged: the base's content where nothing was written.
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), StoreError>;
+
+    /// Writes. Any range within the volume, though whole pages are best.
+    fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), StoreError>;
+
+    /// Makes a range zero, giving back the space of whole chunks.
+    fn zero(&self, range: Range<u64>) -> Result<(), StoreError>;
+
+    /// The tree of leaf hashes, which starts as the base's. Whoever writes keeps it true.
+    fn leaves(&self) -> &LeafTree;
+
+    /// Makes everything written so far durable, then records these segments as finished.
+    fn checkpoint(&self, finished: &[SegmentIndex]) -> Result<(), StoreError>;
+
+    /// Makes everything durable, checks the root of the leaf tree against `digest`, and turns what is staged into a
+    /// snapshot in one step. When this returns, a power cut cannot take the snapshot back.
+    ///
+    /// # Errors
+    /// [`StoreError::DigestMismatch`]; the content stays staged.
+    fn commit(self: Box<Self>, digest: Digest) -> Result<SnapshotRecord, StoreError>;
+}
