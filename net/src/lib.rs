@@ -1,1 +1,17 @@
-//! x
+//! Replication between nodes: who they are, what they say to each other, and both ends of a transfer.
+
+mod endpoint;
+pub mod frame;
+mod host;
+mod progress;
+mod rate;
+mod security;
+mod transfer;
+pub mod wire;
+
+pub use endpoint::{ConnectError, Node, NodeError, NodeOptions, Peer};
+pub use host::{Channel, Holds, Host, Link, Meter, PullState, Served};
+pub use progress::{Phase, Progress, PullSummary, Reporter};
+pub use rate::RateLimiter;
+pub use security::{IdentityError, InvalidKey, InvalidTicket, NodeKey, PublicKey, Ticket};
+pub use transfer::{AnnounceError, Patience, PullError, Replica, announce, finish, pull, serve};

@@ -1,0 +1,123 @@
+//! What replication needs from the daemon around it.
+
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use async_trait::async_trait;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    sync::watch,
+};
+use zumastor_core::{NodeName, SnapshotNumber, SnapshotStore, StoreError};
+
+use crate::{
+    progress::{Progress, PullSummary},
+    rate::RateLimiter,
+    wire::{Announce, Refusal},
+};
+
+/// Answers for this node when a peer asks.
+#[async_trait]
+pub trait Host: Send + Sync + 'static {
+    /// The volume that a peer wants to read, if it is a target of it.
+    async fn serve(&self, peer: &NodeName, volume: &str) -> Result<Served, Refusal>;
+
+    /// A peer says that it has something new. If it is the source of that volume, a pull is begun (or the one that
+    /// runs goes on) and what it does can be followed.
+    async fn announced(
+        &self,
+        peer: &NodeName,
+        announce: &Announce,
+    ) -> Result<watch::Receiver<PullState>, Refusal>;
+}
+
+/// What a peer may read, and how it is sent.
+#[derive(Debug, Clone)]
+pub struct Served {
+    /// The volume.
+    pub store: Arc<dyn SnapshotStore>,
+    /// Its holds for that peer.
+    pub holds: Arc<dyn Holds>,
+    /// zstd level; none to send uncompressed.
+    pub compression: Option<i32>,
+    /// Bounds what is sent to that peer for this volume.
+    pub limiter: Option<Arc<RateLimiter>>,
+    /// Counts what is sent.
+    pub meter: Arc<Meter>,
+}
+
+/// The holds of one pair of volume and peer. Each call replaces the holds of the one before, durably, and before it
+/// returns.
+#[async_trait]
+pub trait Holds: fmt::Debug + Send + Sync {
+    /// A transfer from `base` to `target` is under way. On the downstream, `target` does not exist yet.
+    async fn transferring(
+        &self,
+        base: Option<SnapshotNumber>,
+        target: SnapshotNumber,
+    ) -> Result<(), StoreError>;
+
+    /// The newest snapshot that both have is this one.
+    async fn common(&self, number: SnapshotNumber) -> Result<(), StoreError>;
+}
+
+/// What a pull that was asked for is doing.
+#[derive(Debug, Clone, PartialEq)]
+pub enum PullState {
+    /// It runs.
+    Running(Progress),
+    /// It is done.
+    Done(PullSummary),
+    /// It failed.
+    Failed(Refusal),
+}
+
+/// Counts bytes sent for one pair of volume and peer, since the daemon started.
+#[derive(Debug, Default)]
+pub struct Meter {
+    data: AtomicU64,
+    wire: AtomicU64,
+}
+
+impl Meter {
+    /// Bytes of volume data sent, before compression.
+    pub fn data(&self) -> u64 {
+        self.data.load(Ordering::Relaxed)
+    }
+
+    /// Bytes sent for them.
+    pub fn wire(&self) -> u64 {
+        self.wire.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn add(&self, data: u64, wire: u64) {
+        self.data.fetch_add(data, Ordering::Relaxed);
+        self.wire.fetch_add(wire, Ordering::Relaxed);
+    }
+}
+
+/// Opens streams to one peer: a QUIC connection, or a pipe in a test.
+#[async_trait]
+pub trait Link: Send + Sync {
+    /// Opens a bidirectional stream.
+    async fn open(&self) -> std::io::Result<Channel>;
+}
+
+/// A bidirectional stream.
+pub struct Channel {
+    /// To the peer.
+    pub send: Box<dyn AsyncWrite + Send + Unpin>,
+    /// From the peer.
+    pub recv: Box<dyn AsyncRead + Send + Unpin>,
+}
+
+impl fmt::Debug for Channel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Channel")
+    }
+}

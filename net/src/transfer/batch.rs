@@ -1,0 +1,145 @@
+//! Making batches out of changed pages, and their compression.
+
+use bytes::Bytes;
+use zumastor_core::{LEAF, PAGE, SegmentIndex, digest::Hash};
+
+use crate::{
+    frame,
+    wire::{BatchEntry, BatchHeader, Codec, FetchReply, MAX_BATCH, PAGES_PER_LEAF},
+};
+
+/// Collects the changed leaves of one segment into frames of at most [`MAX_BATCH`] bytes of data.
+pub(super) struct BatchBuilder {
+    compressor: Option<zstd::bulk::Compressor<'static>>,
+    entries: Vec<BatchEntry>,
+    payload: Vec<u8>,
+}
+
+/// A finished batch.
+pub(super) struct Encoded {
+    /// The frame.
+    pub frame: Bytes,
+    /// Bytes of volume data in it, before compression.
+    pub data: u64,
+}
+
+impl BatchBuilder {
+    /// With a zstd level, or none to leave data as it is.
+    pub fn new(level: Option<i32>) -> std::io::Result<Self> {
+        let compressor = level.map(zstd::bulk::Compressor::new).transpose()?;
+        Ok(Self { compressor, entries: Vec::new(), payload: Vec::with_capacity(MAX_BATCH) })
+    }
+
+    /// Whether `length` more bytes of data would be too many.
+    pub fn is_full_for(&self, length: usize) -> bool {
+        self.payload.len() + length > MAX_BATCH || self.entries.len() >= MAX_ENTRIES
+    }
+
+    /// Adds a leaf, by its position in the segment; `page` gives the bytes of each data page.
+    pub fn leaf<'a>(&mut self, leaf: u16, data: u16, zero: u16, hash: Hash, page: impl Fn(u32) -> &'a [u8]) {
+        self.entries.push(BatchEntry::Leaf { leaf, data, zero, hash });
+        for index in (0..PAGES_PER_LEAF).filter(|index| data >> index & 1 == 1) {
+            self.payload.extend_from_slice(page(index));
+        }
+    }
+
+    /// Adds a leaf that is entirely zero.
+    pub fn zeros(&mut self, leaf: u16) {
+        match self.entries.last_mut() {
+            Some(BatchEntry::Zeros { first, count }) if *first + *count == leaf => *count += 1,
+            _ => self.entries.push(BatchEntry::Zeros { first: leaf, count: 1 }),
+        }
+    }
+
+    /// The batch of what was added, if anything was.
+    pub fn finish(&mut self, segment: SegmentIndex) -> Option<Encoded> {
+        if self.entries.is_empty() {
+            return None;
+        }
+        let entries = std::mem::take(&mut self.entries);
+        let compressed = self.compress();
+        let header = |codec| FetchReply::Batch(BatchHeader { segment, codec, entries });
+        let frame = match &compressed {
+            Some(bytes) => frame::encode(&header(Codec::Zstd), bytes),
+            None => frame::encode(&header(Codec::Raw), &self.payload),
+        };
+        let data = self.payload.len() as u64;
+        self.payload.clear();
+        Some(Encoded { frame, data })
+    }
+
+    fn compress(&mut self) -> Option<Vec<u8>> {
+        let compressor = self.compressor.as_mut()?;
+        if self.payload.is_empty() || !is_compressible(&self.payload) {
+            return None;
+        }
+        let compressed = compressor.compress(&self.payload).ok()?;
+        (compressed.len() < self.payload.len() / 100 * 97).then_some(compressed)
+    }
+}
+
+/// Whether a sample of the data has fewer different bytes than random data would: a sample costs a hundredth of what
+/// trying costs. A slice of each leaf is looked at, so that one compressible leaf among random ones is found.
+fn is_compressible(data: &[u8]) -> bool {
+    data.chunks(LEAF as usize).any(|leaf| {
+        let sample = [0, leaf.len() / 2].map(|at| &leaf[at..(at + SAMPLE).min(leaf.len())]);
+        sample.iter().any(|piece| {
+            let mut counts = [0u16; 256];
+            piece.iter().for_each(|byte| counts[usize::from(*byte)] += 1);
+            // For random bytes the sum of squares has the mean n + n(n-1)/256 and hardly varies.
+            let squares: u64 = counts.iter().map(|count| u64::from(*count).pow(2)).sum();
+            let n = piece.len() as u64;
+            squares > (n + n * n / 256) * 5 / 4
+        })
+    })
+}
+
+/// The bytes of page `index` of a leaf that is `length` bytes long.
+pub(super) fn page_range(index: u32, length: usize) -> std::ops::Range<usize> {
+    let start = (index as usize * PAGE as usize).min(length);
+    start..(start + PAGE as usize).min(length)
+}
+
+/// One bit per page of a leaf that is `length` bytes long.
+pub(super) fn all_pages(length: u64) -> u16 {
+    let pages = length.div_ceil(PAGE);
+    if pages >= u64::from(PAGES_PER_LEAF) { u16::MAX } else { (1u16 << pages) - 1 }
+}
+
+const SAMPLE: usize = 512;
+/// Keeps the header below its limit: an entry takes at most 41 bytes.
+const MAX_ENTRIES: usize = 1024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn noise(length: usize) -> Vec<u8> {
+        let mut state = 1u64;
+        let step = |_| {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (state >> 33) as u8
+        };
+        (0..length).map(step).collect()
+    }
+
+    #[test]
+    fn random_data_is_not_even_tried() {
+        let random = noise(1 << 20);
+        assert!(!is_compressible(&random));
+        let text = "the quick brown fox jumps over the lazy dog. ".repeat(2000);
+        assert!(is_compressible(text.as_bytes()));
+        let mut mixed = random;
+        mixed[LEAF as usize * 7..][..text.len()].copy_from_slice(text.as_bytes());
+        assert!(is_compressible(&mixed));
+    }
+
+    #[test]
+    fn masks_of_short_leaves() {
+        assert_eq!(all_pages(LEAF), 0xffff);
+        assert_eq!(all_pages(1), 1);
+        assert_eq!(all_pages(PAGE * 3), 7);
+        assert_eq!(page_range(1, 5000), 4096..5000);
+        assert!(page_range(2, 5000).is_empty());
+    }
+}

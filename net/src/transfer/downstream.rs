@@ -1,0 +1,414 @@
+//! The end that receives: it drives the transfer, because it alone knows what it has.
+
+use std::{
+    collections::HashSet,
+    fmt, io,
+    sync::{Arc, atomic::AtomicU64},
+    time::Instant,
+};
+
+use tokio::time;
+use zumastor_core::{
+    HeadState, HumanBytes, Lineage, NewSnapshot, SEGMENT, SegmentIndex, SnapshotNumber, SnapshotRecord,
+    SnapshotStore, StagePlan, StoreError, digest::Digest,
+};
+
+use super::{
+    Patience,
+    fetch::{Find, Job, Writers, ask},
+    upstream::describe,
+};
+use crate::{
+    frame::{self, FrameError, Limits},
+    host::{Holds, Link},
+    progress::{Phase, PullSummary, Reporter},
+    wire::{
+        ChangedSegment, Committed, CommittedReply, MAX_CONTROL, MAX_HAVE, MAX_VOLUME, Plan, Refusal,
+        RefusalCode, Request, Want, WantReply,
+    },
+};
+
+/// A volume that is received here.
+#[derive(Clone)]
+pub struct Replica {
+    /// Where it is kept.
+    pub store: Arc<dyn SnapshotStore>,
+    /// Its holds for the upstream.
+    pub holds: Arc<dyn Holds>,
+    /// Its name at the upstream.
+    pub volume: String,
+    /// Streams to fetch over.
+    pub streams: usize,
+}
+
+/// Why a pull did not succeed. What was received so far stays, and the volume shows what it showed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PullError {
+    /// No stream could be opened.
+    #[error("the connection is gone: {0}")]
+    Link(#[source] io::Error),
+    /// The stream broke, or what came on it is no message.
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    /// The upstream says no.
+    #[error(transparent)]
+    Refused(Refusal),
+    /// The upstream sent something that makes no sense.
+    #[error("the upstream sent {0}")]
+    Malformed(&'static str),
+    /// A phase took too long.
+    #[error("{0} took too long")]
+    Deadline(&'static str),
+    /// A leaf did not match its hash, twice.
+    #[error(
+        "the 64 KiB at offset {offset} do not match the upstream's hash of them, twice in a row: \
+         the upstream's disk or memory gives wrong data, or its leaf hashes are damaged"
+    )]
+    Corrupt {
+        /// Where in the volume.
+        offset: u64,
+    },
+    /// Everything matched its hash, but all of it together is not the snapshot.
+    #[error("what was received has digest {found}, but the snapshot has {expected}; nothing was committed")]
+    DigestMismatch {
+        /// The snapshot's.
+        expected: Digest,
+        /// Ours.
+        found: Digest,
+    },
+    /// There is not enough space to begin.
+    #[error(
+        "up to {} are to be received but only {} are free in the snapshot store: make space, then it goes on by itself",
+        HumanBytes(*needed), HumanBytes(*free)
+    )]
+    NoSpace {
+        /// Bytes that may be needed.
+        needed: u64,
+        /// Bytes there are.
+        free: u64,
+    },
+    /// What is here and what is there do not belong together. A person has to decide.
+    #[error("{0}")]
+    Divergence(String),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl PullError {
+    /// Whether trying again is of no use until a person has done something.
+    pub fn is_permanent(&self) -> bool {
+        match self {
+            Self::Divergence(_) => true,
+            Self::Refused(refusal) => refusal.code == RefusalCode::Stopped,
+            _ => false,
+        }
+    }
+
+    /// The error as it is told to an upstream that announced the snapshot.
+    pub fn refusal(&self) -> Refusal {
+        match self {
+            Self::Refused(refusal) => refusal.clone(),
+            Self::Divergence(text) => Refusal::new(RefusalCode::Stopped, text.clone()),
+            other => Refusal::new(RefusalCode::Failed, describe(other)),
+        }
+    }
+}
+
+impl fmt::Debug for Replica {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Replica").field("volume", &self.volume).field("store", &self.store).finish()
+    }
+}
+
+/// Brings a replica to the upstream's newest snapshot, going on where an earlier pull was broken off.
+///
+/// Cancel safety: dropping the future stops the transfer; what was checkpointed is taken up by the next call.
+pub async fn pull(
+    link: &dyn Link,
+    replica: &Replica,
+    patience: &Patience,
+    reporter: &Reporter,
+) -> Result<PullSummary, PullError> {
+    let started = Instant::now();
+    reporter.phase(Phase::Planning);
+    finish(replica).await?;
+    keep_foreign_head(replica).await?;
+    let here = replica.store.snapshots().await?;
+    let staged = replica.store.staged().await?;
+    let plan = match want(link, replica, &here, staged.as_ref(), patience).await? {
+        WantReply::Plan(plan) => plan,
+        WantReply::UpToDate(number) => {
+            if !here.iter().any(|record| record.number() == number) {
+                return Err(PullError::Malformed("the number of a snapshot that is not here"));
+            }
+            replica.holds.common(number).await?;
+            return Ok(summary(Some(number), started));
+        }
+        WantReply::Nothing => return Ok(summary(None, started)),
+        WantReply::Refused(refusal) => return Err(PullError::Refused(refusal)),
+        WantReply::Working => return Err(PullError::Malformed("no answer")),
+    };
+    let digest = validate(&plan)?;
+    let base = diverges_not(&plan, &here)?;
+    let number = plan.record.number();
+    reporter.update(|progress| progress.number = Some(number));
+
+    // Without a common snapshot, whatever is here is still likely to hold most of it: only what differs is fetched.
+    let seed = if base.is_none() { here.iter().max_by_key(|record| record.new.created) } else { None };
+    let find = if seed.is_some() { Find::Hashes } else { Find::Changes(plan.base) };
+    let start = base.or(seed.map(SnapshotRecord::number));
+    let stage_plan = StagePlan { record: plan.record.clone(), base: start };
+    let resumed = staged.as_ref() == Some(&stage_plan);
+    if staged.is_some() && !resumed {
+        tracing::info!(%number, "what was being received is not wanted any more, beginning anew");
+        replica.store.discard_staged().await?;
+    }
+    replica.holds.transferring(base, number).await?;
+    let staging = replica.store.stage(stage_plan.clone()).await?;
+    let job = Job {
+        link,
+        patience,
+        reporter,
+        volume: &replica.volume,
+        target: plan.record.guid(),
+        staging: Arc::new(staging),
+        refetched: AtomicU64::new(0),
+        writers: Writers::new(),
+    };
+    if let (Find::Hashes, true, Some(seed)) = (find, resumed, start) {
+        job.forget_unfinished(&*replica.store.leaves(seed).await?)?;
+    }
+    let fetched = fetch_all(&job, replica, find, plan.changed, digest).await;
+    job.writers.ended().await;
+    fetched?;
+    let refetched = job.refetched.into_inner();
+    let staging = Arc::into_inner(job.staging).expect("all streams have ended");
+    let record = blocking(move || staging.commit(digest)).await?;
+
+    reporter.phase(Phase::Flipping);
+    replica.store.revert(number).await?;
+    replica.holds.common(number).await?;
+    if let Err(error) = tell(link, replica, &record, patience).await {
+        // It learns it from the next `Want`; its hold stays where it was until then.
+        tracing::debug!(error = %describe(&error), "the upstream does not know yet that the snapshot has arrived");
+    }
+    let progress = reporter.current();
+    Ok(PullSummary {
+        number: Some(number),
+        received: true,
+        base,
+        data: progress.data,
+        wire: progress.wire,
+        resumed: progress.resumed,
+        refetched,
+        millis: started.elapsed().as_millis() as u64,
+    })
+}
+
+/// Makes the volume show its newest received snapshot, if a crash came between commit and flip.
+///
+/// # Errors
+/// [`PullError::Divergence`] when someone has written to the volume since.
+pub async fn finish(replica: &Replica) -> Result<(), PullError> {
+    let snapshots = replica.store.snapshots().await?;
+    let Some(newest) = snapshots.iter().rev().map(SnapshotRecord::number).find(|number| !number.is_local())
+    else {
+        return Ok(());
+    };
+    match replica.store.head().await? {
+        HeadState::Shows(number) if number == newest => Ok(()),
+        HeadState::Shows(_) | HeadState::Empty => Ok(replica.store.revert(newest).await?),
+        HeadState::Written => {
+            let place =
+                replica.store.device(None).map_or_else(String::new, |path| format!(" ({})", path.display()));
+            Err(PullError::Divergence(format!(
+                "the volume{place} was written to since it showed snapshot {newest}, and a replica never overwrites \
+                 what is not its own: move the file away to keep what was written, and the snapshot is shown again"
+            )))
+        }
+    }
+}
+
+/// What a volume held before it became a replica is kept as a local snapshot, and seeds the first transfer.
+async fn keep_foreign_head(replica: &Replica) -> Result<(), PullError> {
+    let store = &replica.store;
+    let snapshots = store.snapshots().await?;
+    if snapshots.iter().any(|record| !record.number().is_local()) || store.head().await? != HeadState::Written
+    {
+        return Ok(());
+    }
+    let number = snapshots.last().map_or(SnapshotNumber::local(0), |last| last.number().next());
+    tracing::info!(%number, "keeping what the volume holds as a local snapshot");
+    store.create_snapshot(NewSnapshot::manual(number, Lineage::generate())).await?;
+    Ok(())
+}
+
+async fn want(
+    link: &dyn Link,
+    replica: &Replica,
+    here: &[SnapshotRecord],
+    staged: Option<&StagePlan>,
+    patience: &Patience,
+) -> Result<WantReply, PullError> {
+    let have = here
+        .iter()
+        .filter(|record| !record.number().is_local())
+        .map(SnapshotRecord::guid)
+        .collect::<Vec<_>>();
+    let have = have[have.len().saturating_sub(MAX_HAVE)..].to_vec();
+    let resume = staged.map(|staged| staged.record.guid());
+    let request = Request::Want(Want { volume: replica.volume.clone(), have, resume });
+    let mut channel = ask(link, &request, patience).await?;
+    let limits = Limits { header: MAX_CONTROL, payload: 0 };
+    let answer = async {
+        loop {
+            match frame::read(&mut channel.recv, limits, patience.stall).await {
+                Ok((WantReply::Working, _)) => {}
+                Ok((reply, _)) => return Ok(reply),
+                Err(error) => return Err(PullError::Frame(error)),
+            }
+        }
+    };
+    time::timeout(patience.planning, answer)
+        .await
+        .map_err(|_| PullError::Deadline("planning at the upstream"))?
+}
+
+/// Checks a plan against the limits, and for what every plan has; returns the digest.
+fn validate(plan: &Plan) -> Result<Digest, PullError> {
+    let record = &plan.record;
+    let digest = record.digest.ok_or(PullError::Malformed("a plan without a digest"))?;
+    if record.size > MAX_VOLUME || record.number().is_local() || record.new.rotations.len() > 64 {
+        return Err(PullError::Malformed("a plan beyond the limits"));
+    }
+    if record.new.rotations.iter().any(|name| name.len() > 64) {
+        return Err(PullError::Malformed("a plan beyond the limits"));
+    }
+    let count = SegmentIndex::count(record.size);
+    let ascending = plan.changed.windows(2).all(|pair| pair[0].segment < pair[1].segment);
+    let inside = plan.changed.iter().all(|c| c.segment.0 < count && u64::from(c.bytes) <= SEGMENT);
+    if ascending && inside {
+        Ok(digest)
+    } else {
+        Err(PullError::Malformed("a plan that does not fit its volume"))
+    }
+}
+
+/// Checks that plan and replica belong together; returns the base by its number here.
+fn diverges_not(plan: &Plan, here: &[SnapshotRecord]) -> Result<Option<SnapshotNumber>, PullError> {
+    let record = &plan.record;
+    let received: Vec<_> = here.iter().filter(|record| !record.number().is_local()).collect();
+    let stop = |what: String| {
+        Err(PullError::Divergence(format!(
+            "{what}. Nothing was changed. If the volume here may be replaced, `forget` it and define it again with an \
+             empty snapshot store; otherwise correct the name or the host of its source"
+        )))
+    };
+    if let Some(other) = received.iter().find(|other| other.new.lineage != record.new.lineage) {
+        return stop(format!(
+            "the upstream's volume is another one (lineage {}) than the one that snapshot {} here belongs to ({})",
+            record.new.lineage,
+            other.number(),
+            other.new.lineage
+        ));
+    }
+    if let Some(other) = received.iter().find(|other| other.number() >= record.number()) {
+        return stop(format!(
+            "snapshot {} is here ({}), which the upstream does not have: its newest is {} ({})",
+            other.number(),
+            other.guid(),
+            record.number(),
+            record.guid()
+        ));
+    }
+    let Some(base) = plan.base else { return Ok(None) };
+    let found = received.iter().find(|record| record.guid() == base);
+    found.map(|record| Some(record.number())).ok_or(PullError::Malformed("a plan on a base that is not here"))
+}
+
+/// Fetches until what is staged has the digest of the snapshot.
+async fn fetch_all(
+    job: &Job<'_>,
+    replica: &Replica,
+    find: Find,
+    changed: Vec<ChangedSegment>,
+    digest: Digest,
+) -> Result<(), PullError> {
+    let changed = match find {
+        Find::Changes(_) => changed,
+        Find::Hashes => job.differing_segments().await?,
+    };
+    let todo = outstanding(job, changed);
+    admit(replica, &todo).await?;
+    job.reporter.phase(Phase::Transferring);
+    job.run(find, todo, replica.streams).await?;
+
+    job.reporter.phase(Phase::Verifying);
+    if job.staging.leaves().root()? == digest {
+        return Ok(());
+    }
+    repair(job, replica.streams).await?;
+    let found = job.staging.leaves().root()?;
+    if found == digest { Ok(()) } else { Err(PullError::DigestMismatch { expected: digest, found }) }
+}
+
+/// What is left to fetch; counts what is not.
+fn outstanding(job: &Job<'_>, changed: Vec<ChangedSegment>) -> Vec<ChangedSegment> {
+    let finished: HashSet<SegmentIndex> = job.staging.finished().into_iter().collect();
+    let bytes = |segments: &[ChangedSegment]| segments.iter().map(|c| u64::from(c.bytes)).sum::<u64>();
+    let total = bytes(&changed);
+    let todo: Vec<_> = changed.into_iter().filter(|changed| !finished.contains(&changed.segment)).collect();
+    let resumed = total - bytes(&todo);
+    job.reporter.update(|progress| {
+        (progress.total, progress.done, progress.resumed) = (total, resumed, resumed);
+    });
+    todo
+}
+
+async fn admit(replica: &Replica, todo: &[ChangedSegment]) -> Result<(), PullError> {
+    let needed: u64 = todo.iter().map(|changed| u64::from(changed.bytes)).sum();
+    let free = replica.store.usage().await?.free;
+    if needed > free { Err(PullError::NoSpace { needed, free }) } else { Ok(()) }
+}
+
+/// Fetches whatever differs from the upstream's leaf hashes, when all that was sent does not add up.
+async fn repair(job: &Job<'_>, streams: usize) -> Result<(), PullError> {
+    let differing = job.differing_segments().await?;
+    tracing::warn!(segments = differing.len(), "the digest does not match, fetching what differs");
+    job.run(Find::Hashes, differing, streams).await
+}
+
+async fn tell(
+    link: &dyn Link,
+    replica: &Replica,
+    record: &SnapshotRecord,
+    patience: &Patience,
+) -> Result<(), PullError> {
+    let request = Request::Committed(Committed { volume: replica.volume.clone(), target: record.guid() });
+    let mut channel = ask(link, &request, patience).await?;
+    match frame::read(&mut channel.recv, Limits { header: 4096, payload: 0 }, patience.stall).await?.0 {
+        CommittedReply::Noted => Ok(()),
+        CommittedReply::Refused(refusal) => Err(PullError::Refused(refusal)),
+    }
+}
+
+fn summary(number: Option<SnapshotNumber>, started: Instant) -> PullSummary {
+    PullSummary {
+        number,
+        received: false,
+        base: None,
+        data: 0,
+        wire: 0,
+        resumed: 0,
+        refetched: 0,
+        millis: started.elapsed().as_millis() as u64,
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+) -> Result<T, StoreError> {
+    tokio::task::spawn_blocking(work).await.expect("stores do not panic")
+}

@@ -1,0 +1,445 @@
+//! Getting the data of a plan over several streams, with checkpoints.
+
+use std::{
+    collections::{BTreeMap, HashSet, VecDeque},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use tokio::{sync::mpsc, time};
+use zumastor_core::{
+    LeafIndex, SEGMENT, SegmentIndex, SnapshotGuid, Staging, StoreError,
+    digest::{Hash, LeafTree, SegmentLeaves},
+};
+
+use super::{
+    Patience, PullError,
+    receive::{BatchError, Receiver},
+};
+use crate::{
+    frame::{self, Limits},
+    host::{Channel, Link},
+    progress::Reporter,
+    wire::{
+        BatchHeader, ChangedSegment, Fetch, FetchReply, FetchWhat, MAX_BATCH, MAX_BATCH_HEADER, MAX_CONTROL,
+        MAX_LEAF_SEGMENTS, MAX_NODES, Request, SegmentLeafSet, Walk, WalkLevel, WalkReply,
+    },
+};
+
+/// A snapshot that is being fetched.
+pub(super) struct Job<'a> {
+    pub link: &'a dyn Link,
+    pub patience: &'a Patience,
+    pub reporter: &'a Reporter,
+    /// The volume's name at the upstream.
+    pub volume: &'a str,
+    pub target: SnapshotGuid,
+    pub staging: Arc<Box<dyn Staging>>,
+    pub refetched: AtomicU64,
+    pub writers: Writers,
+}
+
+/// Counts the threads that write to what is staged. A stream that fails leaves the threads of the others behind;
+/// nothing else may touch what is staged until they have ended too.
+pub(super) struct Writers(Mutex<Option<mpsc::Sender<()>>>, tokio::sync::Mutex<mpsc::Receiver<()>>);
+
+impl Writers {
+    pub fn new() -> Self {
+        let (running, ended) = mpsc::channel(1);
+        Self(Mutex::new(Some(running)), tokio::sync::Mutex::new(ended))
+    }
+
+    fn enter(&self) -> Option<mpsc::Sender<()>> {
+        self.0.lock().expect("no panic while locked").clone()
+    }
+
+    /// Waits until all have ended; none may begin any more.
+    pub async fn ended(&self) {
+        self.0.lock().expect("no panic while locked").take();
+        while self.1.lock().await.recv().await.is_some() {}
+    }
+}
+
+/// How to find out what to fetch of a segment.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Find {
+    /// The upstream knows: what changed since this base, or everything.
+    Changes(Option<SnapshotGuid>),
+    /// By comparing leaf hashes with what is staged.
+    Hashes,
+}
+
+impl Job<'_> {
+    /// Fetches these segments over several streams; each run of segments is made durable before the next is begun.
+    pub async fn run(
+        &self,
+        find: Find,
+        segments: Vec<ChangedSegment>,
+        streams: usize,
+    ) -> Result<(), PullError> {
+        let queue = Mutex::new(runs(segments, streams));
+        let checkpoints = Checkpoints::new(self);
+        let worker = async || -> Result<(), PullError> {
+            loop {
+                let next = queue.lock().expect("no panic while locked").pop_front();
+                let Some(run) = next else { return Ok(()) };
+                self.fetch_run(find, &run).await?;
+                checkpoints.add(run.iter().map(|changed| changed.segment).collect()).await?;
+            }
+        };
+        let workers = (0..streams.max(1)).map(|_| worker());
+        try_join_all(workers).await
+    }
+
+    /// After an interruption, only what was checkpointed is vouched for: gives all other segments the hashes of the
+    /// base again, so that the walk finds what they still lack.
+    pub fn forget_unfinished(&self, base: &LeafTree) -> Result<(), PullError> {
+        let size = self.staging.plan().record.size;
+        let finished: HashSet<SegmentIndex> = self.staging.finished().into_iter().collect();
+        for segment in (0..SegmentIndex::count(size)).map(SegmentIndex).filter(|s| !finished.contains(s)) {
+            let old = base.segment(segment).ok();
+            let mut leaves = SegmentLeaves::zeros(segment, size);
+            for position in 0..leaves.len().min(old.as_ref().map_or(0, SegmentLeaves::len)) {
+                let leaf = LeafIndex(segment.first_leaf() + position as u64);
+                let old = old.as_ref().expect("it has leaves");
+                let hash = (!old.is_zero(position)).then(|| old.hash(segment, position, base.size()));
+                // The hash of a leaf that has another length here says nothing.
+                let same_length = leaf.range(size) == leaf.range(base.size());
+                leaves.set(position, if same_length { hash } else { Some(Hash([0xff; 32])) });
+            }
+            self.staging.leaves().set_segment(segment, &leaves)?;
+        }
+        Ok(())
+    }
+
+    /// The segments whose node differs from what is staged: the digest walk's upper level.
+    pub async fn differing_segments(&self) -> Result<Vec<ChangedSegment>, PullError> {
+        let size = self.staging.plan().record.size;
+        let count = SegmentIndex::count(size);
+        let mut differing = Vec::new();
+        for first in (0..count).step_by(MAX_NODES as usize) {
+            let expected = MAX_NODES.min(count - first);
+            let theirs = self.walk(WalkLevel::Nodes, SegmentIndex(first), expected, expected).await?;
+            for (segment, theirs) in (first..).map(SegmentIndex).zip(theirs) {
+                if self.staging.leaves().node(segment)? != theirs {
+                    let range = segment.range(size);
+                    differing.push(ChangedSegment { segment, bytes: (range.end - range.start) as u32 });
+                }
+            }
+        }
+        Ok(differing)
+    }
+
+    async fn fetch_run(&self, find: Find, run: &[ChangedSegment]) -> Result<(), PullError> {
+        let what = match find {
+            Find::Changes(base) => {
+                FetchWhat::Changes { base, segments: run.iter().map(|changed| changed.segment).collect() }
+            }
+            Find::Hashes => FetchWhat::Leaves(self.differing_leaves(run).await?),
+        };
+        let mismatches = self.fetch(what, run).await?;
+        if mismatches.is_empty() {
+            return Ok(());
+        }
+        // The leaf may have been built on pages that are damaged here, or read wrongly there. Once more, in full.
+        tracing::warn!(
+            leaves = mismatches.len(),
+            "leaves did not match their hash, fetching them again in full"
+        );
+        self.refetched.fetch_add(mismatches.len() as u64, Ordering::Relaxed);
+        let sets = leaf_sets(mismatches);
+        for sets in sets.chunks(MAX_LEAF_SEGMENTS as usize) {
+            let still = self.fetch(FetchWhat::Leaves(sets.to_vec()), &[]).await?;
+            if let Some(leaf) = still.first() {
+                return Err(PullError::Corrupt { offset: leaf.range(u64::MAX).start });
+            }
+        }
+        Ok(())
+    }
+
+    /// The leaves of some segments whose hash differs from what is staged: the digest walk's lower level.
+    async fn differing_leaves(&self, run: &[ChangedSegment]) -> Result<Vec<SegmentLeafSet>, PullError> {
+        let size = self.staging.plan().record.size;
+        let mut sets = Vec::new();
+        for group in run.chunk_by(|a, b| a.segment.0 + 1 == b.segment.0) {
+            for part in group.chunks(MAX_LEAF_SEGMENTS as usize) {
+                let (first, count) = (part[0].segment, part.len() as u64);
+                let end = SegmentIndex(first.0 + count - 1).leaves(size).end;
+                let theirs = self.walk(WalkLevel::Leaves, first, count, end - first.first_leaf()).await?;
+                let mut theirs = theirs.into_iter();
+                for segment in part.iter().map(|changed| changed.segment) {
+                    let ours = self.staging.leaves().segment(segment)?.hashes(segment, size);
+                    let pairs = (0u16..).zip(ours.into_iter().zip(theirs.by_ref()));
+                    let leaves: Vec<u16> = pairs.filter(|(_, (a, b))| a != b).map(|(leaf, _)| leaf).collect();
+                    if !leaves.is_empty() {
+                        sets.push(SegmentLeafSet { segment, leaves });
+                    }
+                }
+            }
+        }
+        Ok(sets)
+    }
+
+    async fn walk(
+        &self,
+        level: WalkLevel,
+        first: SegmentIndex,
+        count: u64,
+        expected: u64,
+    ) -> Result<Vec<Hash>, PullError> {
+        let walk = Walk { volume: self.volume.to_owned(), target: self.target, level, first, count };
+        let mut channel = self.ask(&Request::Walk(walk)).await?;
+        let limits = Limits { header: MAX_CONTROL, payload: 0 };
+        match frame::read(&mut channel.recv, limits, self.patience.stall).await?.0 {
+            WalkReply::Hashes(hashes) if hashes.len() as u64 == expected => Ok(hashes),
+            WalkReply::Hashes(_) => Err(PullError::Malformed("the wrong number of hashes")),
+            WalkReply::Refused(refusal) => Err(PullError::Refused(refusal)),
+        }
+    }
+
+    /// Fetches and stages; returns the leaves that did not match their hash. `progress` are the segments to count.
+    async fn fetch(&self, what: FetchWhat, progress: &[ChangedSegment]) -> Result<Vec<LeafIndex>, PullError> {
+        let mut left: VecDeque<SegmentIndex> = match &what {
+            FetchWhat::Changes { segments, .. } => segments.iter().copied().collect(),
+            FetchWhat::Leaves(sets) => sets.iter().map(|set| set.segment).collect(),
+        };
+        let mut counted = Counted::new(self.reporter, progress);
+        if left.is_empty() {
+            counted.all();
+            return Ok(Vec::new());
+        }
+        let request = Fetch { volume: self.volume.to_owned(), target: self.target, what };
+        let mut channel = self.ask(&Request::Fetch(request)).await?;
+        let (queue, orders) = mpsc::channel(QUEUE);
+        let staging = Arc::clone(&self.staging);
+        let running = self.writers.enter();
+        let writer = tokio::task::spawn_blocking(move || {
+            let _running = running;
+            write_batches(&**staging, orders)
+        });
+        let limits = Limits { header: MAX_BATCH_HEADER, payload: MAX_BATCH };
+        let outcome = loop {
+            let (reply, payload) = match frame::read(&mut channel.recv, limits, self.patience.stall).await {
+                Ok(frame) => frame,
+                Err(error) => break Err(error.into()),
+            };
+            let order = match reply {
+                FetchReply::Batch(header) if left.front() == Some(&header.segment) => {
+                    let wire = payload.len() as u64 + 40 * header.entries.len() as u64 + 16;
+                    let data = header.data_bytes();
+                    counted.batch(header.segment, data, wire);
+                    Order::Batch(header, payload)
+                }
+                FetchReply::SegmentDone(segment) if left.front() == Some(&segment) => {
+                    left.pop_front();
+                    counted.segment(segment);
+                    Order::SegmentDone
+                }
+                FetchReply::End if left.is_empty() => break Ok(()),
+                FetchReply::Refused(refusal) => break Err(PullError::Refused(refusal)),
+                _ => break Err(PullError::Malformed("data that was not asked for")),
+            };
+            if queue.send(order).await.is_err() {
+                // The writer has failed and says why.
+                break Ok(());
+            }
+        };
+        drop(queue);
+        let written = writer.await.expect("writing does not panic");
+        outcome?;
+        written.map_err(|error| match error {
+            BatchError::Malformed(what) => PullError::Malformed(what),
+            BatchError::Store(error) => PullError::Store(error),
+        })
+    }
+
+    async fn ask(&self, request: &Request) -> Result<Channel, PullError> {
+        ask(self.link, request, self.patience).await
+    }
+}
+
+/// Opens a stream and sends a request on it.
+pub(super) async fn ask(
+    link: &dyn Link,
+    request: &Request,
+    patience: &Patience,
+) -> Result<Channel, PullError> {
+    let opened = time::timeout(patience.answer, link.open()).await;
+    let mut channel =
+        opened.map_err(|_| PullError::Deadline("opening a stream"))?.map_err(PullError::Link)?;
+    frame::write(&mut channel.send, &frame::encode(request, &[]), patience.stall).await?;
+    Ok(channel)
+}
+
+enum Order {
+    Batch(BatchHeader, bytes::Bytes),
+    SegmentDone,
+}
+
+fn write_batches(
+    staging: &dyn Staging,
+    mut orders: mpsc::Receiver<Order>,
+) -> Result<Vec<LeafIndex>, BatchError> {
+    let mut receiver = Receiver::new(staging)?;
+    while let Some(order) = orders.blocking_recv() {
+        match order {
+            Order::Batch(header, payload) => {
+                receiver.batch(&header, &payload)?;
+            }
+            Order::SegmentDone => receiver.segment_done()?,
+        }
+    }
+    receiver.segment_done()?;
+    Ok(receiver.into_mismatches())
+}
+
+/// Groups segments into runs that are checkpointed together: many when there is much, so that all streams have work,
+/// but never more changed bytes than a segment has, which is what an interruption may cost per stream.
+fn runs(segments: Vec<ChangedSegment>, streams: usize) -> VecDeque<Vec<ChangedSegment>> {
+    let total: u64 = segments.iter().map(|changed| u64::from(changed.bytes)).sum();
+    let share = (total / (4 * streams.max(1) as u64)).clamp(4 << 20, SEGMENT);
+    let mut runs: VecDeque<Vec<ChangedSegment>> = VecDeque::new();
+    let mut bytes = 0;
+    for changed in segments {
+        bytes += u64::from(changed.bytes);
+        match runs.back_mut() {
+            Some(run) if bytes <= share && run.len() < MAX_LEAF_SEGMENTS as usize => run.push(changed),
+            _ => {
+                bytes = u64::from(changed.bytes);
+                runs.push_back(vec![changed]);
+            }
+        }
+    }
+    runs
+}
+
+fn leaf_sets(mut leaves: Vec<LeafIndex>) -> Vec<SegmentLeafSet> {
+    leaves.sort_unstable();
+    leaves.dedup();
+    let mut sets: BTreeMap<SegmentIndex, Vec<u16>> = BTreeMap::new();
+    for leaf in leaves {
+        let segment = leaf.segment();
+        sets.entry(segment).or_default().push((leaf.0 - segment.first_leaf()) as u16);
+    }
+    sets.into_iter().map(|(segment, leaves)| SegmentLeafSet { segment, leaves }).collect()
+}
+
+/// Checkpoints of all streams: those that wait while one is being made share the next.
+struct Checkpoints {
+    staging: Arc<Box<dyn Staging>>,
+    running: Option<mpsc::Sender<()>>,
+    pending: Mutex<Vec<SegmentIndex>>,
+    turn: tokio::sync::Mutex<()>,
+}
+
+impl Checkpoints {
+    fn new(job: &Job<'_>) -> Self {
+        let (staging, running) = (Arc::clone(&job.staging), job.writers.enter());
+        Self { staging, running, pending: Mutex::default(), turn: tokio::sync::Mutex::default() }
+    }
+
+    /// Returns when these segments are durable and recorded.
+    async fn add(&self, segments: Vec<SegmentIndex>) -> Result<(), StoreError> {
+        self.pending.lock().expect("no panic while locked").extend(segments);
+        let _turn = self.turn.lock().await;
+        let batch = std::mem::take(&mut *self.pending.lock().expect("no panic while locked"));
+        if batch.is_empty() {
+            return Ok(());
+        }
+        let staging = Arc::clone(&self.staging);
+        let running = self.running.clone();
+        let checkpoint = move || {
+            let _running = running;
+            staging.checkpoint(&batch)
+        };
+        tokio::task::spawn_blocking(checkpoint).await.expect("checkpoints do not panic")
+    }
+}
+
+/// Adds what comes in to the progress: never more of a segment than was announced for it.
+struct Counted<'a> {
+    reporter: &'a Reporter,
+    left: BTreeMap<SegmentIndex, u64>,
+}
+
+impl<'a> Counted<'a> {
+    fn new(reporter: &'a Reporter, segments: &[ChangedSegment]) -> Self {
+        let left = segments.iter().map(|changed| (changed.segment, u64::from(changed.bytes))).collect();
+        Self { reporter, left }
+    }
+
+    fn batch(&mut self, segment: SegmentIndex, data: u64, wire: u64) {
+        let left = self.left.get_mut(&segment);
+        let counts = left.map_or(0, |left| {
+            let counts = data.min(*left);
+            *left -= counts;
+            counts
+        });
+        self.reporter.update(|progress| {
+            progress.done += counts;
+            progress.data += data;
+            progress.wire += wire;
+        });
+    }
+
+    fn segment(&mut self, segment: SegmentIndex) {
+        let rest = self.left.remove(&segment).unwrap_or(0);
+        self.reporter.update(|progress| progress.done += rest);
+    }
+
+    fn all(&mut self) {
+        let rest: u64 = std::mem::take(&mut self.left).into_values().sum();
+        self.reporter.update(|progress| progress.done += rest);
+    }
+}
+
+/// Waits for all, or for the first error; the others are dropped then.
+async fn try_join_all<F, E>(futures: impl Iterator<Item = F>) -> Result<(), E>
+where
+    F: Future<Output = Result<(), E>>,
+{
+    let mut running: Vec<_> = futures.map(Box::pin).collect();
+    std::future::poll_fn(move |context| {
+        let mut failed = None;
+        running.retain_mut(|future| match future.as_mut().poll(context) {
+            std::task::Poll::Pending => true,
+            std::task::Poll::Ready(Ok(())) => false,
+            std::task::Poll::Ready(Err(error)) => {
+                failed.get_or_insert(error);
+                false
+            }
+        });
+        match failed {
+            Some(error) => std::task::Poll::Ready(Err(error)),
+            None if running.is_empty() => std::task::Poll::Ready(Ok(())),
+            None => std::task::Poll::Pending,
+        }
+    })
+    .await
+}
+
+/// Batches between the connection and the writer.
+const QUEUE: usize = 2;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_never_carry_more_than_a_segment() {
+        let segments = |bytes: &[u32]| {
+            let changed = |(i, b): (u64, &u32)| ChangedSegment { segment: SegmentIndex(i), bytes: *b };
+            (0..).zip(bytes).map(changed).collect::<Vec<_>>()
+        };
+        let full = vec![64 << 20; 10];
+        assert!(runs(segments(&full), 4).iter().all(|run| run.len() == 1));
+        let small = vec![400 << 10; 1000];
+        let grouped = runs(segments(&small), 4);
+        assert_eq!(grouped.iter().map(Vec::len).sum::<usize>(), 1000);
+        assert!(grouped.iter().all(|run| run.iter().map(|c| u64::from(c.bytes)).sum::<u64>() <= SEGMENT));
+        assert!(grouped.len() >= 16, "all streams have work: {}", grouped.len());
+        assert_eq!(runs(segments(&[100, 100, 100]), 4).len(), 1);
+    }
+}

@@ -1,0 +1,13 @@
+//! Both ends of a transfer, apart from sockets: they talk over any pair of byte streams.
+
+mod batch;
+mod downstream;
+mod fetch;
+mod patience;
+mod receive;
+mod send;
+mod upstream;
+
+pub use downstream::{PullError, Replica, finish, pull};
+pub use patience::Patience;
+pub use upstream::{AnnounceError, announce, serve};

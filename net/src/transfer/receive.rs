@@ -1,0 +1,243 @@
+//! Checking batches and staging them. Blocking: it runs on a thread of its own.
+
+use zumastor_core::{
+    LeafIndex, SegmentIndex, Staging, StoreError,
+    digest::{Hash, SegmentLeaves},
+    is_zero,
+};
+
+use super::batch::{all_pages, page_range};
+use crate::wire::{BatchEntry, BatchHeader, Codec, MAX_BATCH, PAGES_PER_LEAF};
+
+/// Checks the batches of one stream and writes them to what is staged.
+pub(super) struct Receiver<'a> {
+    staging: &'a dyn Staging,
+    size: u64,
+    decompressor: zstd::bulk::Decompressor<'static>,
+    data: Vec<u8>,
+    leaf: Vec<u8>,
+    current: Option<(SegmentIndex, SegmentLeaves)>,
+    /// Where the next leaf may be: leaves come in order, so a peer cannot send one for ever.
+    next: LeafIndex,
+    mismatches: Vec<LeafIndex>,
+}
+
+/// Why a batch was not taken.
+#[derive(Debug)]
+pub(super) enum BatchError {
+    /// It makes no sense.
+    Malformed(&'static str),
+    /// The store failed.
+    Store(StoreError),
+}
+
+impl From<StoreError> for BatchError {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}
+
+impl<'a> Receiver<'a> {
+    pub fn new(staging: &'a dyn Staging) -> Result<Self, StoreError> {
+        Ok(Self {
+            staging,
+            size: staging.plan().record.size,
+            decompressor: zstd::bulk::Decompressor::new().map_err(StoreError::io("zstd"))?,
+            data: Vec::new(),
+            leaf: Vec::new(),
+            current: None,
+            next: LeafIndex(0),
+            mismatches: Vec::new(),
+        })
+    }
+
+    /// Stages one batch and returns the bytes of volume data in it. A leaf that does not match its hash is not
+    /// written but remembered as a mismatch.
+    pub fn batch(&mut self, header: &BatchHeader, payload: &[u8]) -> Result<u64, BatchError> {
+        let (expected, end) = self.validate(header)?;
+        let mut data = std::mem::take(&mut self.data);
+        let bytes = match header.codec {
+            Codec::Raw => payload,
+            Codec::Zstd => {
+                data.clear();
+                data.reserve(MAX_BATCH);
+                let decoded = self.decompressor.decompress_to_buffer(payload, &mut data);
+                decoded.map_err(|_| BatchError::Malformed("a payload that cannot be decompressed"))?;
+                &data[..]
+            }
+        };
+        if bytes.len() != expected {
+            return Err(BatchError::Malformed("a payload of the wrong length"));
+        }
+        self.enter(header.segment)?;
+        self.next = end;
+        let mut rest = bytes;
+        for entry in &header.entries {
+            match entry {
+                BatchEntry::Leaf { leaf, data, zero, hash } => {
+                    rest = self.leaf(header.segment, *leaf, *data, *zero, *hash, rest)?;
+                }
+                BatchEntry::Zeros { first, count } => self.zeros(header.segment, *first, *count)?,
+            }
+        }
+        self.data = data;
+        Ok(expected as u64)
+    }
+
+    /// Keeps the leaf hashes of a segment whose batches have all come.
+    pub fn segment_done(&mut self) -> Result<(), StoreError> {
+        match self.current.take() {
+            Some((segment, leaves)) => self.staging.leaves().set_segment(segment, &leaves),
+            None => Ok(()),
+        }
+    }
+
+    /// Leaves whose content did not match their hash, in the order they came.
+    pub fn into_mismatches(self) -> Vec<LeafIndex> {
+        self.mismatches
+    }
+
+    /// Checks positions and masks; returns the length that the payload must have, and where the next batch begins.
+    fn validate(&self, header: &BatchHeader) -> Result<(usize, LeafIndex), BatchError> {
+        let leaves = header.segment.leaves(self.size);
+        let count = leaves.end.saturating_sub(leaves.start);
+        if header.entries.is_empty() {
+            return Err(BatchError::Malformed("an empty batch"));
+        }
+        let (mut next, mut expected) = (self.next.0.saturating_sub(leaves.start), 0usize);
+        for entry in &header.entries {
+            let (first, end) = match entry {
+                BatchEntry::Leaf { leaf, .. } => (u64::from(*leaf), u64::from(*leaf) + 1),
+                BatchEntry::Zeros { first, count } => {
+                    (u64::from(*first), u64::from(*first) + u64::from(*count))
+                }
+            };
+            if first < next || end > count || first == end {
+                return Err(BatchError::Malformed("leaves out of order or beyond the end of the volume"));
+            }
+            next = end;
+            if let BatchEntry::Leaf { data, zero, .. } = entry {
+                let length = self.leaf_length(header.segment, first);
+                if data & zero != 0 || (data | zero) & !all_pages(length as u64) != 0 || data | zero == 0 {
+                    return Err(BatchError::Malformed("pages that are not in their leaf"));
+                }
+                let pages = (0..PAGES_PER_LEAF).filter(|page| data >> page & 1 == 1);
+                expected += pages.map(|page| page_range(page, length).len()).sum::<usize>();
+            }
+        }
+        if expected > MAX_BATCH {
+            return Err(BatchError::Malformed("a batch that is too large"));
+        }
+        Ok((expected, LeafIndex(leaves.start + next)))
+    }
+
+    fn enter(&mut self, segment: SegmentIndex) -> Result<(), StoreError> {
+        if self.current.as_ref().is_some_and(|(current, _)| *current == segment) {
+            return Ok(());
+        }
+        self.segment_done()?;
+        self.current = Some((segment, self.staging.leaves().segment(segment)?));
+        Ok(())
+    }
+
+    /// Stages one leaf and returns what is left of the payload.
+    fn leaf<'p>(
+        &mut self,
+        segment: SegmentIndex,
+        position: u16,
+        data: u16,
+        zero: u16,
+        hash: Hash,
+        payload: &'p [u8],
+    ) -> Result<&'p [u8], StoreError> {
+        let index = LeafIndex(segment.first_leaf() + u64::from(position));
+        let start = index.range(self.size).start;
+        let length = self.leaf_length(segment, u64::from(position));
+        let all = all_pages(length as u64);
+        if data == all {
+            let (leaf, rest) = payload.split_at(length);
+            if Hash::of_leaf(leaf) == hash {
+                self.staging.write_at(start, leaf)?;
+                self.set(position, leaf, hash);
+            } else {
+                self.mismatches.push(index);
+            }
+            return Ok(rest);
+        }
+        self.leaf.resize(length, 0);
+        if data | zero == all {
+            self.leaf.fill(0);
+        } else {
+            self.staging.read_at(start, &mut self.leaf)?;
+        }
+        let mut rest = payload;
+        for page in 0..PAGES_PER_LEAF {
+            let range = page_range(page, length);
+            if data >> page & 1 == 1 {
+                let (bytes, after) = rest.split_at(range.len());
+                self.leaf[range].copy_from_slice(bytes);
+                rest = after;
+            } else if zero >> page & 1 == 1 {
+                self.leaf[range].fill(0);
+            }
+        }
+        if Hash::of_leaf(&self.leaf) != hash {
+            self.mismatches.push(index);
+            return Ok(rest);
+        }
+        for (first, end) in runs(data) {
+            let range = page_range(first, length).start..page_range(end - 1, length).end;
+            self.staging.write_at(start + range.start as u64, &self.leaf[range])?;
+        }
+        for (first, end) in runs(zero) {
+            let range = page_range(first, length).start..page_range(end - 1, length).end;
+            self.staging.zero(start + range.start as u64..start + range.end as u64)?;
+        }
+        let leaf = std::mem::take(&mut self.leaf);
+        self.set(position, &leaf, hash);
+        self.leaf = leaf;
+        Ok(rest)
+    }
+
+    fn zeros(&mut self, segment: SegmentIndex, first: u16, count: u16) -> Result<(), StoreError> {
+        let start = LeafIndex(segment.first_leaf() + u64::from(first)).range(self.size).start;
+        let last = LeafIndex(segment.first_leaf() + u64::from(first) + u64::from(count) - 1);
+        self.staging.zero(start..last.range(self.size).end)?;
+        let (_, leaves) = self.current.as_mut().expect("a segment was entered");
+        (first..first + count).for_each(|position| leaves.set(usize::from(position), None));
+        Ok(())
+    }
+
+    fn set(&mut self, position: u16, leaf: &[u8], hash: Hash) {
+        let (_, leaves) = self.current.as_mut().expect("a segment was entered");
+        leaves.set(usize::from(position), (!is_zero(leaf)).then_some(hash));
+    }
+
+    fn leaf_length(&self, segment: SegmentIndex, position: u64) -> usize {
+        let range = LeafIndex(segment.first_leaf() + position).range(self.size);
+        (range.end - range.start) as usize
+    }
+}
+
+/// The runs of set bits, as first and end.
+fn runs(mask: u16) -> impl Iterator<Item = (u32, u32)> {
+    let mut at = 0;
+    std::iter::from_fn(move || {
+        let first = (at..PAGES_PER_LEAF).find(|page| mask >> page & 1 == 1)?;
+        let end = (first..PAGES_PER_LEAF).find(|page| mask >> page & 1 == 0).unwrap_or(PAGES_PER_LEAF);
+        at = end;
+        Some((first, end))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_of_bits() {
+        assert_eq!(runs(0).count(), 0);
+        assert_eq!(runs(0xffff).collect::<Vec<_>>(), [(0, 16)]);
+        assert_eq!(runs(0b1000_0000_0110_0001).collect::<Vec<_>>(), [(0, 1), (5, 7), (15, 16)]);
+    }
+}

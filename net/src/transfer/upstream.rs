@@ -1,0 +1,420 @@
+//! The end that sends: it answers what a downstream asks, and tells it of news.
+
+use std::{ops::Range, sync::Arc, time::Duration};
+
+use tokio::{sync::mpsc, time};
+use zumastor_core::{
+    LEAF, SegmentIndex, SnapshotGuid, SnapshotNumber, SnapshotRecord, SnapshotStore, StoreError,
+};
+
+use super::{
+    Patience,
+    batch::BatchBuilder,
+    send::{Sender, Sink, Stop},
+};
+use crate::{
+    frame::{self, FrameError, Limits},
+    host::{Channel, Host, Link, PullState, Served},
+    progress::{Progress, PullSummary},
+    wire::{
+        Announce, AnnounceReply, ChangedSegment, Committed, CommittedReply, Fetch, FetchReply, FetchWhat,
+        MAX_HAVE, MAX_REQUEST, MAX_VOLUME, Plan, Refusal, RefusalCode, Request, Walk, WalkLevel, WalkReply,
+        Want, WantReply,
+    },
+};
+
+/// Answers the one request that comes on a stream which `peer` has opened.
+///
+/// # Errors
+/// What the peer sent is no request, or the stream broke. A request that is understood but refused is no error.
+pub async fn serve(
+    mut channel: Channel,
+    peer: &zumastor_core::NodeName,
+    host: &dyn Host,
+    patience: &Patience,
+) -> Result<(), FrameError> {
+    let limits = Limits { header: MAX_REQUEST, payload: 0 };
+    let (request, _) = frame::read::<_, Request>(&mut channel.recv, limits, patience.answer).await?;
+    match request {
+        Request::Announce(announce) => {
+            let state = host.announced(peer, &announce).await;
+            follow(&mut channel, state, patience).await
+        }
+        Request::Want(want) => {
+            let served = host.serve(peer, &want.volume).await;
+            plan_for(&mut channel, served, &want, patience).await
+        }
+        Request::Fetch(fetch) => {
+            let served = host.serve(peer, &fetch.volume).await;
+            send_data(&mut channel, served, fetch, patience).await
+        }
+        Request::Walk(walk) => {
+            let served = host.serve(peer, &walk.volume).await;
+            let reply = match hashes(served, &walk).await {
+                Ok(hashes) => WalkReply::Hashes(hashes),
+                Err(refusal) => WalkReply::Refused(refusal),
+            };
+            frame::write(&mut channel.send, &frame::encode(&reply, &[]), patience.stall).await
+        }
+        Request::Committed(committed) => {
+            let served = host.serve(peer, &committed.volume).await;
+            let reply = match note(served, &committed).await {
+                Ok(()) => CommittedReply::Noted,
+                Err(refusal) => CommittedReply::Refused(refusal),
+            };
+            frame::write(&mut channel.send, &frame::encode(&reply, &[]), patience.stall).await
+        }
+    }?;
+    finish(&mut channel, patience).await
+}
+
+/// Tells a downstream that there is something new, and follows what it does about it until it has it.
+pub async fn announce(
+    link: &dyn Link,
+    announce: Announce,
+    patience: &Patience,
+    on_progress: &mut (dyn FnMut(Progress) + Send),
+) -> Result<PullSummary, AnnounceError> {
+    let opened = time::timeout(patience.answer, link.open()).await;
+    let mut channel = opened.map_err(|_| FrameError::Stalled(patience.answer))?.map_err(FrameError::Io)?;
+    let request = frame::encode(&Request::Announce(announce), &[]);
+    frame::write(&mut channel.send, &request, patience.stall).await?;
+    let limits = Limits { header: 4096, payload: 0 };
+    loop {
+        match frame::read(&mut channel.recv, limits, patience.stall).await?.0 {
+            AnnounceReply::Progress(progress) => on_progress(progress),
+            AnnounceReply::Done(summary) => return Ok(summary),
+            AnnounceReply::Failed(refusal) => return Err(AnnounceError::Refused(refusal)),
+        }
+    }
+}
+
+/// Why a downstream that was told of news did not get them.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AnnounceError {
+    /// The connection failed.
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    /// The downstream refused, or its pull failed.
+    #[error(transparent)]
+    Refused(Refusal),
+}
+
+/// Reports what a pull does until it ends; something is said every few seconds even if nothing moves.
+async fn follow(
+    channel: &mut Channel,
+    state: Result<tokio::sync::watch::Receiver<PullState>, Refusal>,
+    patience: &Patience,
+) -> Result<(), FrameError> {
+    let mut state = match state {
+        Ok(state) => state,
+        Err(refusal) => {
+            let reply = frame::encode(&AnnounceReply::Failed(refusal), &[]);
+            return frame::write(&mut channel.send, &reply, patience.stall).await;
+        }
+    };
+    loop {
+        let current = state.borrow_and_update().clone();
+        let (reply, last) = match current {
+            PullState::Running(progress) => (AnnounceReply::Progress(progress), false),
+            PullState::Done(summary) => (AnnounceReply::Done(summary), true),
+            PullState::Failed(refusal) => (AnnounceReply::Failed(refusal), true),
+        };
+        frame::write(&mut channel.send, &frame::encode(&reply, &[]), patience.stall).await?;
+        if last {
+            return Ok(());
+        }
+        let next = time::Instant::now() + REPORT;
+        match time::timeout(heartbeat(patience), state.changed()).await {
+            Ok(Err(_)) => {
+                let gone = Refusal::new(RefusalCode::Failed, "the downstream stopped");
+                let reply = frame::encode(&AnnounceReply::Failed(gone), &[]);
+                return frame::write(&mut channel.send, &reply, patience.stall).await;
+            }
+            // Progress may change with every batch; an end is told at once.
+            Ok(Ok(())) => {
+                let ended = |state: &PullState| !matches!(state, PullState::Running(_));
+                let _ = time::timeout_at(next, state.wait_for(ended)).await;
+            }
+            Err(_) => {}
+        }
+    }
+}
+
+async fn plan_for(
+    channel: &mut Channel,
+    served: Result<Served, Refusal>,
+    want: &Want,
+    patience: &Patience,
+) -> Result<(), FrameError> {
+    let work = async {
+        let served = served?;
+        if want.have.len() > MAX_HAVE {
+            return Err(Refusal::new(RefusalCode::Malformed, "the peer names too many snapshots"));
+        }
+        plan(&served, want).await.map_err(|error| failed(&error))
+    };
+    tokio::pin!(work);
+    let reply = loop {
+        match time::timeout(heartbeat(patience), &mut work).await {
+            Ok(reply) => break reply.unwrap_or_else(WantReply::Refused),
+            Err(_) => {
+                frame::write(&mut channel.send, &frame::encode(&WantReply::Working, &[]), patience.stall)
+                    .await?;
+            }
+        }
+    };
+    frame::write(&mut channel.send, &frame::encode(&reply, &[]), patience.stall).await
+}
+
+/// Decides what a downstream needs, and holds it.
+async fn plan(served: &Served, want: &Want) -> Result<WantReply, StoreError> {
+    let store = &served.store;
+    let snapshots = store.snapshots().await?;
+    let ours: Vec<&SnapshotRecord> = snapshots.iter().filter(|record| !record.number().is_local()).collect();
+    let Some(newest) = ours.last() else {
+        return Ok(WantReply::Nothing);
+    };
+    let common = ours.iter().rev().find(|record| want.have.contains(&record.guid()));
+    if let Some(common) = common.filter(|common| common.number() == newest.number()) {
+        served.holds.common(common.number()).await?;
+        return Ok(WantReply::UpToDate(common.number()));
+    }
+    // What was begun is finished first, unless something newer has arrived there by other ways.
+    let begun = ours.iter().find(|record| want.resume == Some(record.guid()));
+    let begun = begun.filter(|record| common.is_none_or(|common| common.number() < record.number()));
+    let target = *begun.unwrap_or(newest);
+    if target.size > MAX_VOLUME {
+        return Err(StoreError::Unsupported("volumes beyond 128 TiB cannot be replicated".into()));
+    }
+    let base = common.map(|record| record.number());
+    served.holds.transferring(base, target.number()).await?;
+    let leaves = store.leaves(target.number()).await?;
+    let record = SnapshotRecord { digest: leaves.digest(), ..target.clone() };
+    let changed = changed_segments(&**store, base, target.number(), record.size).await?;
+    Ok(WantReply::Plan(Plan { record, base: common.map(|record| record.guid()), changed }))
+}
+
+/// Which segments carry changes, and how many bytes at most. Looks at a bounded part of the volume at a time.
+async fn changed_segments(
+    store: &dyn SnapshotStore,
+    base: Option<SnapshotNumber>,
+    target: SnapshotNumber,
+    size: u64,
+) -> Result<Vec<ChangedSegment>, StoreError> {
+    let count = SegmentIndex::count(size);
+    let mut changed = Vec::new();
+    for first in (0..count).step_by(SEGMENTS_AT_ONCE) {
+        let last = (first + SEGMENTS_AT_ONCE as u64).min(count) - 1;
+        let window: Range<u64> = SegmentIndex(first).range(size).start..SegmentIndex(last).range(size).end;
+        let changes = store.changes(base, target, window).await?;
+        if changes.is_empty() {
+            continue;
+        }
+        for segment in (first..=last).map(SegmentIndex) {
+            let bytes: u64 = changes.within(&segment.range(size)).map(|extent| extent.len()).sum();
+            if bytes > 0 {
+                let bytes = u32::try_from(bytes).expect("a segment has 64 MiB");
+                changed.push(ChangedSegment { segment, bytes });
+            }
+        }
+    }
+    Ok(changed)
+}
+
+async fn send_data(
+    channel: &mut Channel,
+    served: Result<Served, Refusal>,
+    fetch: Fetch,
+    patience: &Patience,
+) -> Result<(), FrameError> {
+    let prepared = async {
+        let served = served?;
+        fetch.validate()?;
+        let sender = sender(&served, &fetch).await?;
+        Ok((served, sender))
+    };
+    let (served, mut sender) = match prepared.await {
+        Ok(prepared) => prepared,
+        Err(refusal) => {
+            let reply = frame::encode(&FetchReply::Refused(refusal), &[]);
+            return frame::write(&mut channel.send, &reply, patience.stall).await;
+        }
+    };
+    let (queue, mut batches) = mpsc::channel(QUEUE);
+    let producer = tokio::task::spawn_blocking(move || {
+        let mut sink = |encoded: super::batch::Encoded| {
+            queue.blocking_send((encoded.frame, encoded.data)).map_err(|_| Stop::Gone)
+        };
+        let result = produce(&mut sender, &fetch, &mut sink);
+        let last = match &result {
+            Err(Stop::Gone) => return,
+            Err(Stop::Store(error)) => FetchReply::Refused(failed(error)),
+            Ok(()) => FetchReply::End,
+        };
+        let _ = queue.blocking_send((frame::encode(&last, &[]), 0));
+    });
+    let mut result = Ok(());
+    while let Some((bytes, data)) = batches.recv().await {
+        result = send_limited(channel, &served, &bytes, patience).await;
+        if result.is_err() {
+            break;
+        }
+        served.meter.add(data, bytes.len() as u64);
+    }
+    drop(batches);
+    producer.await.expect("reading does not panic");
+    result
+}
+
+fn produce(sender: &mut Sender, fetch: &Fetch, sink: &mut Sink<'_>) -> Result<(), Stop> {
+    let done = |segment| super::batch::Encoded {
+        frame: frame::encode(&FetchReply::SegmentDone(segment), &[]),
+        data: 0,
+    };
+    match &fetch.what {
+        FetchWhat::Changes { segments, .. } => segments.iter().try_for_each(|segment| {
+            sender.changes(*segment, sink)?;
+            sink(done(*segment))
+        }),
+        FetchWhat::Leaves(sets) => sets.iter().try_for_each(|set| {
+            sender.leaves(set, sink)?;
+            sink(done(set.segment))
+        }),
+    }
+}
+
+async fn send_limited(
+    channel: &mut Channel,
+    served: &Served,
+    bytes: &[u8],
+    patience: &Patience,
+) -> Result<(), FrameError> {
+    let Some(limiter) = &served.limiter else {
+        return frame::write(&mut channel.send, bytes, patience.stall).await;
+    };
+    for piece in bytes.chunks(limiter.quantum()) {
+        limiter.acquire(piece.len()).await;
+        frame::write(&mut channel.send, piece, patience.stall).await?;
+    }
+    Ok(())
+}
+
+/// Opens what a request for data needs.
+async fn sender(served: &Served, fetch: &Fetch) -> Result<Sender, Refusal> {
+    let store = &served.store;
+    let snapshots = store.snapshots().await.map_err(|error| failed(&error))?;
+    let target = find(&snapshots, fetch.target)?;
+    let base = match &fetch.what {
+        FetchWhat::Changes { base: Some(base), .. } => Some(find(&snapshots, *base)?),
+        _ => None,
+    };
+    let last = match &fetch.what {
+        FetchWhat::Changes { segments, .. } => segments.last().copied(),
+        FetchWhat::Leaves(sets) => sets.last().map(|set| set.segment),
+    };
+    if last.is_some_and(|last| last.0 >= SegmentIndex::count(target.size)) {
+        return Err(Refusal::new(
+            RefusalCode::Malformed,
+            "a segment beyond the end of the volume was asked for",
+        ));
+    }
+    let open = async {
+        let base = match base {
+            Some(base) => Some((base.number(), store.open_snapshot(base.number()).await?)),
+            None => None,
+        };
+        let builder = BatchBuilder::new(served.compression).map_err(StoreError::io("zstd"))?;
+        Ok::<_, StoreError>(Sender {
+            store: Arc::clone(store),
+            number: target.number(),
+            target: store.open_snapshot(target.number()).await?,
+            base,
+            leaves: store.leaves(target.number()).await?,
+            builder,
+            runtime: tokio::runtime::Handle::current(),
+        })
+    };
+    open.await.map_err(|error| failed(&error))
+}
+
+async fn hashes(
+    served: Result<Served, Refusal>,
+    walk: &Walk,
+) -> Result<Vec<zumastor_core::digest::Hash>, Refusal> {
+    let store = served?.store;
+    let snapshots = store.snapshots().await.map_err(|error| failed(&error))?;
+    let target = find(&snapshots, walk.target)?;
+    walk.validate(target.size)?;
+    let tree = store.leaves(target.number()).await.map_err(|error| failed(&error))?;
+    let (level, first, count, size) = (walk.level, walk.first.0, walk.count, target.size);
+    let read = move || {
+        let segments = (first..first + count).map(SegmentIndex);
+        match level {
+            WalkLevel::Nodes => segments.map(|segment| tree.node(segment)).collect(),
+            WalkLevel::Leaves => {
+                let mut all = Vec::with_capacity((count * zumastor_core::SEGMENT / LEAF) as usize);
+                for segment in segments {
+                    all.extend(tree.segment(segment)?.hashes(segment, size));
+                }
+                Ok(all)
+            }
+        }
+    };
+    let result: Result<_, StoreError> =
+        tokio::task::spawn_blocking(read).await.expect("reading does not panic");
+    result.map_err(|error| failed(&error))
+}
+
+async fn note(served: Result<Served, Refusal>, committed: &Committed) -> Result<(), Refusal> {
+    let served = served?;
+    let snapshots = served.store.snapshots().await.map_err(|error| failed(&error))?;
+    let target = find(&snapshots, committed.target)?;
+    served.holds.common(target.number()).await.map_err(|error| failed(&error))
+}
+
+fn find(snapshots: &[SnapshotRecord], guid: SnapshotGuid) -> Result<&SnapshotRecord, Refusal> {
+    let found = snapshots.iter().find(|record| record.guid() == guid && !record.number().is_local());
+    found.ok_or_else(|| {
+        Refusal::new(RefusalCode::Gone, format!("the upstream has no snapshot {guid} any more"))
+    })
+}
+
+fn failed(error: &StoreError) -> Refusal {
+    let code =
+        if matches!(error, StoreError::NotFound { .. }) { RefusalCode::Gone } else { RefusalCode::Failed };
+    Refusal::new(code, format!("on the other node: {}", describe(error)))
+}
+
+/// An error with its causes, in one line.
+pub(crate) fn describe(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}
+
+async fn finish(channel: &mut Channel, patience: &Patience) -> Result<(), FrameError> {
+    let shutdown = tokio::io::AsyncWriteExt::shutdown(&mut channel.send);
+    let ended = time::timeout(patience.stall, shutdown).await;
+    ended.map_err(|_| FrameError::Stalled(patience.stall))?.map_err(FrameError::Io)
+}
+
+/// How often something is said while there is nothing to say: well within the other end's patience.
+fn heartbeat(patience: &Patience) -> Duration {
+    patience.stall / 6
+}
+
+/// Least time between two reports of progress.
+const REPORT: Duration = Duration::from_millis(100);
+/// Segments whose changes are looked at together: 1 GiB, so that even one extent per page stays a few MiB.
+const SEGMENTS_AT_ONCE: usize = 16;
+/// Batches that wait for the connection, beside the one being sent and the one being made.
+const QUEUE: usize = 2;

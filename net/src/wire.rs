@@ -1,0 +1,421 @@
+//! What nodes say to each other: the messages, and their limits. `docs/protocol.md` is the description for others.
+//!
+//! Messages are encoded with postcard, which numbers variants by position: new ones are appended, retired ones keep
+//! their place. Everything a peer sends is bounded before it is believed; the bounds stand here.
+
+use serde::{Deserialize, Serialize};
+use zumastor_core::{
+    LEAVES_PER_SEGMENT, PAGE, SegmentIndex, SnapshotGuid, SnapshotNumber, SnapshotRecord, digest::Hash,
+};
+
+use crate::progress::{Progress, PullSummary};
+
+/// ALPN identifier; it carries the major version of the protocol.
+pub const ALPN: &[u8] = b"zumastor/1";
+/// Oldest and newest revision of the protocol that this program speaks.
+pub const PROTOCOL: (u16, u16) = (1, 1);
+
+/// Largest volume that can be replicated: 128 TiB.
+pub const MAX_VOLUME: u64 = 128 << 40;
+/// Largest control message, in bytes: a `Want` with [`MAX_HAVE`] snapshots, or the `Plan` of the largest volume.
+pub const MAX_CONTROL: usize = 24 << 20;
+/// Largest request, in bytes.
+pub const MAX_REQUEST: usize = 2 << 20;
+/// Most snapshots that a downstream says it has; the newest are named when it has more.
+pub const MAX_HAVE: usize = 65_536;
+/// Largest header of a batch, in bytes.
+pub const MAX_BATCH_HEADER: usize = 64 << 10;
+/// Most bytes of volume data in a batch, before compression.
+pub const MAX_BATCH: usize = 1 << 20;
+/// Most segments in one request for data.
+pub const MAX_SEGMENTS: usize = 65_536;
+/// Most segments whose leaf hashes one request asks for: 2 MiB of hashes.
+pub const MAX_LEAF_SEGMENTS: u64 = 64;
+/// Most nodes that one request asks for: 2 MiB of hashes.
+pub const MAX_NODES: u64 = 65_536;
+/// Longest text in an error, in bytes.
+pub const MAX_TEXT: usize = 1024;
+/// Pages in a leaf.
+pub const PAGES_PER_LEAF: u32 = (zumastor_core::LEAF / PAGE) as u32;
+
+/// First message on a stream that either side opens: what it wants on it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Request {
+    /// Upstream to downstream: there is something new. Answered by [`AnnounceReply`]s.
+    Announce(Announce),
+    /// Downstream to upstream: what do I need? Answered by [`WantReply`]s.
+    Want(Want),
+    /// Downstream to upstream: send me this. Answered by batches.
+    Fetch(Fetch),
+    /// Downstream to upstream: hashes, to find what differs. Answered by one [`WalkReply`].
+    Walk(Walk),
+    /// Downstream to upstream: this snapshot is committed here, durably. Answered by one [`CommittedReply`].
+    Committed(Committed),
+}
+
+/// There is something new in a volume.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Announce {
+    /// The volume's name at the downstream.
+    pub volume: String,
+    /// The volume's name at the upstream.
+    pub upstream_volume: String,
+    /// The newest snapshot.
+    pub number: SnapshotNumber,
+}
+
+/// What the downstream does about an [`Announce`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum AnnounceReply {
+    /// It is pulling, and this is how far it is.
+    Progress(Progress),
+    /// It has what was announced.
+    Done(PullSummary),
+    /// It refused, or failed.
+    Failed(Refusal),
+}
+
+/// What a downstream has of a volume.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Want {
+    /// The volume's name at the upstream.
+    pub volume: String,
+    /// The snapshots it has, newest last.
+    pub have: Vec<SnapshotGuid>,
+    /// The snapshot it was receiving when it was interrupted.
+    pub resume: Option<SnapshotGuid>,
+}
+
+/// Answer to a [`Want`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum WantReply {
+    /// The upstream is hashing what it has not hashed before; another answer follows.
+    Working,
+    /// What to fetch.
+    Plan(Plan),
+    /// The downstream has the newest snapshot, this one.
+    UpToDate(SnapshotNumber),
+    /// The volume has no snapshot that could be sent.
+    Nothing,
+    /// No.
+    Refused(Refusal),
+}
+
+/// A transfer, as the upstream proposes it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plan {
+    /// The snapshot to receive, with its digest.
+    pub record: SnapshotRecord,
+    /// The newest snapshot that both have and that is older.
+    pub base: Option<SnapshotGuid>,
+    /// The segments that carry changes since the base (without one: data), ascending.
+    pub changed: Vec<ChangedSegment>,
+}
+
+/// A segment with changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChangedSegment {
+    /// Which.
+    pub segment: SegmentIndex,
+    /// At most so many bytes of it changed, as far as the upstream's store can tell without reading.
+    pub bytes: u32,
+}
+
+/// A request for data of a snapshot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fetch {
+    /// The volume's name at the upstream.
+    pub volume: String,
+    /// The snapshot.
+    pub target: SnapshotGuid,
+    /// What part of it.
+    pub what: FetchWhat,
+}
+
+/// What part of a snapshot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FetchWhat {
+    /// Of these segments, ascending, what changed since the base; without a base, what is not zero.
+    Changes {
+        /// The base.
+        base: Option<SnapshotGuid>,
+        /// The segments.
+        segments: Vec<SegmentIndex>,
+    },
+    /// These leaves in full, by segment, ascending.
+    Leaves(Vec<SegmentLeafSet>),
+}
+
+/// Leaves of one segment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SegmentLeafSet {
+    /// The segment.
+    pub segment: SegmentIndex,
+    /// Positions within the segment, ascending: at most 1,024.
+    pub leaves: Vec<u16>,
+}
+
+/// Header of a frame that answers a [`Fetch`]. Only a batch has a payload.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FetchReply {
+    /// Changed leaves of one segment.
+    Batch(BatchHeader),
+    /// All of this segment has been sent.
+    SegmentDone(SegmentIndex),
+    /// All that was asked for has been sent.
+    End,
+    /// No, or no more.
+    Refused(Refusal),
+}
+
+/// Changed leaves of one segment. The payload holds the data pages, in order.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BatchHeader {
+    /// The segment.
+    pub segment: SegmentIndex,
+    /// How the payload is encoded.
+    pub codec: Codec,
+    /// Ascending and disjoint.
+    pub entries: Vec<BatchEntry>,
+}
+
+/// How a payload is encoded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Codec {
+    /// As it is.
+    Raw,
+    /// One zstd frame.
+    Zstd,
+}
+
+/// One or more leaves of a batch.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum BatchEntry {
+    /// Pages of one leaf.
+    Leaf {
+        /// Position within the segment.
+        leaf: u16,
+        /// Bit `i` set: page `i` is in the payload.
+        data: u16,
+        /// Bit `i` set: page `i` is zero now.
+        zero: u16,
+        /// The leaf's hash, all pages together.
+        hash: Hash,
+    },
+    /// Leaves that are entirely zero.
+    Zeros {
+        /// Position of the first within the segment.
+        first: u16,
+        /// How many.
+        count: u16,
+    },
+}
+
+/// A request for hashes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Walk {
+    /// The volume's name at the upstream.
+    pub volume: String,
+    /// The snapshot.
+    pub target: SnapshotGuid,
+    /// Whose.
+    pub level: WalkLevel,
+    /// First segment.
+    pub first: SegmentIndex,
+    /// Number of segments.
+    pub count: u64,
+}
+
+/// Which hashes a [`Walk`] asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum WalkLevel {
+    /// The node of each segment.
+    Nodes,
+    /// All leaves of each segment, one segment after the other.
+    Leaves,
+}
+
+/// Answer to a [`Walk`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum WalkReply {
+    /// The hashes, left to right.
+    Hashes(Vec<Hash>),
+    /// No.
+    Refused(Refusal),
+}
+
+/// A snapshot is committed at the downstream.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Committed {
+    /// The volume's name at the upstream.
+    pub volume: String,
+    /// The snapshot.
+    pub target: SnapshotGuid,
+}
+
+/// Answer to [`Committed`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum CommittedReply {
+    /// The upstream has noted it: its hold has moved.
+    Noted,
+    /// No.
+    Refused(Refusal),
+}
+
+/// Why a peer will not do what it was asked. Clear enough to be shown to a person as it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{text}")]
+pub struct Refusal {
+    /// For programs.
+    pub code: RefusalCode,
+    /// For people; at most [`MAX_TEXT`] bytes.
+    pub text: String,
+}
+
+/// Kind of a [`Refusal`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RefusalCode {
+    /// The peer is no target (or not the source) of this volume, or there is no such volume: it is not said which.
+    NotAllowed,
+    /// The snapshot is not there any more; ask again.
+    Gone,
+    /// The request makes no sense.
+    Malformed,
+    /// Busy with another transfer of this volume; try later.
+    Busy,
+    /// Something failed over there.
+    Failed,
+    /// Stopped: a person has to decide. Trying again does not help.
+    Stopped,
+}
+
+impl Refusal {
+    /// A refusal; an overlong text is cut.
+    pub fn new(code: RefusalCode, text: impl Into<String>) -> Self {
+        let mut text = text.into();
+        if text.len() > MAX_TEXT {
+            text.truncate(text.floor_char_boundary(MAX_TEXT));
+        }
+        Self { code, text }
+    }
+}
+
+impl Fetch {
+    /// Checks what a peer asks for against the limits.
+    pub fn validate(&self) -> Result<(), Refusal> {
+        let good = match &self.what {
+            FetchWhat::Changes { segments, .. } => ascending(segments) && segments.len() <= MAX_SEGMENTS,
+            FetchWhat::Leaves(sets) => {
+                sets.len() <= MAX_LEAF_SEGMENTS as usize
+                    && sets.windows(2).all(|pair| pair[0].segment < pair[1].segment)
+                    && sets.iter().all(|set| {
+                        ascending(&set.leaves)
+                            && set.leaves.last().is_none_or(|l| u64::from(*l) < LEAVES_PER_SEGMENT)
+                    })
+            }
+        };
+        if good { Ok(()) } else { Err(malformed("a request for data that is out of order or too large")) }
+    }
+}
+
+impl BatchHeader {
+    /// Bytes of volume data that the payload holds, if all of its pages are whole.
+    pub fn data_bytes(&self) -> u64 {
+        let pages = |entry: &BatchEntry| match entry {
+            BatchEntry::Leaf { data, .. } => u64::from(data.count_ones()),
+            BatchEntry::Zeros { .. } => 0,
+        };
+        self.entries.iter().map(pages).sum::<u64>() * PAGE
+    }
+}
+
+impl Walk {
+    /// Checks what a peer asks for against the limits and a volume of `size` bytes.
+    pub fn validate(&self, size: u64) -> Result<(), Refusal> {
+        let most = match self.level {
+            WalkLevel::Nodes => MAX_NODES,
+            WalkLevel::Leaves => MAX_LEAF_SEGMENTS,
+        };
+        let end = self.first.0.checked_add(self.count);
+        if self.count <= most && end.is_some_and(|end| end <= SegmentIndex::count(size)) {
+            Ok(())
+        } else {
+            Err(malformed("a request for hashes that is too large or beyond the end of the volume"))
+        }
+    }
+}
+
+fn malformed(what: &str) -> Refusal {
+    Refusal::new(RefusalCode::Malformed, format!("the peer sent {what}"))
+}
+
+fn ascending<T: Ord>(items: &[T]) -> bool {
+    items.windows(2).all(|pair| pair[0] < pair[1])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Byte for byte: a change here breaks every node that is not updated at the same moment.
+    #[test]
+    fn messages_keep_their_bytes() {
+        let guid = SnapshotGuid(uuid::Uuid::from_bytes([7; 16]));
+        let fetch = Request::Fetch(Fetch {
+            volume: "v".into(),
+            target: guid,
+            what: FetchWhat::Changes { base: None, segments: vec![SegmentIndex(300)] },
+        });
+        let mut expected = vec![2, /* name */ 1, b'v', /* guid */ 16];
+        expected.extend([7; 16]);
+        expected.extend([
+            /* changes */ 0, /* no base */ 0, /* one segment */ 1,
+            /* 300 as LEB128 */ 0xac, 0x02,
+        ]);
+        assert_eq!(postcard::to_stdvec(&fetch).unwrap(), expected);
+
+        let batch = FetchReply::Batch(BatchHeader {
+            segment: SegmentIndex(1),
+            codec: Codec::Zstd,
+            entries: vec![
+                BatchEntry::Leaf { leaf: 5, data: 1, zero: 0x8000, hash: Hash([9; 32]) },
+                BatchEntry::Zeros { first: 6, count: 2 },
+            ],
+        });
+        let mut expected = vec![0, 1, 1, 2, 0, 5, 1, /* 0x8000 */ 0x80, 0x80, 0x02];
+        expected.extend([9; 32]);
+        expected.extend([1, 6, 2]);
+        assert_eq!(postcard::to_stdvec(&batch).unwrap(), expected);
+
+        assert_eq!(postcard::to_stdvec(&WantReply::UpToDate(SnapshotNumber(3))).unwrap(), [2, 3]);
+        assert_eq!(
+            postcard::to_stdvec(&Refusal::new(RefusalCode::Stopped, "no")).unwrap(),
+            [5, 2, b'n', b'o']
+        );
+    }
+
+    #[test]
+    fn requests_out_of_order_or_bounds_are_refused() {
+        let fetch = |what| Fetch { volume: "v".into(), target: SnapshotGuid(uuid::Uuid::nil()), what };
+        let segments = |s: &[u64]| FetchWhat::Changes {
+            base: None,
+            segments: s.iter().map(|i| SegmentIndex(*i)).collect(),
+        };
+        assert!(fetch(segments(&[1, 2, 9])).validate().is_ok());
+        assert!(fetch(segments(&[2, 2])).validate().is_err());
+        let leaves = |leaves| FetchWhat::Leaves(vec![SegmentLeafSet { segment: SegmentIndex(0), leaves }]);
+        assert!(fetch(leaves(vec![0, 1023])).validate().is_ok());
+        assert!(fetch(leaves(vec![0, 1024])).validate().is_err());
+        let walk = |first, count| Walk {
+            volume: "v".into(),
+            target: SnapshotGuid(uuid::Uuid::nil()),
+            level: WalkLevel::Leaves,
+            first: SegmentIndex(first),
+            count,
+        };
+        assert!(walk(0, 2).validate(100 << 20).is_ok());
+        assert!(walk(1, 2).validate(100 << 20).is_err());
+        assert!(walk(u64::MAX, 2).validate(100 << 20).is_err());
+        assert!(walk(0, 65).validate(1 << 40).is_err());
+    }
+}
