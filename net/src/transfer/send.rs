@@ -188,7 +188,9 @@ impl Buffers {
                 // Behind the end of a smaller base there are zeros.
                 let there =
                     base.size().saturating_sub(block.start + from as u64).min((to - from) as u64) as usize;
-                base.read_at(block.start + from as u64, &mut self.base[from..from + there])?;
+                if there > 0 {
+                    base.read_at(block.start + from as u64, &mut self.base[from..from + there])?;
+                }
                 self.base[from + there..to].fill(0);
             }
             page = end;

@@ -1,0 +1,259 @@
+//! Interruptions, and disks that give wrong data.
+
+use std::{
+    ops::Range,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+};
+
+use async_trait::async_trait;
+use zumastor_core::{
+    Changes, Geometry, HeadState, MemoryStore, NewSnapshot, SEGMENT, SnapshotNumber, SnapshotReader,
+    SnapshotRecord, SnapshotStore, StagePlan, Staging, StoreError, StoreInfo, Usage, digest::LeafTree,
+};
+use zumastor_net::PullError;
+
+use crate::harness::{Downstream, Pipes, Upstream, noise};
+
+const MIB: u64 = 1 << 20;
+
+/// A store whose reads of one page come back with a flipped bit, so many times.
+#[derive(Debug)]
+struct Rotten {
+    store: MemoryStore,
+    times: Arc<AtomicU32>,
+}
+
+#[derive(Debug)]
+struct RottenReader {
+    inner: Arc<dyn SnapshotReader>,
+    times: Arc<AtomicU32>,
+}
+
+const ROTTEN: u64 = 2 * MIB + 777;
+
+impl SnapshotReader for RottenReader {
+    fn size(&self) -> u64 {
+        self.inner.size()
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), StoreError> {
+        self.inner.read_at(offset, buf)?;
+        if (offset..offset + buf.len() as u64).contains(&ROTTEN)
+            && self.times.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok()
+        {
+            buf[(ROTTEN - offset) as usize] ^= 4;
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl SnapshotStore for Rotten {
+    fn geometry(&self) -> Result<Geometry, StoreError> {
+        self.store.geometry()
+    }
+    fn info(&self) -> StoreInfo {
+        self.store.info()
+    }
+    async fn create_snapshot(&self, new: NewSnapshot) -> Result<SnapshotRecord, StoreError> {
+        self.store.create_snapshot(new).await
+    }
+    async fn delete_snapshot(&self, number: SnapshotNumber) -> Result<(), StoreError> {
+        self.store.delete_snapshot(number).await
+    }
+    async fn snapshots(&self) -> Result<Vec<SnapshotRecord>, StoreError> {
+        self.store.snapshots().await
+    }
+    async fn changes(
+        &self,
+        base: Option<SnapshotNumber>,
+        target: SnapshotNumber,
+        window: Range<u64>,
+    ) -> Result<Changes, StoreError> {
+        self.store.changes(base, target, window).await
+    }
+    async fn open_snapshot(&self, number: SnapshotNumber) -> Result<Arc<dyn SnapshotReader>, StoreError> {
+        let inner = self.store.open_snapshot(number).await?;
+        Ok(Arc::new(RottenReader { inner, times: Arc::clone(&self.times) }))
+    }
+    async fn leaves(&self, number: SnapshotNumber) -> Result<Arc<LeafTree>, StoreError> {
+        self.store.leaves(number).await
+    }
+    async fn stage(&self, plan: StagePlan) -> Result<Box<dyn Staging>, StoreError> {
+        self.store.stage(plan).await
+    }
+    async fn staged(&self) -> Result<Option<StagePlan>, StoreError> {
+        self.store.staged().await
+    }
+    async fn discard_staged(&self) -> Result<(), StoreError> {
+        self.store.discard_staged().await
+    }
+    async fn revert(&self, number: SnapshotNumber) -> Result<(), StoreError> {
+        self.store.revert(number).await
+    }
+    async fn head(&self) -> Result<HeadState, StoreError> {
+        self.store.head().await
+    }
+    async fn resize(&self, size: u64) -> Result<(), StoreError> {
+        self.store.resize(size).await
+    }
+    async fn usage(&self) -> Result<Usage, StoreError> {
+        self.store.usage().await
+    }
+    fn device(&self, which: Option<SnapshotNumber>) -> Option<PathBuf> {
+        self.store.device(which)
+    }
+}
+
+async fn rotten_upstream(times: u32) -> (Arc<Upstream>, Downstream) {
+    let mut upstream = Upstream::new(4 * MIB);
+    upstream.store.write_head(0, b"good");
+    upstream.snapshot(0).await;
+    let downstream = Downstream::new();
+    let mut healthy = Upstream::new(0);
+    (healthy.store, healthy.serving, healthy.lineage) =
+        (upstream.store.clone(), Arc::new(upstream.store.clone()), upstream.lineage);
+    downstream.pull(&Pipes::to(&Arc::new(healthy))).await.unwrap();
+    upstream.store.write_head(MIB, &noise(2 << 20, 1));
+    upstream.snapshot(1).await;
+    upstream.store.leaves(SnapshotNumber(1)).await.unwrap();
+    upstream.serving =
+        Arc::new(Rotten { store: upstream.store.clone(), times: Arc::new(AtomicU32::new(times)) });
+    (Arc::new(upstream), downstream)
+}
+
+#[tokio::test]
+async fn a_flipped_bit_is_fetched_again() {
+    let (upstream, downstream) = rotten_upstream(1).await;
+    let pulled = downstream.pull(&Pipes::to(&upstream)).await.unwrap();
+    assert_eq!(pulled.refetched, 1);
+    downstream.assert_shows(&upstream, 1).await;
+}
+
+#[tokio::test]
+async fn a_bit_that_stays_flipped_stops_the_transfer() {
+    let (upstream, downstream) = rotten_upstream(u32::MAX).await;
+    let error = downstream.pull(&Pipes::to(&upstream)).await.unwrap_err();
+    assert!(matches!(error, PullError::Corrupt { offset } if offset == ROTTEN / 65_536 * 65_536), "{error}");
+    downstream.assert_shows(&upstream, 0).await;
+    assert_eq!(downstream.store.snapshots().await.unwrap().len(), 1);
+    // What was good is kept, and once the disk is mended only the rest is fetched.
+    let mut mended = Upstream::new(0);
+    (mended.store, mended.serving, mended.lineage) =
+        (upstream.store.clone(), Arc::new(upstream.store.clone()), upstream.lineage);
+    let mended = Arc::new(mended);
+    downstream.pull(&Pipes::to(&mended)).await.unwrap();
+    downstream.assert_shows(&mended, 1).await;
+}
+
+#[tokio::test]
+async fn a_base_that_rotted_here_is_noticed_and_made_good() {
+    // The downstream's own copy of a leaf is damaged; the next snapshot changes one page of that leaf.
+    let upstream = Arc::new(Upstream::new(4 * MIB));
+    upstream.store.write_head(0, &noise(4 << 20, 1));
+    upstream.snapshot(0).await;
+    let downstream = Downstream::new();
+    downstream.pull(&Pipes::to(&upstream)).await.unwrap();
+    upstream.store.write_head(ROTTEN / 65_536 * 65_536 + 8192, &noise(4096, 2));
+    upstream.snapshot(1).await;
+    let plan = StagePlan {
+        record: SnapshotRecord {
+            digest: upstream.store.leaves(SnapshotNumber(1)).await.unwrap().digest(),
+            ..upstream.store.snapshots().await.unwrap()[1].clone()
+        },
+        base: Some(SnapshotNumber(0)),
+    };
+    let staging = downstream.store.stage(plan).await.unwrap();
+    staging.write_at(ROTTEN, b"rot").unwrap();
+    staging.checkpoint(&[]).unwrap();
+    drop(staging);
+    let pulled = downstream.pull(&Pipes::to(&upstream)).await.unwrap();
+    assert_eq!(pulled.refetched, 1);
+    downstream.assert_shows(&upstream, 1).await;
+}
+
+/// Cuts the connection again and again; each run goes on where the last checkpoint was.
+async fn cut_until_done(upstream: &Arc<Upstream>, downstream: &Downstream, budget: i64) -> (u64, usize) {
+    let sent_before = upstream.meter.data();
+    for cuts in 0.. {
+        match downstream.pull(&Pipes::breaking_after(upstream, budget)).await {
+            Ok(_) => return (upstream.meter.data() - sent_before, cuts),
+            Err(PullError::Frame(_) | PullError::Link(_)) => assert!(cuts < 100, "no progress"),
+            Err(error) => panic!("{error}"),
+        }
+    }
+    unreachable!()
+}
+
+#[tokio::test]
+async fn a_broken_full_copy_resumes_at_the_segment() {
+    let size = 6 * SEGMENT + 12_345;
+    let mut upstream = Upstream::new(size);
+    upstream.compression = None;
+    upstream.store.write_head(0, &noise(size as usize, 3));
+    upstream.snapshot(0).await;
+    let upstream = Arc::new(upstream);
+    let downstream = Downstream::new();
+    let budget = (3 * SEGMENT + SEGMENT / 2) as i64;
+    let (sent, cuts) = cut_until_done(&upstream, &downstream, budget).await;
+    assert!(cuts >= 1, "the connection was never cut");
+    let again = sent - size;
+    assert!(again <= cuts as u64 * 3 * SEGMENT, "{again} bytes were sent again after {cuts} cuts");
+    downstream.assert_shows(&upstream, 0).await;
+}
+
+#[tokio::test]
+async fn a_broken_digest_walk_resumes() {
+    let size = 5 * SEGMENT;
+    let upstream = Arc::new(Upstream::new(size));
+    upstream.store.write_head(0, &noise(size as usize, 3));
+    upstream.snapshot(0).await;
+    let seeded = MemoryStore::new(size);
+    for segment in 0..5 {
+        // Half of each segment is there already.
+        let start = (segment * SEGMENT) as usize;
+        seeded
+            .write_head(start as u64, &upstream.store.head_content()[start..start + (SEGMENT / 2) as usize]);
+    }
+    let downstream = Downstream::with(seeded);
+    let (sent, cuts) = cut_until_done(&upstream, &downstream, (3 * SEGMENT / 2) as i64).await;
+    assert!(cuts >= 1, "the connection was never cut");
+    assert!(sent <= size / 2 + cuts as u64 * 3 * SEGMENT, "{sent}");
+    downstream.assert_shows(&upstream, 0).await;
+}
+
+#[tokio::test]
+async fn what_was_begun_is_finished_before_something_newer() {
+    let size = 3 * SEGMENT;
+    let upstream = Arc::new(Upstream::new(size));
+    upstream.store.write_head(0, &noise(size as usize, 9));
+    upstream.snapshot(0).await;
+    let downstream = Downstream::new();
+    downstream.pull(&Pipes::breaking_after(&upstream, (SEGMENT * 2) as i64)).await.unwrap_err();
+    assert_eq!(upstream.holds.last(), Some((None, Some(0))), "what is being sent is held");
+    upstream.store.write_head(0, b"newer");
+    upstream.snapshot(1).await;
+    let finished = downstream.pull(&Pipes::to(&upstream)).await.unwrap();
+    assert_eq!(finished.number, Some(SnapshotNumber(0)));
+    let newer = downstream.pull(&Pipes::to(&upstream)).await.unwrap();
+    assert_eq!((newer.number, newer.data), (Some(SnapshotNumber(1)), 4096));
+    downstream.assert_shows(&upstream, 1).await;
+}
+
+#[tokio::test]
+async fn what_was_begun_but_is_gone_is_given_up() {
+    let size = 3 * SEGMENT;
+    let upstream = Arc::new(Upstream::new(size));
+    upstream.store.write_head(0, &noise(size as usize, 9));
+    upstream.snapshot(0).await;
+    let downstream = Downstream::new();
+    downstream.pull(&Pipes::breaking_after(&upstream, (SEGMENT * 2) as i64)).await.unwrap_err();
+    upstream.store.delete_snapshot(SnapshotNumber(0)).await.unwrap();
+    upstream.snapshot(1).await;
+    assert_eq!(downstream.pull(&Pipes::to(&upstream)).await.unwrap().number, Some(SnapshotNumber(1)));
+    downstream.assert_shows(&upstream, 1).await;
+}
