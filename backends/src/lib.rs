@@ -1,1 +1,16 @@
-//! x
+//! The stores that keep volumes and their snapshots, each behind `zumastor_core::SnapshotStore`.
+//!
+//! [`FileStore`] keeps a volume in an image file and its snapshots in a directory; no privileges needed.
+//! [`open_volume`] sees from the paths which store is meant.
+
+#[cfg(feature = "conformance")]
+pub mod conformance;
+mod faults;
+mod file;
+mod open;
+mod plain;
+
+pub use faults::Faults;
+pub use file::{FileStore, FileStoreOptions, Mode};
+pub use open::{OriginMust, open_volume};
+pub use plain::plain_source;

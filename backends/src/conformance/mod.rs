@@ -1,0 +1,56 @@
+//! One suite that every store must pass: random histories, compared with a model after each step.
+//!
+//! A test implements [`Subject`] for its store and calls [`check`]. It panics with the history that went wrong, as short
+//! as it could be made.
+
+mod model;
+mod ops;
+mod runner;
+mod staging;
+
+use std::{fmt, ops::Range, sync::Arc};
+
+use proptest::test_runner::{Config, TestRunner};
+use zumastor_core::{SnapshotStore, StoreError};
+
+pub use model::Bytes;
+pub use ops::{Op, history};
+pub use staging::{deliver, plan_for};
+
+use crate::Faults;
+
+/// A volume of the kind that is tested, and its user.
+pub trait Subject: fmt::Debug {
+    /// Opens the store: a new one at first, later the same one again after all that used it was dropped.
+    fn open(&mut self, faults: Faults) -> Result<Arc<dyn SnapshotStore>, StoreError>;
+    /// Writes to the head, as its user would.
+    fn write_head(&mut self, offset: u64, data: &[u8]);
+    /// Makes a part of the head zero, as a hole where there are holes.
+    fn punch_head(&mut self, range: Range<u64>);
+    /// Everything the head holds.
+    fn read_head(&mut self) -> Vec<u8>;
+    /// Whether what is staged survives that the store is dropped and opened again.
+    fn durable(&self) -> bool {
+        true
+    }
+}
+
+/// Checks `cases` random histories, each on a store from `make`. A case gets its own store.
+pub fn check<S: Subject>(cases: u32, make: impl Fn() -> S) {
+    let mut config = Config::with_cases(cases);
+    config.failure_persistence = None;
+    config.max_shrink_iters = 400;
+    let mut runner = TestRunner::new(config);
+    let run = |history: Vec<Op>| {
+        runner::run(&mut make(), &history);
+        Ok(())
+    };
+    if let Err(failure) = runner.run(&history(), run) {
+        panic!("{failure}");
+    }
+}
+
+/// Runs one history.
+pub fn replay<S: Subject>(mut subject: S, history: &[Op]) {
+    runner::run(&mut subject, history);
+}

@@ -1,0 +1,62 @@
+//! Stopping a store at a named step, as a crash would.
+
+use std::{
+    fmt, io,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use zumastor_core::StoreError;
+
+/// Steps at which a store may be made to stop. In production there are none.
+///
+/// A store that was stopped leaves everything as it is at that moment, as a crash would: it does not tidy up on its
+/// way out. What must then hold is that a store opened anew shows the state before the operation or after it.
+#[derive(Clone, Default)]
+pub struct Faults(Option<Arc<Plan>>);
+
+struct Plan {
+    stop: Mutex<Stop>,
+    stopped: AtomicBool,
+}
+
+type Stop = Box<dyn FnMut(&'static str) -> bool + Send>;
+
+impl Faults {
+    /// No faults.
+    pub fn none() -> Self {
+        Self::default()
+    }
+
+    /// Stops at every step for which `stop` says so.
+    pub fn new(stop: impl FnMut(&'static str) -> bool + Send + 'static) -> Self {
+        Self(Some(Arc::new(Plan { stop: Mutex::new(Box::new(stop)), stopped: AtomicBool::new(false) })))
+    }
+
+    /// Passes a step, or stops there.
+    pub(crate) fn at(&self, step: &'static str) -> Result<(), StoreError> {
+        let Some(plan) = &self.0 else { return Ok(()) };
+        // Whoever is dead stays dead: another thread must not go on where a crash would have ended it.
+        if !plan.stopped.load(Ordering::Relaxed) && (plan.stop.lock().expect("no panic while locked"))(step) {
+            plan.stopped.store(true, Ordering::Relaxed);
+        }
+        if self.stopped() {
+            let source = io::Error::other("stopped by a test");
+            return Err(StoreError::Io { what: step.to_owned(), source });
+        }
+        Ok(())
+    }
+
+    /// Whether a step stopped the store: then nothing is tidied up.
+    pub fn stopped(&self) -> bool {
+        self.0.as_ref().is_some_and(|plan| plan.stopped.load(Ordering::Relaxed))
+    }
+}
+
+impl fmt::Debug for Faults {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0.is_some() { "Faults" } else { "no faults" })
+    }
+}

@@ -1,0 +1,275 @@
+//! Making the origin show a snapshot: everything is prepared in a second file, then one rename puts it in place.
+//!
+//! In reflink mode the second file is a clone. In layered mode it would be a full copy; so the file that the origin was
+//! before is kept as the *alternate*, and the next flip brings it up to date by what changed since. Nobody may have
+//! that file open then: a reader of the content before the last flip would see it change. Where that is not certain, it
+//! is left to whoever has it, and a full copy is made.
+
+use std::{
+    fs::{self, File, OpenOptions, Permissions},
+    io,
+    ops::Range,
+    os::{
+        fd::AsRawFd,
+        unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown},
+    },
+    path::{Path, PathBuf},
+};
+
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use serde::{Deserialize, Serialize};
+use zumastor_core::{
+    Changes, ExtentKind, SEGMENT, SnapshotGuid, SnapshotNumber, SnapshotReader, SnapshotRecord, StoreError,
+    files,
+};
+
+use super::{
+    Mode,
+    head::{HeadMarker, Shown, Stamp, set_past},
+    header::directory,
+    inner::Inner,
+    layout::{Described, failed, sync_dir},
+    reflink::clone,
+};
+
+/// The file `alternate`: what the second file may be. Around a flip there are two possibilities, told apart by the
+/// file's identity.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+struct AlternateMarker(Vec<Alternate>);
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Alternate {
+    shown: Shown,
+    /// Set while it is being brought from what it showed to this one: it may be a mix of the two.
+    applying: Option<(SnapshotNumber, SnapshotGuid)>,
+}
+
+impl Described for AlternateMarker {
+    const MAGIC: &'static [u8; 8] = b"ZUMAALT\x01";
+}
+
+impl Inner {
+    /// Makes the origin show a snapshot.
+    pub(crate) fn revert(&self, number: SnapshotNumber) -> Result<(), StoreError> {
+        let _control = self.control()?;
+        let record = self.kept(number)?.record;
+        let flipped = match self.header.mode {
+            Mode::Reflink => self.flip_to_clone(&record),
+            Mode::Layered => self.flip_to_copy(&record),
+        };
+        if flipped.is_err() && !self.faults.stopped() {
+            let _ = fs::remove_file(self.flip_path());
+        }
+        flipped
+    }
+
+    /// Removes what a broken flip left beside the origin.
+    pub(super) fn clear_flip(&self) -> Result<(), StoreError> {
+        let path = self.flip_path();
+        match fs::remove_file(&path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(failed("removing", &path)(e)),
+            _ => Ok(()),
+        }
+    }
+
+    /// The file that the next flip uses, in layered mode.
+    pub(super) fn alternate_path(&self) -> PathBuf {
+        self.beside("alt")
+    }
+
+    fn flip_path(&self) -> PathBuf {
+        self.beside("flip")
+    }
+
+    fn beside(&self, what: &str) -> PathBuf {
+        let name = self.origin.file_name().expect("checked when opened").to_string_lossy();
+        directory(&self.origin).join(format!(".{name}.zumastor-{what}"))
+    }
+
+    fn flip_to_clone(&self, record: &SnapshotRecord) -> Result<(), StoreError> {
+        let path = self.flip_path();
+        let file = new_head(&path)?;
+        clone(self.image(record.number())?.file(), &file, &path)?;
+        self.faults.at("flip: after cloning")?;
+        let stamp = self.finish_head(&file, &path, record)?;
+        self.mark_head(record, stamp)?;
+        self.rename_over(&path)
+    }
+
+    fn flip_to_copy(&self, record: &SnapshotRecord) -> Result<(), StoreError> {
+        let shown = self.shown()?;
+        let alternate = self.usable_alternate(record)?;
+        let (path, file) = match alternate {
+            Some((file, alternate)) => {
+                self.apply(&file, alternate, record)?;
+                (self.alternate_path(), file)
+            }
+            None => {
+                let path = self.flip_path();
+                let file = new_head(&path)?;
+                self.fill(&file, &path, None, record)?;
+                (path, file)
+            }
+        };
+        self.faults.at("flip: after copying")?;
+        let stamp = self.finish_head(&file, &path, record)?;
+        // What the origin is now becomes the alternate, if it is certain what that is.
+        let Some(shown) = shown else {
+            self.mark_head(record, stamp)?;
+            return self.rename_over(&path);
+        };
+        let mut marker = AlternateMarker::load(&self.layout.alternate())?.unwrap_or_default();
+        marker.0.retain(|alternate| alternate.shown.stamp.same_file(&stamp));
+        marker.0.push(Alternate { shown, applying: None });
+        marker.replace(&self.layout.alternate())?;
+        self.mark_head(record, stamp)?;
+        self.faults.at("flip: before exchange")?;
+        if renameat_with(CWD, &path, CWD, &self.origin, RenameFlags::EXCHANGE).is_err() {
+            return self.rename_over(&path);
+        }
+        self.faults.at("flip: after exchange")?;
+        if path != self.alternate_path() {
+            fs::rename(&path, self.alternate_path()).map_err(failed("renaming", &path))?;
+        }
+        self.faults.at("flip: after rename")?;
+        sync_dir(&directory(&self.origin))
+    }
+
+    fn rename_over(&self, path: &Path) -> Result<(), StoreError> {
+        self.faults.at("flip: before rename")?;
+        fs::rename(path, &self.origin).map_err(failed("renaming", path))?;
+        self.faults.at("flip: after rename")?;
+        sync_dir(&directory(&self.origin))
+    }
+
+    /// Makes the new head durable, under the ownership of the old one, with a time that any write changes.
+    fn finish_head(&self, file: &File, path: &Path, record: &SnapshotRecord) -> Result<Stamp, StoreError> {
+        if let Ok(old) = fs::metadata(&self.origin) {
+            // Who may not give files away keeps them.
+            let _ = chown(path, Some(old.uid()), Some(old.gid()));
+            let mode = Permissions::from_mode(old.permissions().mode() & 0o7777);
+            file.set_permissions(mode).map_err(failed("setting the permissions of", path))?;
+        }
+        file.sync_data().map_err(failed("syncing", path))?;
+        let stamp = set_past(file, path, record)?;
+        file.sync_all().map_err(failed("syncing", path))?;
+        Ok(stamp)
+    }
+
+    /// Records what the origin is now and what it is about to become, so that a crash between leaves no doubt.
+    fn mark_head(&self, record: &SnapshotRecord, stamp: Stamp) -> Result<(), StoreError> {
+        let now = HeadMarker::load(&self.layout.head())?.unwrap_or_default();
+        let mut candidates: Vec<Shown> = now.shown(&self.origin)?.cloned().into_iter().collect();
+        candidates.push(Shown::new(record, stamp));
+        HeadMarker(candidates).replace(&self.layout.head())?;
+        self.faults.at("flip: after marking")
+    }
+
+    /// Opens the alternate if it can be brought to `record` by what changed. Otherwise it is unlinked.
+    fn usable_alternate(&self, record: &SnapshotRecord) -> Result<Option<(File, Alternate)>, StoreError> {
+        let path = self.alternate_path();
+        let file = match OpenOptions::new().read(true).write(true).open(&path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            file => file.map_err(failed("opening", &path))?,
+        };
+        let stamp = Stamp::of(&file, &path)?;
+        let marker = AlternateMarker::load(&self.layout.alternate())?.unwrap_or_default();
+        let known = marker.0.into_iter().find(|alternate| alternate.shown.stamp.same_file(&stamp));
+        let usable = known.filter(|alternate| {
+            let from = self.kept(alternate.shown.number);
+            let there = from.is_ok_and(|kept| kept.record.guid() == alternate.shown.guid);
+            let right = match alternate.applying {
+                None => alternate.shown.stamp == stamp,
+                Some(applying) => applying == (record.number(), record.guid()),
+            };
+            there && right && nobody_else_has(&file)
+        });
+        if usable.is_none() {
+            fs::remove_file(&path).map_err(failed("removing", &path))?;
+        }
+        Ok(usable.map(|alternate| (file, alternate)))
+    }
+
+    /// Brings the alternate to `record`. Doing it again after a crash gives the same.
+    fn apply(
+        &self,
+        file: &File,
+        mut alternate: Alternate,
+        record: &SnapshotRecord,
+    ) -> Result<(), StoreError> {
+        let from = alternate.shown.number;
+        alternate.applying = Some((record.number(), record.guid()));
+        AlternateMarker(vec![alternate]).replace(&self.layout.alternate())?;
+        self.faults.at("flip: before applying")?;
+        let path = self.alternate_path();
+        self.fill(file, &path, Some(from), record)
+    }
+
+    /// Writes what `record` has and `from` has not.
+    fn fill(
+        &self,
+        file: &File,
+        path: &Path,
+        from: Option<SnapshotNumber>,
+        record: &SnapshotRecord,
+    ) -> Result<(), StoreError> {
+        file.set_len(record.size).map_err(failed("resizing", path))?;
+        let reader = self.reader(record.number())?;
+        let mut start = 0;
+        while start < record.size {
+            let window = start..(start + STRIDE).min(record.size);
+            start = window.end;
+            write_changes(&self.changes(from, record.number(), window)?, &*reader, file, path)?;
+        }
+        Ok(())
+    }
+}
+
+/// Bytes of volume for which changes are listed at a time.
+const STRIDE: u64 = 64 * SEGMENT;
+
+fn write_changes(
+    changes: &Changes,
+    reader: &dyn SnapshotReader,
+    file: &File,
+    path: &Path,
+) -> Result<(), StoreError> {
+    let mut buffer = vec![0; 1 << 20];
+    for extent in changes {
+        let Range { mut start, end } = extent.range.clone();
+        if extent.kind == ExtentKind::Zero {
+            files::punch_hole(file, start..end).map_err(failed("writing", path))?;
+            continue;
+        }
+        while start < end {
+            let bytes = &mut buffer[..(end - start).min(1 << 20) as usize];
+            reader.read_at(start, bytes)?;
+            file.write_all_at(bytes, start).map_err(failed("writing", path))?;
+            start += bytes.len() as u64;
+        }
+    }
+    Ok(())
+}
+
+/// A new file beside the origin.
+fn new_head(path: &Path) -> Result<File, StoreError> {
+    let _ = fs::remove_file(path);
+    let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path);
+    file.map_err(failed("making", path))
+}
+
+/// Whether no other open file, mapping or device refers to the file: the kernel grants a write lease only then. False
+/// also where leases are not known.
+fn nobody_else_has(file: &File) -> bool {
+    // From include/uapi/linux/fcntl.h; the same on all architectures.
+    const F_SETSIG: libc::c_int = 10;
+    let fd = file.as_raw_fd();
+    // SAFETY: these commands take integers and touch no memory of ours. Should somebody open the file while the lease is
+    // held, the kernel sends the signal chosen here, whose default is to be ignored, and not SIGIO, which would end us.
+    #[allow(unsafe_code)]
+    unsafe {
+        libc::fcntl(fd, F_SETSIG, libc::SIGURG) == 0
+            && libc::fcntl(fd, libc::F_SETLEASE, libc::F_WRLCK) == 0
+            && libc::fcntl(fd, libc::F_SETLEASE, libc::F_UNLCK) == 0
+    }
+}

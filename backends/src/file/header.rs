@@ -1,0 +1,165 @@
+//! What a snapshot store is: decided when it is made, and asked from the file systems.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io,
+    os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+};
+
+use rustix::{
+    fs::{FlockOperation, flock, statfs},
+    io::Errno,
+};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+use zumastor_core::{StoreError, files};
+
+use super::{
+    fiemap,
+    layout::{Described, Layout, failed},
+};
+
+/// How a store makes snapshots.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Mode {
+    /// A snapshot shares the origin's blocks until either is written (XFS, btrfs, bcachefs): it takes a moment.
+    Reflink,
+    /// A snapshot keeps what differs from the one before (any file system): it reads the whole volume.
+    Layered,
+}
+
+/// The file `store`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Header {
+    /// Identity of this store.
+    pub id: Uuid,
+    pub mode: Mode,
+}
+
+impl Described for Header {
+    const MAGIC: &'static [u8; 8] = b"ZUMASTR\x01";
+}
+
+/// Opens the store's header, or makes one in an empty directory. Returns the lock, held while the file is open.
+pub(crate) fn open(
+    layout: &Layout,
+    origin: &Path,
+    create: bool,
+    mode: Option<Mode>,
+) -> Result<(Header, File), StoreError> {
+    let root = layout.root();
+    let unsupported = |what: String| StoreError::Unsupported(what);
+    if let Some(header) = Header::load(&layout.store())? {
+        let lock = lock(layout)?;
+        if header.mode == Mode::Reflink && !can_reflink(&directory(origin), root)? {
+            return Err(unsupported(format!(
+                "the snapshots in {} share blocks with their origin, but {} is not on the same file system: put both \
+                 on one",
+                root.display(),
+                origin.display()
+            )));
+        }
+        return Ok((header, lock));
+    }
+    if !create {
+        return Err(unsupported(format!("{} is no snapshot store", root.display())));
+    }
+    fs::create_dir_all(root).map_err(failed("making", root))?;
+    for entry in fs::read_dir(root).map_err(failed("listing", root))? {
+        let name = entry.map_err(failed("listing", root))?.file_name();
+        // What an earlier attempt to make the store may have left, and what every ext4 has at its top.
+        let ours = ["lost+found", "lock", ".store.new"].iter().any(|ours| name == *ours);
+        if !ours && !name.to_string_lossy().starts_with(PROBE) {
+            return Err(unsupported(format!(
+                "{} is not empty and no snapshot store ({} is in it): give a new or empty directory",
+                root.display(),
+                name.to_string_lossy()
+            )));
+        }
+    }
+    let lock = lock(layout)?;
+    let mode = match mode {
+        Some(mode) => mode,
+        None if can_reflink(&directory(origin), root)? => Mode::Reflink,
+        None => Mode::Layered,
+    };
+    let header = Header { id: Uuid::now_v7(), mode };
+    header.replace(&layout.store())?;
+    Ok((header, lock))
+}
+
+/// The name of the file system that holds `path`.
+pub(crate) fn file_system(path: &Path) -> String {
+    let Ok(stat) = statfs(path) else { return "an unknown file system".into() };
+    // Only the lower 32 bits are the magic, whatever the sign they are given.
+    match stat.f_type as u32 {
+        0x5846_5342 => "xfs".into(),
+        0x9123_683E => "btrfs".into(),
+        0xCA45_1A4E => "bcachefs".into(),
+        0xEF53 => "ext4".into(),
+        0x0102_1994 => "tmpfs".into(),
+        0x2FC1_2FC1 => "zfs".into(),
+        0x794C_7630 => "overlayfs".into(),
+        0x6969 => "nfs".into(),
+        0xF2F5_2010 => "f2fs".into(),
+        other => format!("file system {other:#x}"),
+    }
+}
+
+/// What a person should know of a store in layered mode, in one line.
+pub(crate) fn caution(layout: &Layout, origin: &Path) -> Option<String> {
+    let (origin, root) = (directory(origin), layout.root());
+    let device = |path: &Path| fs::metadata(path).map(|metadata| metadata.dev()).ok();
+    let either =
+        || can_reflink(root, root).unwrap_or(false) || can_reflink(&origin, &origin).unwrap_or(false);
+    if device(&origin) != device(root) && either() {
+        return Some(
+            "origin and snapshot store are on different file systems, so reflink is impossible; put them on one. \
+             Until then a snapshot reads the whole volume, and is refused while someone writes"
+                .into(),
+        );
+    }
+    Some("a snapshot reads the whole volume, and is refused while someone writes; on XFS or btrfs it takes a moment".into())
+}
+
+/// The directory that a file is in.
+pub(crate) fn directory(path: &Path) -> PathBuf {
+    path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_owned()
+}
+
+const PROBE: &str = ".zumastor-probe";
+
+/// Whether a file in `to` can share the blocks of one in `from`, and tell so.
+fn can_reflink(from: &Path, to: &Path) -> Result<bool, StoreError> {
+    let (a, b) = (probe(from)?, probe(to)?);
+    a.write_all_at(&[1; 8192], 0).map_err(failed("writing to", from))?;
+    if !files::reflink(&a, &b).map_err(failed("cloning to", to))? {
+        return Ok(false);
+    }
+    let maps = fiemap::map(&a, &(0..8192)).and_then(|a| Ok((a, fiemap::map(&b, &(0..8192))?)));
+    Ok(maps.is_ok_and(|(a, b)| !a.is_empty() && a == b))
+}
+
+/// A file without a name.
+fn probe(dir: &Path) -> Result<File, StoreError> {
+    let path = dir.join(format!("{PROBE}-{}", Uuid::now_v7()));
+    let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path);
+    let file = file.map_err(failed("writing to", dir))?;
+    fs::remove_file(&path).map_err(failed("writing to", dir))?;
+    Ok(file)
+}
+
+fn lock(layout: &Layout) -> Result<File, StoreError> {
+    let path = layout.lock();
+    let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
+    let file = file.map_err(failed("opening", &path))?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(Errno::WOULDBLOCK) => Err(StoreError::Unsupported(format!(
+            "the snapshot store {} is in use by another process: is a daemon running?",
+            layout.root().display()
+        ))),
+        Err(error) => Err(failed("locking", &path)(io::Error::from(error))),
+    }
+}

@@ -1,0 +1,331 @@
+//! What both modes have in common: opening, the list of snapshots, deletion, the head.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File, OpenOptions},
+    io,
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use serde::{Deserialize, Serialize};
+use zumastor_core::{
+    Geometry, HeadState, LEAF, NewSnapshot, PAGE, SnapshotNumber, SnapshotReader, SnapshotRecord, StoreError,
+    StoreInfo, Usage, digest::LeafTree, files,
+};
+
+use super::{
+    FileStoreOptions, Mode,
+    head::{HeadMarker, Shown, Stamp},
+    header::{self, Header},
+    layered::{Descriptor, Layers},
+    layout::{Described, Layout, failed, numbered, sync_dir},
+    staging::Staged,
+};
+use crate::Faults;
+
+/// An open store.
+#[derive(Debug)]
+pub(crate) struct Inner {
+    pub origin: PathBuf,
+    pub layout: Layout,
+    pub header: Header,
+    pub info: StoreInfo,
+    pub faults: Faults,
+    /// Held by whoever changes what is on the store, from beginning to end.
+    control: Mutex<()>,
+    /// Held while leaf trees are computed, so that two who ask do not both compute.
+    pub computing: Mutex<()>,
+    /// What is on the store. Held for moments only, and never while taking `control`.
+    state: Mutex<State>,
+    /// Set when it is unknown what a failed operation left on the disk: opening the store anew finds out.
+    broken: AtomicBool,
+    _lock: File,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct State {
+    pub snapshots: BTreeMap<SnapshotNumber, Kept>,
+    pub layers: Layers,
+    pub staged: Option<Staged>,
+    /// Counts whoever took up the staging: only the last one may go on.
+    pub staging_generation: u64,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Kept {
+    pub record: SnapshotRecord,
+    /// The layer that the snapshot is made of, in layered mode.
+    pub layer: Option<u64>,
+}
+
+/// The file `snapshots/N/record`.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct RecordFile {
+    pub record: SnapshotRecord,
+    pub layer: Option<u64>,
+}
+
+impl Described for RecordFile {
+    const MAGIC: &'static [u8; 8] = b"ZUMASNP\x01";
+}
+
+impl Inner {
+    pub(crate) fn open(
+        origin: &Path,
+        snapstore: PathBuf,
+        create: bool,
+        options: FileStoreOptions,
+    ) -> Result<Self, StoreError> {
+        let origin = resolve(origin)?;
+        let layout = Layout::new(snapstore);
+        let (header, lock) = header::open(&layout, &origin, create, options.mode)?;
+        layout.prepare()?;
+        let root = header::file_system(layout.root());
+        let info = match header.mode {
+            Mode::Reflink => StoreInfo { kind: format!("reflink on {root}"), caution: None },
+            Mode::Layered => {
+                StoreInfo { kind: format!("layers on {root}"), caution: header::caution(&layout, &origin) }
+            }
+        };
+        let inner = Self {
+            origin,
+            layout,
+            header,
+            info,
+            faults: options.faults,
+            control: Mutex::new(()),
+            computing: Mutex::new(()),
+            state: Mutex::default(),
+            broken: AtomicBool::new(false),
+            _lock: lock,
+        };
+        inner.load()?;
+        Ok(inner)
+    }
+
+    fn load(&self) -> Result<(), StoreError> {
+        let staged = Staged::load(self)?;
+        let layers = Layers::load(&self.layout, staged.as_ref().and_then(|staged| staged.plan.layer))?;
+        let mut snapshots = BTreeMap::new();
+        for number in numbered(&self.layout.snapshots())? {
+            let number = SnapshotNumber(number);
+            let path = self.layout.snapshot(number).join("record");
+            let damaged = |what: String| StoreError::Damaged { path: path.clone(), what };
+            let file = RecordFile::load(&path)?;
+            let RecordFile { mut record, layer } =
+                file.ok_or_else(|| damaged(format!("the record of snapshot {number} is missing")))?;
+            if record.number() != number {
+                return Err(damaged(format!("is the record of snapshot {}", record.number())));
+            }
+            if let Some(layer) = layer.filter(|layer| !layers.map.contains_key(layer)) {
+                return Err(damaged(format!("needs layer {layer}, which is missing")));
+            }
+            if record.digest.is_none() {
+                let leaves = LeafTree::open(&self.layout.snapshot(number).join("leaves")).ok();
+                record.digest = leaves.and_then(|leaves| leaves.digest());
+            }
+            snapshots.insert(number, Kept { record, layer });
+        }
+        *self.state() = State { snapshots, layers, staged, staging_generation: 0 };
+        self.clear_flip()?;
+        if self.header.mode == Mode::Layered {
+            self.collect_data()?;
+            if let Err(error) = self.collect_layers() {
+                // What could not be given back now is given back later; no snapshot depends on it.
+                self.unless_stopped(error)?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no panic while locked")
+    }
+
+    /// To be held by whoever changes what is on the store.
+    pub(crate) fn control(&self) -> Result<MutexGuard<'_, ()>, StoreError> {
+        let guard = self.control.lock().expect("no panic while locked");
+        if self.broken.load(Ordering::Relaxed) {
+            return Err(StoreError::Unsupported(format!(
+                "the snapshot store {} failed while it was being changed: restart to open it anew",
+                self.layout.root().display()
+            )));
+        }
+        Ok(guard)
+    }
+
+    /// Marks the store as unusable until it is opened anew, when a step failed of which it is unknown how far it got.
+    pub(crate) fn or_broken<T>(&self, done: Result<T, StoreError>) -> Result<T, StoreError> {
+        if done.is_err() {
+            self.broken.store(true, Ordering::Relaxed);
+        }
+        done
+    }
+
+    /// For what may fail without harm: reported in the log. A crash of a test is still a crash.
+    pub(crate) fn unless_stopped(&self, error: StoreError) -> Result<(), StoreError> {
+        if self.faults.stopped() {
+            return Err(error);
+        }
+        tracing::warn!(%error, store = %self.layout.root().display(), "could not tidy up");
+        Ok(())
+    }
+
+    pub(crate) fn kept(&self, number: SnapshotNumber) -> Result<Kept, StoreError> {
+        self.state().snapshots.get(&number).cloned().ok_or(StoreError::NotFound { number })
+    }
+
+    pub(crate) fn reader(&self, number: SnapshotNumber) -> Result<Arc<dyn SnapshotReader>, StoreError> {
+        match self.header.mode {
+            Mode::Reflink => Ok(Arc::new(self.image(number)?)),
+            Mode::Layered => Ok(Arc::new(self.chain(number)?)),
+        }
+    }
+
+    pub(crate) fn create(&self, new: NewSnapshot) -> Result<SnapshotRecord, StoreError> {
+        let _control = self.control()?;
+        let number = new.number;
+        if self.state().snapshots.contains_key(&number) {
+            return Err(StoreError::Exists { number });
+        }
+        let origin = File::open(&self.origin).map_err(failed("opening the origin", &self.origin))?;
+        let (record, unwritten) = match self.header.mode {
+            Mode::Reflink => self.create_reflink(new, &origin)?,
+            Mode::Layered => self.create_layered(new, &origin)?,
+        };
+        if let Some(stamp) = unwritten {
+            let marker = HeadMarker(vec![Shown::new(&record, stamp)]);
+            if let Err(error) = marker.replace(&self.layout.head()) {
+                self.unless_stopped(error)?;
+            }
+        }
+        Ok(record)
+    }
+
+    /// Makes a finished directory the snapshot, in one durable step.
+    pub(crate) fn publish(
+        &self,
+        dir: &Path,
+        record: SnapshotRecord,
+        layer: Option<(u64, Descriptor)>,
+    ) -> Result<(), StoreError> {
+        let place = self.layout.snapshot(record.number());
+        self.faults.at("publish: before rename")?;
+        fs::rename(dir, &place).map_err(failed("making", &place))?;
+        // From here on the snapshot may be there after a crash, whatever is answered.
+        self.or_broken((|| {
+            self.faults.at("publish: after rename")?;
+            sync_dir(&self.layout.snapshots())?;
+            sync_dir(dir.parent().expect("lies in the store"))
+        })())?;
+        let mut state = self.state();
+        let id = layer.as_ref().map(|(id, _)| *id);
+        state.layers.map.extend(layer.map(|(id, descriptor)| (id, Arc::new(descriptor))));
+        state.snapshots.insert(record.number(), Kept { record, layer: id });
+        Ok(())
+    }
+
+    pub(crate) fn delete(&self, number: SnapshotNumber) -> Result<(), StoreError> {
+        let _control = self.control()?;
+        let kept = self.kept(number)?;
+        let grave = format!("{}-{}", number.0, kept.record.guid());
+        self.faults.at("delete: before rename")?;
+        self.or_broken(self.layout.bury(&self.layout.snapshot(number), &grave))?;
+        self.state().snapshots.remove(&number);
+        self.faults.at("delete: after rename")?;
+        self.layout.empty_grave(&grave);
+        self.faults.at("delete: before collecting")?;
+        self.tidy_layers()
+    }
+
+    /// Gives back what no snapshot needs. That it failed is no reason to say that the deletion failed.
+    pub(crate) fn tidy_layers(&self) -> Result<(), StoreError> {
+        if self.header.mode == Mode::Layered {
+            if let Err(error) = self.collect_layers() {
+                return self.unless_stopped(error);
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn geometry(&self) -> Result<Geometry, StoreError> {
+        let size = Stamp::at(&self.origin)?.map_or(0, |stamp| stamp.size);
+        let chunk = if self.header.mode == Mode::Reflink { PAGE } else { LEAF };
+        Ok(Geometry { size, chunk })
+    }
+
+    pub(crate) fn head(&self) -> Result<HeadState, StoreError> {
+        if let Some(shown) = self.shown()? {
+            return Ok(HeadState::Shows(shown.number));
+        }
+        let file = match File::open(&self.origin) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(HeadState::Empty),
+            file => file.map_err(failed("opening the origin", &self.origin))?,
+        };
+        let size = file.metadata().map_err(failed("opening the origin", &self.origin))?.len();
+        let data = files::data_ranges(&file, 0..size).map_err(failed("reading", &self.origin))?;
+        Ok(if data.is_empty() { HeadState::Empty } else { HeadState::Written })
+    }
+
+    /// The snapshot that the origin shows, if it is certain and the snapshot is still there.
+    pub(crate) fn shown(&self) -> Result<Option<Shown>, StoreError> {
+        let marker = HeadMarker::load(&self.layout.head())?.unwrap_or_default();
+        let Some(shown) = marker.shown(&self.origin)? else { return Ok(None) };
+        let there = self.kept(shown.number).is_ok_and(|kept| kept.record.guid() == shown.guid);
+        Ok(there.then(|| shown.clone()))
+    }
+
+    pub(crate) fn resize(&self, size: u64) -> Result<(), StoreError> {
+        let _control = self.control()?;
+        let mut options = OpenOptions::new();
+        let file = options.write(true).create(true).truncate(false).mode(0o600).open(&self.origin);
+        let file = file.map_err(failed("opening the origin", &self.origin))?;
+        file.set_len(size).and_then(|()| file.sync_all()).map_err(failed("resizing", &self.origin))?;
+        sync_dir(&header::directory(&self.origin))
+    }
+
+    pub(crate) fn usage(&self) -> Result<Usage, StoreError> {
+        let root = self.layout.root();
+        let stat = rustix::fs::statvfs(root).map_err(|e| failed("looking at", root)(e.into()))?;
+        let beside = fs::metadata(self.alternate_path()).map_or(0, |file| file.blocks() * 512);
+        let used = blocks(root).map_err(failed("looking at", root))? + beside;
+        Ok(Usage { used, free: stat.f_bavail * stat.f_frsize })
+    }
+}
+
+/// The path of the origin without links on the way, so that renaming beside it replaces it and not a link.
+fn resolve(origin: &Path) -> Result<PathBuf, StoreError> {
+    match fs::canonicalize(origin) {
+        Ok(path) if path.is_file() => return Ok(path),
+        Ok(path) => {
+            return Err(StoreError::Unsupported(format!("the origin {} is no regular file", path.display())));
+        }
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+        Err(e) => return Err(failed("looking at the origin", origin)(e)),
+    }
+    let name = origin.file_name();
+    let name = name.ok_or_else(|| StoreError::Unsupported(format!("{} names no file", origin.display())))?;
+    let dir = header::directory(origin);
+    Ok(fs::canonicalize(&dir).map_err(failed("looking at the directory of the origin,", &dir))?.join(name))
+}
+
+/// Bytes of the blocks that files below `dir` take.
+fn blocks(dir: &Path) -> io::Result<u64> {
+    let mut bytes = 0;
+    for entry in fs::read_dir(dir)? {
+        // What is deleted meanwhile takes nothing.
+        let Ok((entry, metadata)) = entry.and_then(|entry| entry.metadata().map(|m| (entry, m))) else {
+            continue;
+        };
+        bytes += metadata.blocks() * 512;
+        if metadata.is_dir() {
+            bytes += blocks(&entry.path()).unwrap_or(0);
+        }
+    }
+    Ok(bytes)
+}

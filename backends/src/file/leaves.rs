@@ -1,0 +1,198 @@
+//! Leaf trees of snapshots, and what two snapshots differ in.
+
+use std::{
+    fs,
+    ops::Range,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use zumastor_core::{
+    Changes, Extent, LEAF, SEGMENT, SegmentIndex, SnapshotNumber, SnapshotReader, StoreError,
+    digest::{LeafTree, SegmentLeaves, digest_of},
+};
+
+use super::{
+    Mode,
+    inner::{Inner, Kept},
+    layout::{failed, sync_dir},
+    reader::ImageReader,
+    reflink::image_changes,
+};
+
+impl Inner {
+    /// Where `target` differs from `base` within `window`.
+    pub(crate) fn changes(
+        &self,
+        base: Option<SnapshotNumber>,
+        target: SnapshotNumber,
+        window: Range<u64>,
+    ) -> Result<Changes, StoreError> {
+        match self.header.mode {
+            Mode::Reflink => self.changes_reflink(base, target, window),
+            Mode::Layered => {
+                let base = base.map(|base| self.leaves(base)).transpose()?;
+                tree_changes(base.as_deref(), &*self.leaves(target)?, window)
+            }
+        }
+    }
+
+    /// The sealed tree of a snapshot, computed if it has not been.
+    pub(crate) fn leaves(&self, number: SnapshotNumber) -> Result<Arc<LeafTree>, StoreError> {
+        if let Some(tree) = self.stored_leaves(number)? {
+            return Ok(Arc::new(tree));
+        }
+        let _computing = self.computing.lock().expect("no panic while locked");
+        if let Some(tree) = self.stored_leaves(number)? {
+            return Ok(Arc::new(tree));
+        }
+        let kept = self.kept(number)?;
+        let temporary = self.layout.fresh("leaves")?;
+        let path = temporary.join("leaves");
+        let placed =
+            self.compute(number, &kept, &path).and_then(|tree| self.place_leaves(&kept, &path, tree));
+        if !self.faults.stopped() {
+            let _ = fs::remove_dir_all(&temporary);
+        }
+        placed.map(Arc::new)
+    }
+
+    /// The tree that lies with a snapshot. One that is damaged counts as none: the content is what it is made of.
+    fn stored_leaves(&self, number: SnapshotNumber) -> Result<Option<LeafTree>, StoreError> {
+        let kept = self.kept(number)?;
+        let path = self.layout.snapshot(number).join("leaves");
+        match LeafTree::open(&path) {
+            Ok(tree) if tree.size() == kept.record.size && tree.digest().is_some() => Ok(Some(tree)),
+            Ok(_) | Err(StoreError::Damaged { .. }) => {
+                tracing::warn!(path = %path.display(), "leaf tree is damaged and computed anew");
+                Ok(None)
+            }
+            Err(StoreError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn compute(&self, number: SnapshotNumber, kept: &Kept, path: &Path) -> Result<LeafTree, StoreError> {
+        let size = kept.record.size;
+        if self.header.mode == Mode::Layered {
+            let chain = self.chain(number)?;
+            let tree = LeafTree::create(path, size)?;
+            digest_of(&chain, Some(&tree))?;
+            return tree.seal();
+        }
+        let image = self.image(number)?;
+        let older: Vec<SnapshotNumber> = self.state().snapshots.range(..number).map(|(n, _)| *n).collect();
+        for base in older.into_iter().rev() {
+            // A base that is deleted meanwhile is no base.
+            let Ok(Some(old)) = self.stored_leaves(base) else { continue };
+            let Ok(old_image) = self.image(base) else { continue };
+            let tree = old.copy(path, size)?;
+            tree.rehash_end(old.size(), &image)?;
+            update(&tree, &old_image, &image, &self.layout.image(number))?;
+            return tree.seal();
+        }
+        let tree = LeafTree::create(path, size)?;
+        digest_of(&image, Some(&tree))?;
+        tree.seal()
+    }
+
+    /// Puts a computed tree with its snapshot, if that is still there.
+    fn place_leaves(&self, kept: &Kept, path: &Path, tree: LeafTree) -> Result<LeafTree, StoreError> {
+        let number = kept.record.number();
+        let found = tree.digest().expect("sealed");
+        let dir = self.layout.snapshot(number);
+        if let Some(expected) = kept.record.digest.filter(|expected| *expected != found) {
+            let what =
+                format!("snapshot {number} no longer has the content it had: digest {found}, not {expected}");
+            return Err(StoreError::Damaged { path: dir, what });
+        }
+        let _control = self.control()?;
+        if self.kept(number)?.record.guid() != kept.record.guid() {
+            return Err(StoreError::NotFound { number });
+        }
+        let place = dir.join("leaves");
+        self.faults.at("leaves: before rename")?;
+        fs::rename(path, &place).map_err(failed("making", &place))?;
+        self.faults.at("leaves: after rename")?;
+        sync_dir(&dir)?;
+        if let Some(kept) = self.state().snapshots.get_mut(&number) {
+            kept.record.digest = Some(found);
+        }
+        LeafTree::open(&place)
+    }
+}
+
+/// Bytes of volume that one thread brings up to date at a time.
+const STRIDE: u64 = 8 * SEGMENT;
+
+/// Brings a tree that is a copy of the base's up to date, on all cores.
+fn update(tree: &LeafTree, base: &ImageReader, target: &ImageReader, path: &Path) -> Result<(), StoreError> {
+    let size = SnapshotReader::size(target);
+    let next = AtomicU64::new(0);
+    let strides = size.div_ceil(STRIDE);
+    let threads = std::thread::available_parallelism().map_or(1, |n| n.get() as u64).clamp(1, strides.max(1));
+    let work = || -> Result<(), StoreError> {
+        loop {
+            let start = next.fetch_add(1, Ordering::Relaxed) * STRIDE;
+            if start >= size {
+                return Ok(());
+            }
+            let changes = image_changes(Some(base), target, path, start..start + STRIDE)?;
+            tree.update(&changes, target)?;
+        }
+    };
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        workers.into_iter().try_for_each(|worker| worker.join().expect("hashing does not panic"))
+    })
+}
+
+/// Where two snapshots differ, by their leaf trees: exact to the leaf, and costs nothing where whole segments are equal.
+pub(crate) fn tree_changes(
+    base: Option<&LeafTree>,
+    target: &LeafTree,
+    window: Range<u64>,
+) -> Result<Changes, StoreError> {
+    let size = target.size();
+    let window = window.start.min(size)..window.end.min(size);
+    let mut changes = Changes::new();
+    if window.is_empty() {
+        return Ok(changes);
+    }
+    let old_size = base.map_or(0, LeafTree::size);
+    for segment in (window.start / SEGMENT..SegmentIndex::count(window.end)).map(SegmentIndex) {
+        let shared = base.filter(|_| !segment.range(old_size).is_empty());
+        let node = target.node(segment)?;
+        match shared {
+            Some(base) if segment.range(old_size) == segment.range(size) && base.node(segment)? == node => {
+                continue;
+            }
+            None if node == SegmentLeaves::zero_node(segment, size) => continue,
+            _ => {}
+        }
+        let old = shared.map(|base| base.segment(segment)).transpose()?;
+        let new = target.segment(segment)?;
+        for position in 0..new.len() {
+            let start = (segment.first_leaf() + position as u64) * LEAF;
+            let end = (start + LEAF).min(size);
+            let old = old.as_ref().filter(|old| position < old.len());
+            let equal = match old {
+                None => new.is_zero(position),
+                Some(_) if (start + LEAF).min(old_size) != end => false,
+                Some(old) if old.is_zero(position) || new.is_zero(position) => {
+                    old.is_zero(position) == new.is_zero(position)
+                }
+                Some(old) => old.hash(segment, position, old_size) == new.hash(segment, position, size),
+            };
+            let range = start.max(window.start)..end.min(window.end);
+            if !equal && !range.is_empty() {
+                let zero = new.is_zero(position);
+                changes.push(if zero { Extent::zero(range) } else { Extent::data(range) });
+            }
+        }
+    }
+    Ok(changes)
+}

@@ -1,0 +1,90 @@
+//! Reading a snapshot that is one file.
+
+use std::{
+    fs::File,
+    io,
+    ops::Range,
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+};
+
+use zumastor_core::{SnapshotReader, StoreError, digest::Source, files};
+
+use super::layout::failed;
+
+/// Reads an image file.
+#[derive(Debug)]
+pub(crate) struct ImageReader {
+    file: File,
+    path: PathBuf,
+    size: u64,
+}
+
+impl ImageReader {
+    /// Opens an image that should have `size` bytes.
+    pub(crate) fn open(path: PathBuf, size: u64) -> Result<Self, StoreError> {
+        let file = match File::open(&path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                return Err(StoreError::Damaged {
+                    path,
+                    what: "the image of this snapshot is missing".into(),
+                });
+            }
+            file => file.map_err(failed("opening", &path))?,
+        };
+        let length = file.metadata().map_err(failed("opening", &path))?.len();
+        if length != size {
+            let what = format!("the image has {length} bytes where the snapshot has {size}");
+            return Err(StoreError::Damaged { path, what });
+        }
+        Ok(Self { file, path, size })
+    }
+
+    pub(crate) fn file(&self) -> &File {
+        &self.file
+    }
+}
+
+impl SnapshotReader for ImageReader {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), StoreError> {
+        check_bounds(offset, buf.len() as u64, self.size)?;
+        read_exact(&self.file, &self.path, offset, buf)
+    }
+}
+
+impl Source for ImageReader {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), StoreError> {
+        SnapshotReader::read_at(self, offset, buf)
+    }
+
+    fn data(&self, window: Range<u64>) -> Result<Vec<Range<u64>>, StoreError> {
+        files::data_ranges(&self.file, window).map_err(failed("reading", &self.path))
+    }
+}
+
+/// Fills `buf` from a file that must reach that far. Files are read, never mapped: one that somebody cuts short gives
+/// an error instead of a signal.
+pub(crate) fn read_exact(file: &File, path: &Path, offset: u64, buf: &mut [u8]) -> Result<(), StoreError> {
+    match file.read_exact_at(buf, offset) {
+        Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => {
+            let what = format!("it ends before byte {}: it was cut short", offset + buf.len() as u64);
+            Err(StoreError::Damaged { path: path.to_owned(), what })
+        }
+        read => read.map_err(|e| failed(&format!("reading from byte {offset} of"), path)(e)),
+    }
+}
+
+pub(crate) fn check_bounds(offset: u64, length: u64, size: u64) -> Result<(), StoreError> {
+    match offset.checked_add(length) {
+        Some(end) if end <= size => Ok(()),
+        end => Err(StoreError::OutOfBounds { range: offset..end.unwrap_or(u64::MAX), size }),
+    }
+}
