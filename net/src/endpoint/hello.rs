@@ -16,7 +16,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use zumastor_core::NodeName;
 
-use crate::{frame::FrameError, wire::PROTOCOL};
+use crate::frame::FrameError;
 
 /// Who a node says it is, and what it speaks.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,10 +30,6 @@ pub(crate) struct Hello {
 }
 
 impl Hello {
-    pub fn ours(name: NodeName) -> Self {
-        Self { protocol: PROTOCOL, features: 0, name }
-    }
-
     /// The newest revision that both speak.
     pub fn agree(&self, other: &Self) -> Option<u16> {
         let newest = self.protocol.1.min(other.protocol.1);

@@ -23,6 +23,7 @@ use crate::{
     host::{Channel, Host, Link},
     security::{NodeKey, PublicKey, Trust, client_config, peer_key, server_config},
     transfer::{Patience, serve},
+    wire::PROTOCOL,
 };
 
 /// A trusted node.
@@ -151,6 +152,14 @@ impl Node {
     /// # Panics
     /// Outside a tokio runtime.
     pub fn start(options: NodeOptions, host: Arc<dyn Host>) -> Result<Arc<Self>, NodeError> {
+        Self::start_speaking(options, host, PROTOCOL)
+    }
+
+    fn start_speaking(
+        options: NodeOptions,
+        host: Arc<dyn Host>,
+        protocol: (u16, u16),
+    ) -> Result<Arc<Self>, NodeError> {
         let NodeOptions { listen, name, key } = options;
         let trust = Arc::new(Trust::default());
         let mut server = quinn::ServerConfig::with_crypto(Arc::new(server_config(&key, Arc::clone(&trust))?));
@@ -161,7 +170,7 @@ impl Node {
         let endpoint =
             Endpoint::new(socket::endpoint_config(&key), Some(server), socket, runtime).map_err(failed)?;
         let state = Mutex::default();
-        let hello = Hello::ours(name);
+        let hello = Hello { protocol, features: 0, name };
         let node = Arc::new(Self { endpoint, key, hello, host, trust, patience: Patience::default(), state });
         tokio::spawn(Arc::clone(&node).accept());
         Ok(node)
@@ -200,9 +209,7 @@ impl Node {
         let peer = self.lock().peers.get(name).cloned().ok_or_else(|| ConnectError::Unknown(name.clone()))?;
         let mut last = ConnectError::NoAddress(name.clone());
         for address in &peer.addresses {
-            let with_port =
-                if has_port(address) { address.clone() } else { format!("{address}:{DEFAULT_PORT}") };
-            let found = match tokio::net::lookup_host(&with_port).await {
+            let found = match lookup(address).await {
                 Ok(found) => found,
                 Err(source) => {
                     last = ConnectError::Lookup { address: address.clone(), source };
@@ -408,6 +415,14 @@ fn version_reason(ours: &Hello, theirs: &Hello) -> String {
     )
 }
 
+async fn lookup(address: &str) -> io::Result<Vec<SocketAddr>> {
+    if has_port(address) {
+        return Ok(tokio::net::lookup_host(address).await?.collect());
+    }
+    let host = address.trim_start_matches('[').trim_end_matches(']');
+    Ok(tokio::net::lookup_host((host, DEFAULT_PORT)).await?.collect())
+}
+
 /// Whether an address names a port: `[::1]:5`, `host:5`, but not `::1`.
 fn has_port(address: &str) -> bool {
     address.parse::<SocketAddr>().is_ok() || (!address.starts_with('[') && address.matches(':').count() == 1)
@@ -429,3 +444,63 @@ mod code {
 
 /// To connect, and to greet.
 const CONNECT: Duration = Duration::from_secs(10);
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use tokio::sync::watch;
+
+    use super::*;
+    use crate::{
+        host::{PullState, Served},
+        wire::{Announce, Refusal, RefusalCode},
+    };
+
+    struct Nothing;
+
+    #[async_trait]
+    impl Host for Nothing {
+        async fn serve(&self, _peer: &NodeName, _volume: &str) -> Result<Served, Refusal> {
+            Err(Refusal::new(RefusalCode::NotAllowed, "nothing is served here"))
+        }
+        async fn announced(&self, _: &NodeName, _: &Announce) -> Result<watch::Receiver<PullState>, Refusal> {
+            Err(Refusal::new(RefusalCode::NotAllowed, "nothing is received here"))
+        }
+    }
+
+    fn node(name: &str, protocol: (u16, u16)) -> (Arc<Node>, Peer) {
+        let key = NodeKey::generate();
+        let public = key.public();
+        let listen = (Ipv4Addr::LOCALHOST, 0).into();
+        let name: NodeName = name.parse().unwrap();
+        let options = NodeOptions { listen, name: name.clone(), key };
+        let node = Node::start_speaking(options, Arc::new(Nothing), protocol).unwrap();
+        let addresses = vec![node.local_addr().unwrap().to_string()];
+        (node, Peer { name, key: public, addresses })
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn revisions_that_do_not_overlap_are_named_on_both_sides() {
+        let (old, old_peer) = node("old", (1, 1));
+        let (new, new_peer) = node("new", (2, 4));
+        old.set_peers(vec![new_peer]);
+        new.set_peers(vec![old_peer]);
+        for (here, there) in [(&old, "new"), (&new, "old")] {
+            let error = here.link(&there.parse().unwrap()).await.err().unwrap();
+            assert!(matches!(error, ConnectError::Version { .. }), "{error}");
+            assert!(here.connected(&there.parse().unwrap()).is_none());
+        }
+        assert!(old.connected(&"new".parse().unwrap()).is_none());
+    }
+
+    #[test]
+    fn ports_are_seen_in_addresses() {
+        for with in ["host:1", "10.0.0.1:5", "[::1]:5"] {
+            assert!(has_port(with), "{with}");
+        }
+        for without in ["host", "10.0.0.1", "::1", "[::1]", "fe80::1"] {
+            assert!(!has_port(without), "{without}");
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! Nodes over real QUIC sockets on loopback.
+
+#[path = "transfer/harness.rs"]
+#[allow(dead_code)]
+mod harness;
+
+use std::{net::SocketAddr, sync::Arc};
+
+use harness::{Downstream, Upstream, noise};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use zumastor_net::{
+    ConnectError, Host, Node, NodeKey, NodeOptions, Patience, Peer, PublicKey, Reporter, announce, pull, wire,
+};
+
+const LOOPBACK: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
+
+struct Running {
+    node: Arc<Node>,
+    key: PublicKey,
+}
+
+fn start(name: &str, host: &Arc<Upstream>) -> Running {
+    let key = NodeKey::generate();
+    let public = key.public();
+    let options = NodeOptions { listen: LOOPBACK, name: name.parse().unwrap(), key };
+    Running { node: Node::start(options, Arc::clone(host) as Arc<dyn Host>).unwrap(), key: public }
+}
+
+fn peer(name: &str, running: &Running) -> Peer {
+    let addresses = vec![running.node.local_addr().unwrap().to_string()];
+    Peer { name: name.parse().unwrap(), key: running.key, addresses }
+}
+
+async fn volume() -> Arc<Upstream> {
+    let upstream = Arc::new(Upstream::new(70 << 20));
+    upstream.store.write_head(5000, &noise(9 << 20, 1));
+    upstream.snapshot(0).await;
+    upstream
+}
+
+async fn pull_over(
+    node: &Node,
+    from: &str,
+    downstream: &Downstream,
+) -> Result<zumastor_net::PullSummary, String> {
+    let link = node.link(&from.parse().unwrap()).await.map_err(|error| error.to_string())?;
+    let pulled = pull(&*link, &downstream.replica, &Patience::default(), &Reporter::new()).await;
+    pulled.map_err(|error| error.to_string())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_volume_crosses_quic_whoever_opened_the_connection() {
+    let upstream = volume().await;
+    let (alpha, beta) = (start("alpha", &upstream), start("beta", &Arc::new(Upstream::new(0))));
+    alpha.node.set_peers(vec![peer("beta", &beta)]);
+    // Beta cannot reach alpha by itself: no address, as behind a NAT.
+    beta.node.set_peers(vec![Peer { addresses: vec![], ..peer("alpha", &alpha) }]);
+    let downstream = Downstream::new();
+    let error = pull_over(&beta.node, "alpha", &downstream).await.unwrap_err();
+    assert!(error.contains("no address"), "{error}");
+    let link = alpha.node.link(&"beta".parse().unwrap()).await.unwrap();
+    let news = wire::Announce {
+        volume: "x".into(),
+        upstream_volume: "vol".into(),
+        number: zumastor_core::SnapshotNumber(0),
+    };
+    let refused = announce(&*link, news, &Patience::default(), &mut |_| {}).await.unwrap_err();
+    assert_eq!(refused.to_string(), "x is not received here");
+    assert!(beta.node.connected(&"alpha".parse().unwrap()).is_some());
+    let pulled = pull_over(&beta.node, "alpha", &downstream).await.unwrap();
+    assert!(pulled.received);
+    downstream.assert_shows(&upstream, 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unknown_key_is_refused_on_both_sides() {
+    let upstream = volume().await;
+    let (alpha, intruder) = (start("alpha", &upstream), start("beta", &upstream));
+    intruder.node.set_peers(vec![peer("alpha", &alpha)]);
+    let error = intruder.node.link(&"alpha".parse().unwrap()).await.err().unwrap();
+    assert!(matches!(error, ConnectError::Refused { .. }), "{error}");
+    assert!(alpha.node.connected(&"beta".parse().unwrap()).is_none());
+    // And the other way: whoever answers at alpha's address with another key is not alpha.
+    let real = start("real", &upstream);
+    alpha.node.set_peers(vec![peer("intruder", &intruder)]);
+    intruder.node.set_peers(vec![Peer { key: real.key, ..peer("alpha", &alpha) }]);
+    let error = intruder.node.link(&"alpha".parse().unwrap()).await.err().unwrap();
+    assert!(matches!(error, ConnectError::WrongKey { .. }), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_known_node_that_is_no_target_gets_nothing() {
+    let upstream = volume().await;
+    let (alpha, other) = (start("alpha", &upstream), start("other", &upstream));
+    alpha.node.set_peers(vec![peer("other", &other)]);
+    other.node.set_peers(vec![peer("alpha", &alpha)]);
+    let downstream = Downstream::new();
+    let error = pull_over(&other.node, "alpha", &downstream).await.unwrap_err();
+    assert_eq!(error, "vol is not for other");
+    assert_eq!(upstream.meter.data(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_that_is_removed_is_cut_off() {
+    let upstream = volume().await;
+    let (alpha, beta) = (start("alpha", &upstream), start("beta", &upstream));
+    alpha.node.set_peers(vec![peer("beta", &beta)]);
+    beta.node.set_peers(vec![peer("alpha", &alpha)]);
+    let downstream = Downstream::new();
+    pull_over(&beta.node, "alpha", &downstream).await.unwrap();
+    alpha.node.set_peers(vec![]);
+    let error = loop {
+        // The old connection may be seen to end before the new one is refused.
+        match pull_over(&beta.node, "alpha", &downstream).await {
+            Err(error) if error.contains("refuses this node's key") => break error,
+            Err(_) => {}
+            Ok(_) => panic!("still trusted"),
+        }
+    };
+    assert!(error.contains("peer add"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bytes_that_are_no_request_end_the_connection_and_nothing_else() {
+    let upstream = volume().await;
+    let (alpha, beta) = (start("alpha", &upstream), start("beta", &upstream));
+    alpha.node.set_peers(vec![peer("beta", &beta)]);
+    beta.node.set_peers(vec![peer("alpha", &alpha)]);
+    let oversized = [&u32::MAX.to_le_bytes()[..], &u32::MAX.to_le_bytes()].concat();
+    let nonsense = [&3u32.to_le_bytes()[..], &0u32.to_le_bytes(), &[0xee; 3]].concat();
+    for (bytes, expected) in [(oversized, "more than is allowed"), (nonsense, "is no Request")] {
+        let link = beta.node.link(&"alpha".parse().unwrap()).await.unwrap();
+        let mut channel = link.open().await.unwrap();
+        channel.send.write_all(&bytes).await.unwrap();
+        channel.recv.read_to_end(&mut Vec::new()).await.unwrap_err();
+        let reason = link.open().await.unwrap_err().to_string();
+        assert!(reason.contains(expected), "{reason}");
+    }
+    let downstream = Downstream::new();
+    pull_over(&beta.node, "alpha", &downstream).await.unwrap();
+    downstream.assert_shows(&upstream, 0).await;
+}
