@@ -1,2 +1,7 @@
-//! x
-fn main() {}
+//! The `zumastor` program.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    zumastor::run()
+}

@@ -1,0 +1,273 @@
+//! A client of the daemon's control socket. Everything that a command does, it does through this.
+
+use std::path::{Path, PathBuf};
+
+use bytes::{Bytes, BytesMut};
+use http_body_util::{BodyExt, Full};
+use hyper::{Method, Request, Response, body::Incoming, header};
+use hyper_util::rt::TokioIo;
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::net::UnixStream;
+use zumastor_core::{NodeName, SnapshotNumber, VolumeName};
+
+use crate::{
+    api::{
+        AddPeer, DefineSource, DefineTarget, DefineVolume, Outcome, PeerStatus, Replicate, ReplicateEvent,
+        SnapshotStatus, Status,
+    },
+    exit::{Exit, Failure},
+    paths::{Paths, check_socket_path},
+};
+
+/// Speaks to one daemon. Every call makes its own connection.
+#[derive(Debug, Clone)]
+pub struct Client {
+    socket: PathBuf,
+}
+
+impl Client {
+    /// A client of the daemon that has these directories.
+    pub fn new(paths: &Paths) -> Self {
+        Self { socket: paths.socket() }
+    }
+
+    /// The socket it speaks to.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// Everything, or one volume.
+    pub async fn status(&self, volume: Option<&VolumeName>) -> Result<Status, Failure> {
+        let path = volume.map_or_else(|| "/v1/status".to_owned(), |volume| format!("/v1/status/{volume}"));
+        self.call(Method::GET, &path, None::<&()>).await
+    }
+
+    /// `define volume`; the paths must be absolute.
+    pub async fn define_volume(
+        &self,
+        volume: &VolumeName,
+        define: &DefineVolume,
+    ) -> Result<Outcome, Failure> {
+        self.call(Method::POST, &format!("/v1/volumes/{volume}"), Some(define)).await
+    }
+
+    /// `define master`.
+    pub async fn define_master(&self, volume: &VolumeName) -> Result<Outcome, Failure> {
+        self.call(Method::PUT, &format!("/v1/volumes/{volume}/master"), None::<&()>).await
+    }
+
+    /// `define source`.
+    pub async fn define_source(
+        &self,
+        volume: &VolumeName,
+        define: &DefineSource,
+    ) -> Result<Outcome, Failure> {
+        self.call(Method::PUT, &format!("/v1/volumes/{volume}/source"), Some(define)).await
+    }
+
+    /// `define target`.
+    pub async fn define_target(
+        &self,
+        volume: &VolumeName,
+        define: &DefineTarget,
+    ) -> Result<Outcome, Failure> {
+        self.call(Method::PUT, &format!("/v1/volumes/{volume}/targets"), Some(define)).await
+    }
+
+    /// `forget volume`.
+    pub async fn forget_volume(&self, volume: &VolumeName) -> Result<Outcome, Failure> {
+        self.call(Method::DELETE, &format!("/v1/volumes/{volume}"), None::<&()>).await
+    }
+
+    /// `forget source`.
+    pub async fn forget_source(&self, volume: &VolumeName) -> Result<Outcome, Failure> {
+        self.call(Method::DELETE, &format!("/v1/volumes/{volume}/source"), None::<&()>).await
+    }
+
+    /// `forget target`.
+    pub async fn forget_target(&self, volume: &VolumeName, host: &str) -> Result<Outcome, Failure> {
+        let path = format!("/v1/volumes/{volume}/targets/{}", encode(host));
+        self.call(Method::DELETE, &path, None::<&()>).await
+    }
+
+    /// `snapshot`: when this returns, the snapshot exists.
+    pub async fn snapshot(&self, volume: &VolumeName) -> Result<SnapshotStatus, Failure> {
+        self.call(Method::POST, &format!("/v1/volumes/{volume}/snapshots"), None::<&()>).await
+    }
+
+    /// `hold`.
+    pub async fn hold(
+        &self,
+        volume: &VolumeName,
+        number: SnapshotNumber,
+        name: &str,
+    ) -> Result<Outcome, Failure> {
+        self.call(Method::PUT, &hold_path(volume, number, name), None::<&()>).await
+    }
+
+    /// `release`.
+    pub async fn release(
+        &self,
+        volume: &VolumeName,
+        number: SnapshotNumber,
+        name: &str,
+    ) -> Result<Outcome, Failure> {
+        self.call(Method::DELETE, &hold_path(volume, number, name), None::<&()>).await
+    }
+
+    /// `replicate`, without waiting for it.
+    pub async fn replicate(&self, volume: &VolumeName, host: &str) -> Result<Outcome, Failure> {
+        let body = Replicate { host: host.to_owned(), wait: false };
+        self.call(Method::POST, &format!("/v1/volumes/{volume}/replicate"), Some(&body)).await
+    }
+
+    /// `replicate --wait`: the events, to be followed to the last.
+    pub async fn replicate_and_follow(&self, volume: &VolumeName, host: &str) -> Result<Events, Failure> {
+        let body = Replicate { host: host.to_owned(), wait: true };
+        let response =
+            self.send(Method::POST, &format!("/v1/volumes/{volume}/replicate"), Some(&body)).await?;
+        Ok(Events { body: good(response).await?.into_body(), buffer: BytesMut::new() })
+    }
+
+    /// `peer list`.
+    pub async fn peers(&self) -> Result<Vec<PeerStatus>, Failure> {
+        self.call(Method::GET, "/v1/peers", None::<&()>).await
+    }
+
+    /// `peer add`.
+    pub async fn add_peer(&self, name: NodeName, ticket: &str) -> Result<Outcome, Failure> {
+        self.call(Method::POST, "/v1/peers", Some(&AddPeer { name, ticket: ticket.to_owned() })).await
+    }
+
+    /// `peer remove`.
+    pub async fn remove_peer(&self, name: &NodeName) -> Result<Outcome, Failure> {
+        self.call(Method::DELETE, &format!("/v1/peers/{name}"), None::<&()>).await
+    }
+
+    async fn call<B: Serialize, T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&B>,
+    ) -> Result<T, Failure> {
+        let response = good(self.send(method, path, body).await?).await?;
+        let bytes = response.into_body().collect().await.map_err(|_| cut_off())?.to_bytes();
+        serde_json::from_slice(&bytes).map_err(Failure::doing("the daemon's answer could not be read"))
+    }
+
+    async fn send<B: Serialize>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&B>,
+    ) -> Result<Response<Incoming>, Failure> {
+        check_socket_path(&self.socket)?;
+        let stream = UnixStream::connect(&self.socket).await.map_err(|error| self.unreachable(&error))?;
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|_| cut_off())?;
+        tokio::spawn(connection);
+        let bytes = match body {
+            Some(body) => {
+                serde_json::to_vec(body).map_err(Failure::doing("the request could not be written"))?
+            }
+            None => Vec::new(),
+        };
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(header::HOST, "zumastor")
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(Full::new(Bytes::from(bytes)))
+            .map_err(Failure::doing("the request could not be written"))?;
+        sender.send_request(request).await.map_err(|_| cut_off())
+    }
+
+    fn unreachable(&self, error: &std::io::Error) -> Failure {
+        use std::io::ErrorKind;
+        let socket = self.socket.display();
+        match error.kind() {
+            ErrorKind::NotFound | ErrorKind::ConnectionRefused => {
+                Failure::failed(format!("no daemon is running (no answer at {socket})"))
+                    .remedy("start it with `zumastor daemon`")
+            }
+            ErrorKind::PermissionDenied => {
+                Failure::failed(format!("the control socket may not be used by this user: {socket}"))
+                    .remedy("use the account that the daemon runs under")
+            }
+            _ => Failure::failed(format!("the daemon could not be reached at {socket}: {error}")),
+        }
+    }
+}
+
+/// What happens during a replication.
+#[derive(Debug)]
+pub struct Events {
+    body: Incoming,
+    buffer: BytesMut,
+}
+
+impl Events {
+    /// The next event. `Done` or `Failed` is the last; a connection that ends before is an error.
+    pub async fn next(&mut self) -> Result<ReplicateEvent, Failure> {
+        loop {
+            if let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
+                let line = self.buffer.split_to(end + 1);
+                return serde_json::from_slice(&line)
+                    .map_err(Failure::doing("the daemon's answer could not be read"));
+            }
+            match self.body.frame().await {
+                Some(Ok(frame)) => {
+                    if let Ok(data) = frame.into_data() {
+                        self.buffer.extend_from_slice(&data);
+                    }
+                }
+                Some(Err(_)) | None => return Err(cut_off()),
+            }
+        }
+    }
+}
+
+/// The response if it is a success, else the failure it carries.
+async fn good(response: Response<Incoming>) -> Result<Response<Incoming>, Failure> {
+    let status = response.status();
+    if status.is_success() {
+        return Ok(response);
+    }
+    let bytes = response.into_body().collect().await.map_err(|_| cut_off())?.to_bytes();
+    Err(serde_json::from_slice(&bytes).unwrap_or_else(|_| {
+        let text = String::from_utf8_lossy(&bytes);
+        Failure { error: format!("the daemon answered {status}: {text}"), remedy: None, exit: Exit::Failed }
+    }))
+}
+
+fn cut_off() -> Failure {
+    Failure::failed("the daemon went away in the middle of the answer")
+        .remedy("its messages say why; what was begun goes on when it is started again")
+}
+
+fn hold_path(volume: &VolumeName, number: SnapshotNumber, name: &str) -> String {
+    format!("/v1/volumes/{volume}/snapshots/{number}/holds/{}", encode(name))
+}
+
+/// Percent-encoding of one segment of a path (RFC 3986, section 2).
+fn encode(segment: &str) -> String {
+    let mut text = String::with_capacity(segment.len());
+    for byte in segment.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => text.push(byte as char),
+            _ => text.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn segments_are_encoded() {
+        assert_eq!(encode("a-b_c.d~9"), "a-b_c.d~9");
+        assert_eq!(encode("[::1]:9/ä"), "%5B%3A%3A1%5D%3A9%2F%C3%A4");
+    }
+}

@@ -1,0 +1,46 @@
+//! `zumastor daemon`
+
+use std::{net::SocketAddr, time::Duration};
+
+use tracing_subscriber::EnvFilter;
+use zumastor_core::NodeName;
+
+use super::node_name;
+use crate::{
+    daemon::{self, Settings},
+    exit::Failure,
+    paths::Paths,
+};
+
+/// Run the daemon of this node
+///
+/// It owns the node's volumes and replicates them, until SIGTERM or SIGINT. Its messages go to stderr; ZUMASTOR_LOG
+/// (or RUST_LOG) says how many.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Address and UDP port to listen on [default: all addresses, port 11235]
+    #[arg(long, value_name = "ADDR:PORT")]
+    listen: Option<SocketAddr>,
+    /// What this node calls itself [default: the host's name]
+    #[arg(long, value_name = "NODE", value_parser = node_name)]
+    name: Option<NodeName>,
+}
+
+/// How long work that cannot be interrupted may go on at the end: reads and writes that are under way.
+const GRACE: Duration = Duration::from_secs(5);
+
+pub fn run(args: Args) -> Result<(), Failure> {
+    let filter = ["ZUMASTOR_LOG", "RUST_LOG"].iter().find_map(|name| EnvFilter::try_from_env(name).ok());
+    tracing_subscriber::fmt()
+        .with_env_filter(filter.unwrap_or_else(|| EnvFilter::new("info")))
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .with_target(false)
+        .with_writer(std::io::stderr)
+        .init();
+    let paths = Paths::from_env()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = runtime.map_err(Failure::doing("starting"))?;
+    let result = runtime.block_on(daemon::run(paths, Settings { listen: args.listen, name: args.name }));
+    runtime.shutdown_timeout(GRACE);
+    result
+}

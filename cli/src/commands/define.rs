@@ -1,0 +1,116 @@
+//! `zumastor define volume|master|source|target`
+
+use std::path::PathBuf;
+
+use zumastor_core::{VolumeName, config::TargetConfig, parse_size};
+
+use super::volume_name;
+use crate::{
+    api::{DefineSource, DefineTarget, DefineVolume},
+    client::Client,
+    exit::Failure,
+    ui,
+};
+
+/// Define a volume, and what this node does with it
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    pub what: What,
+}
+
+#[derive(Debug, clap::Subcommand)]
+pub enum What {
+    Volume(Volume),
+    Master(Master),
+    Source(Source),
+    Target(Target),
+}
+
+/// Define a volume by where its data and its snapshots are
+#[derive(Debug, clap::Args)]
+pub struct Volume {
+    /// Name of the volume
+    #[arg(value_parser = volume_name)]
+    volume: VolumeName,
+    /// File with the volume's data; may be absent on a node that will receive it
+    orgdev: PathBuf,
+    /// Directory for the snapshots, best on the same file system
+    snapdev: PathBuf,
+}
+
+/// Take snapshots of the volume on this node
+#[derive(Debug, clap::Args)]
+pub struct Master {
+    /// Name of the volume
+    #[arg(value_parser = volume_name)]
+    volume: VolumeName,
+}
+
+/// Receive the volume from another node
+#[derive(Debug, clap::Args)]
+pub struct Source {
+    /// Name of the volume
+    #[arg(value_parser = volume_name)]
+    volume: VolumeName,
+    /// The node it comes from: a peer's name, or an address of it
+    #[arg(value_name = "HOST[:PORT]")]
+    host: String,
+    /// Ask for something new every so many seconds, and when the daemon starts
+    #[arg(short, long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+    period: Option<u64>,
+    /// The volume's name there, if it is another
+    #[arg(short, long, value_name = "REMOTE", value_parser = volume_name)]
+    name: Option<VolumeName>,
+}
+
+/// Send the volume to another node
+#[derive(Debug, clap::Args)]
+pub struct Target {
+    /// Name of the volume
+    #[arg(value_parser = volume_name)]
+    pub volume: VolumeName,
+    /// The node it is sent to: a peer's name, or an address of it
+    #[arg(value_name = "HOST[:PORT]")]
+    pub host: String,
+    /// Replicate every so many seconds if there is something new
+    #[arg(short, long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+    pub period: Option<u64>,
+    /// The volume's name there, if it is another
+    #[arg(short, long, value_name = "REMOTE", value_parser = volume_name)]
+    pub name: Option<VolumeName>,
+    /// Send at most so many bytes a second; K, M and G stand for powers of 1024
+    #[arg(short, long, value_name = "BYTES", value_parser = rate)]
+    pub ratelimit: Option<u64>,
+    /// Send without compressing
+    #[arg(short, long)]
+    pub uncompressed: bool,
+}
+
+pub async fn run(args: Args, client: Client) -> Result<(), Failure> {
+    let outcome = match args.what {
+        What::Volume(Volume { volume, orgdev, snapdev }) => {
+            let absolute = |path: PathBuf| std::path::absolute(&path).map_err(Failure::doing(path.display()));
+            let define = DefineVolume { origin: absolute(orgdev)?, snapstore: absolute(snapdev)? };
+            client.define_volume(&volume, &define).await?
+        }
+        What::Master(Master { volume }) => client.define_master(&volume).await?,
+        What::Source(Source { volume, host, period, name }) => {
+            let define = DefineSource { host, period, name: name.map(String::from) };
+            client.define_source(&volume, &define).await?
+        }
+        What::Target(Target { volume, host, period, name, ratelimit, uncompressed }) => {
+            let options = TargetConfig { period, name: name.map(String::from), ratelimit, uncompressed };
+            client.define_target(&volume, &DefineTarget { host, options }).await?
+        }
+    };
+    ui::outcome(&outcome)
+}
+
+fn rate(text: &str) -> Result<u64, String> {
+    match parse_size(text) {
+        Ok(0) => Err("at least one byte a second".to_owned()),
+        Ok(rate) => Ok(rate),
+        Err(error) => Err(error.to_string()),
+    }
+}

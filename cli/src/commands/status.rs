@@ -1,0 +1,194 @@
+//! `zumastor status`
+
+use jiff::Timestamp;
+use zumastor_core::{HumanBytes, VolumeName};
+
+use super::volume_name;
+use crate::{
+    api::{HeadStatus, Health, Lag, Role, SnapshotStatus, Status, VolumeStatus, WorkState, WorkStatus},
+    client::Client,
+    exit::Failure,
+    ui::{self, Span},
+};
+
+/// Show how the volumes are doing; of one volume, also its snapshots
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Name of a volume [default: all]
+    #[arg(value_parser = volume_name)]
+    volume: Option<VolumeName>,
+    /// As JSON; its field `schema` says which version
+    #[arg(long)]
+    json: bool,
+}
+
+pub async fn run(args: Args, client: Client) -> Result<(), Failure> {
+    let status = client.status(args.volume.as_ref()).await?;
+    if args.json {
+        return ui::answer(serde_json::to_string_pretty(&status).map_err(Failure::doing("writing JSON"))?);
+    }
+    let text = human(&status, args.volume.is_some(), Timestamp::now());
+    ui::answer(text.trim_end())
+}
+
+/// The status for people.
+fn human(status: &Status, one: bool, now: Timestamp) -> String {
+    let mut out = Lines::default();
+    let node = &status.node;
+    let since = seconds(node.started, now);
+    let key = node.key.get(..16).unwrap_or(&node.key);
+    out.line(0, format!("node {}, listening on {}, key {key}, up {}", node.name, node.listen, Span(since)));
+    if status.volumes.is_empty() {
+        out.line(0, "no volumes yet: `zumastor define volume VOLUME ORGDEV SNAPDEV` makes one");
+    }
+    for volume in &status.volumes {
+        out.line(0, "");
+        volume_lines(&mut out, volume, now);
+        if one {
+            snapshot_lines(&mut out, volume, now);
+        }
+    }
+    out.0
+}
+
+fn volume_lines(out: &mut Lines, volume: &VolumeStatus, now: Timestamp) {
+    let role = match volume.role {
+        Role::Master => "master",
+        Role::Replica => "replica",
+        Role::Undecided => "neither master nor replica yet",
+    };
+    let health = match volume.health {
+        Health::Ok => "ok",
+        Health::Retrying => "TROUBLE, trying again",
+        Health::Stopped => "STOPPED",
+        Health::Unavailable => "UNAVAILABLE",
+    };
+    let size = volume.size.map(|size| format!(", {}", HumanBytes(size))).unwrap_or_default();
+    out.line(0, format!("{}  {role}{size}  {health}", volume.name));
+    if let (Health::Unavailable, Some(trouble)) = (volume.health, &volume.trouble) {
+        out.line(1, trouble);
+    }
+    let shows = match volume.head {
+        Some(HeadStatus::Snapshot(number)) if volume.role == Role::Replica => {
+            format!(", shows snapshot {number}")
+        }
+        Some(HeadStatus::Written) if volume.role == Role::Replica => ", WRITTEN TO by somebody".to_owned(),
+        _ => String::new(),
+    };
+    out.line(1, format!("origin     {}{shows}", volume.origin.display()));
+    let space = match (volume.used, volume.free) {
+        (Some(used), Some(free)) => format!(", {} used, {} free", HumanBytes(used), HumanBytes(free)),
+        _ => String::new(),
+    };
+    let kind = volume.store.as_ref().map(|store| format!(" ({})", store.kind)).unwrap_or_default();
+    out.line(1, format!("snapstore  {}{kind}{space}", volume.snapstore.display()));
+    let newest = volume.snapshots.iter().rev().find(|snapshot| !snapshot.number.is_local());
+    let newest = newest.map_or_else(String::new, |newest| {
+        let age = Span(seconds(newest.created, now));
+        format!(", newest {} of {} ({age} ago)", newest.number, newest.name)
+    });
+    out.line(1, format!("snapshots  {}{newest}", volume.snapshots.len()));
+    if let Some(caution) = volume.store.as_ref().and_then(|store| store.caution.as_ref()) {
+        out.line(1, format!("caution    {caution}"));
+    }
+    if let Some(source) = &volume.source {
+        let period = period(source.config.period);
+        let link = if source.connected.is_some() { "connected" } else { "not connected" };
+        let remote = remote(source.config.name.as_deref());
+        out.line(
+            1,
+            format!("source     {}{remote}, {link}{period}: {}", source.config.host, lag(&source.lag, now)),
+        );
+        work_lines(out, &source.work, now);
+    }
+    for target in &volume.targets {
+        let period = period(target.config.period);
+        let link = if target.connected.is_some() { "connected" } else { "not connected" };
+        let remote = remote(target.config.name.as_deref());
+        out.line(1, format!("target     {}{remote}, {link}{period}: {}", target.host, lag(&target.lag, now)));
+        work_lines(out, &target.work, now);
+    }
+}
+
+fn work_lines(out: &mut Lines, work: &WorkStatus, now: Timestamp) {
+    let next = work.next.map(|next| format!("next in {}", Span(seconds(now, next))));
+    match (&work.progress, work.state) {
+        (Some(progress), _) => {
+            let rate = if work.rate > 0 { format!(", {}/s", HumanBytes(work.rate)) } else { String::new() };
+            out.line(3, format!("{}{rate}", ui::transfer_line(progress)));
+        }
+        (None, WorkState::Waiting) => out.line(3, format!("trying again, {}", next.unwrap_or_default())),
+        (None, WorkState::Stopped) => {
+            out.line(3, "stopped: it goes on when this is put right and asked for again")
+        }
+        (None, _) => {
+            if let Some(next) = next {
+                out.line(3, next);
+            }
+        }
+    }
+    if let Some(last) = &work.last {
+        let ago = Span(seconds(last.at, now));
+        out.line(3, format!("last: {} ({ago} ago)", ui::summary(&last.summary)));
+    }
+    if let Some(error) = &work.error {
+        out.line(3, format!("error: {} ({} ago)", error.text, Span(seconds(error.at, now))));
+    }
+}
+
+fn snapshot_lines(out: &mut Lines, volume: &VolumeStatus, now: Timestamp) {
+    if volume.snapshots.is_empty() {
+        return;
+    }
+    out.line(
+        1,
+        format!("{:>6}  {:19}  {:>10}  {:>10}  {:16}  held by", "number", "taken", "age", "size", "digest"),
+    );
+    for snapshot in &volume.snapshots {
+        let SnapshotStatus { number, name, created, size, digest, holds, .. } = snapshot;
+        let digest = digest.map_or_else(|| "-".to_owned(), |digest| digest.to_string()[..16].to_owned());
+        let holds: Vec<_> = holds.iter().map(|hold| format!("{} ({})", hold.owner, hold.name)).collect();
+        let (age, size, holds) = (Span(seconds(*created, now)), HumanBytes(*size), holds.join(", "));
+        out.line(1, format!("{number:>6}  {name:19}  {age:>10}  {size:>10}  {digest:16}  {holds}"));
+    }
+    if let Some(staged) = volume.staged {
+        out.line(1, format!("{staged:>6}  being received"));
+    }
+}
+
+fn lag(lag: &Lag, now: Timestamp) -> String {
+    let Some(common) = lag.common else { return "nothing in common yet".to_owned() };
+    let age = lag.age_seconds.map(|age| format!(" of {} ago", Span(age))).unwrap_or_default();
+    let behind = match lag.behind {
+        0 => "up to date".to_owned(),
+        1 => "1 snapshot behind".to_owned(),
+        count => format!("{count} snapshots behind"),
+    };
+    let confirmed =
+        lag.confirmed.map(|at| format!(", confirmed {} ago", Span(seconds(at, now)))).unwrap_or_default();
+    format!("{behind} with snapshot {common}{age}{confirmed}")
+}
+
+fn period(period: Option<u64>) -> String {
+    period.map(|period| format!(", every {}", Span(period))).unwrap_or_default()
+}
+
+fn remote(name: Option<&str>) -> String {
+    name.map(|name| format!(" (its {name})")).unwrap_or_default()
+}
+
+/// Seconds from one moment to a later one.
+fn seconds(from: Timestamp, to: Timestamp) -> u64 {
+    u64::try_from(to.duration_since(from).as_secs()).unwrap_or(0)
+}
+
+#[derive(Default)]
+struct Lines(String);
+
+impl Lines {
+    fn line(&mut self, indent: usize, text: impl AsRef<str>) {
+        self.0.push_str(&"  ".repeat(indent));
+        self.0.push_str(text.as_ref());
+        self.0.push('\n');
+    }
+}

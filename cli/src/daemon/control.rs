@@ -1,0 +1,176 @@
+//! The control API on its Unix socket: the routes of [`crate::api`], each a call of the daemon.
+
+use std::{convert::Infallible, str::FromStr, sync::Arc};
+
+use axum::{
+    Json, Router,
+    body::{Body, Bytes},
+    extract::{Path, State},
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::{delete, get, post, put},
+};
+use http_body_util::channel::Channel;
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::{
+    net::UnixListener,
+    sync::{mpsc, watch},
+};
+use zumastor_core::{NodeName, SnapshotNumber, VolumeName};
+
+use super::{Daemon, replicate::follow};
+use crate::{
+    api::{Outcome, Replicate, ReplicateEvent},
+    exit::{Exit, Failure, chain},
+};
+
+type Shared = State<Arc<Daemon>>;
+
+/// Serves until `stop` becomes true and the requests that are being answered have been.
+pub async fn serve(listener: UnixListener, daemon: Arc<Daemon>, mut stop: watch::Receiver<bool>) {
+    let volume = Router::new()
+        .route("/", post(define_volume).delete(forget_volume))
+        .route("/master", put(define_master))
+        .route("/source", put(define_source).delete(forget_source))
+        .route("/targets", put(define_target))
+        .route("/targets/{host}", delete(forget_target))
+        .route("/snapshots", post(snapshot))
+        .route("/snapshots/{number}/holds/{hold}", put(hold).delete(release))
+        .route("/replicate", post(replicate));
+    let v1 = Router::new()
+        .route("/status", get(status_of_all))
+        .route("/status/{volume}", get(status_of_one))
+        .nest("/volumes/{volume}", volume)
+        .route("/peers", get(peers).post(add_peer))
+        .route("/peers/{name}", delete(remove_peer));
+    let app = Router::new()
+        .nest("/v1", v1)
+        .fallback(|| async {
+            Failure::usage("there is nothing at this path; the API begins at /v1").into_response()
+        })
+        .method_not_allowed_fallback(|| async {
+            Failure::usage("this path has no such method").into_response()
+        })
+        .with_state(daemon);
+    let stopped = async move {
+        // An error means that the sender is gone, which is as good.
+        let _ = stop.wait_for(|stop| *stop).await;
+    };
+    if let Err(error) = axum::serve(listener, app).with_graceful_shutdown(stopped).await {
+        tracing::error!(error = %chain(&error), "the control socket failed");
+    }
+}
+
+type Answer = Result<Response, Failure>;
+
+async fn status_of_all(State(daemon): Shared) -> Answer {
+    answer(daemon.status(None).await)
+}
+
+async fn status_of_one(State(daemon): Shared, Path(volume): Path<String>) -> Answer {
+    answer(daemon.status(Some(&parse(&volume)?)).await)
+}
+
+async fn define_volume(State(daemon): Shared, Path(volume): Path<String>, body: Bytes) -> Answer {
+    answer(daemon.define_volume(parse(&volume)?, from_json(&body)?).await)
+}
+
+async fn forget_volume(State(daemon): Shared, Path(volume): Path<String>) -> Answer {
+    answer(daemon.forget_volume(&parse(&volume)?).await)
+}
+
+async fn define_master(State(daemon): Shared, Path(volume): Path<String>) -> Answer {
+    answer(daemon.define_master(&parse(&volume)?).await)
+}
+
+async fn define_source(State(daemon): Shared, Path(volume): Path<String>, body: Bytes) -> Answer {
+    answer(daemon.define_source(&parse(&volume)?, from_json(&body)?).await)
+}
+
+async fn forget_source(State(daemon): Shared, Path(volume): Path<String>) -> Answer {
+    answer(daemon.forget_source(&parse(&volume)?).await)
+}
+
+async fn define_target(State(daemon): Shared, Path(volume): Path<String>, body: Bytes) -> Answer {
+    answer(daemon.define_target(&parse(&volume)?, from_json(&body)?).await)
+}
+
+async fn forget_target(State(daemon): Shared, Path((volume, host)): Path<(String, String)>) -> Answer {
+    answer(daemon.forget_target(&parse(&volume)?, &host).await)
+}
+
+async fn snapshot(State(daemon): Shared, Path(volume): Path<String>) -> Answer {
+    answer(daemon.snapshot(&parse(&volume)?).await)
+}
+
+async fn hold(State(daemon): Shared, Path((volume, number, name)): Path<(String, String, String)>) -> Answer {
+    answer(daemon.hold(&parse(&volume)?, parse_number(&number)?, &name).await)
+}
+
+async fn release(
+    State(daemon): Shared,
+    Path((volume, number, name)): Path<(String, String, String)>,
+) -> Answer {
+    answer(daemon.release(&parse(&volume)?, parse_number(&number)?, &name).await)
+}
+
+async fn replicate(State(daemon): Shared, Path(volume): Path<String>, body: Bytes) -> Answer {
+    let Replicate { host, wait } = from_json(&body)?;
+    let volume: VolumeName = parse(&volume)?;
+    let (outcome, state) = daemon.replicate(&volume, &host).await?;
+    if !wait {
+        return answer(Ok::<Outcome, Failure>(outcome));
+    }
+    let (events, mut source) = mpsc::channel::<ReplicateEvent>(1);
+    tokio::spawn(follow(format!("volume {volume} and {host}"), state, events));
+    let (mut lines, body) = Channel::<Bytes, Infallible>::new(1);
+    tokio::spawn(async move {
+        while let Some(event) = source.recv().await {
+            let mut line = serde_json::to_vec(&event).expect("an event is always JSON");
+            line.push(b'\n');
+            if lines.send_data(Bytes::from(line)).await.is_err() {
+                return;
+            }
+        }
+    });
+    Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], Body::new(body)).into_response())
+}
+
+async fn peers(State(daemon): Shared) -> Answer {
+    answer(Ok::<_, Failure>(daemon.peer_list()))
+}
+
+async fn add_peer(State(daemon): Shared, body: Bytes) -> Answer {
+    answer(daemon.add_peer(from_json(&body)?).await)
+}
+
+async fn remove_peer(State(daemon): Shared, Path(name): Path<String>) -> Answer {
+    answer(daemon.remove_peer(&parse::<NodeName>(&name)?).await)
+}
+
+fn answer<T: Serialize>(result: Result<T, Failure>) -> Answer {
+    result.map(|value| Json(value).into_response())
+}
+
+fn parse<T: FromStr<Err: std::error::Error>>(text: &str) -> Result<T, Failure> {
+    text.parse().map_err(|error| Failure::usage(chain(&error)))
+}
+
+fn parse_number(text: &str) -> Result<SnapshotNumber, Failure> {
+    text.parse().map_err(|_| Failure::usage(format!("{text:?} is not the number of a snapshot")))
+}
+
+fn from_json<T: DeserializeOwned>(body: &[u8]) -> Result<T, Failure> {
+    serde_json::from_slice(body).map_err(|error| Failure::usage(format!("the request's body: {error}")))
+}
+
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        let status = match self.exit {
+            Exit::Failed => StatusCode::INTERNAL_SERVER_ERROR,
+            Exit::Usage => StatusCode::BAD_REQUEST,
+            Exit::Refused => StatusCode::CONFLICT,
+        };
+        (status, Json(self)).into_response()
+    }
+}

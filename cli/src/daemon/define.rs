@@ -1,0 +1,298 @@
+//! `define` and `forget`: what is configured, and what runs because of it.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use zumastor_core::{
+    NodeName, VolumeName,
+    config::{MasterConfig, SourceConfig, VolumeConfig},
+};
+
+use super::{Daemon, config_files, holds::blocking, puller::Pull, pusher::Push, volume::Volume};
+use crate::{
+    api::{DefineSource, DefineTarget, DefineVolume, Outcome},
+    exit::Failure,
+};
+
+impl Daemon {
+    /// `define volume`.
+    pub async fn define_volume(
+        self: &Arc<Self>,
+        name: VolumeName,
+        define: DefineVolume,
+    ) -> Result<Outcome, Failure> {
+        let _editing = self.editing.lock().await;
+        let DefineVolume { origin, snapstore } = define;
+        if !origin.is_absolute() || !snapstore.is_absolute() {
+            return Err(Failure::usage("the paths of a volume must be absolute"));
+        }
+        if let Some(there) = self.find_volume(&name) {
+            let config = there.config();
+            if config.origin == origin && config.snapstore == snapstore {
+                return Ok(Outcome::already(format!("volume {name} is defined so already")));
+            }
+            let is = format!("{} with snapshots in {}", config.origin.display(), config.snapstore.display());
+            return Err(Failure::refused(format!("volume {name} is defined already: {is}"))
+                .remedy(format!("choose another name, or `zumastor forget volume {name}` first")));
+        }
+        for other in self.all_volumes() {
+            let config = other.config();
+            for path in [&origin, &snapstore] {
+                if [&config.origin, &config.snapstore].iter().any(|used| resolved(used) == resolved(path)) {
+                    return Err(Failure::refused(format!(
+                        "{} belongs to volume {}",
+                        path.display(),
+                        other.name
+                    ))
+                    .remedy("give each volume an origin and a snapshot store of its own"));
+                }
+            }
+        }
+        let config = VolumeConfig { origin, snapstore, master: None, source: None, target: [].into() };
+        let volume = Arc::new(Volume::new(name.clone(), config.clone(), self.stores.clone()));
+        let store = volume.store().await?;
+        let snapshots = store.snapshots().await?;
+        config_files::write_volume(&self.paths, &name, &config)?;
+        self.volumes.write().expect("no panic while locked").insert(name.clone(), volume);
+
+        let mut outcome = Outcome::changed(format!("volume {name} is defined"));
+        if !snapshots.is_empty() {
+            let numbers: Vec<_> = snapshots.iter().map(|record| record.number().to_string()).collect();
+            let count = snapshots.len();
+            outcome = outcome.note(format!("{count} snapshots were there already: {}", numbers.join(", ")));
+        }
+        if !config.origin.exists() {
+            outcome = outcome.note(format!(
+                "{} does not exist yet: it is made when the first snapshot arrives",
+                config.origin.display()
+            ));
+        }
+        if let Some(caution) = store.info().caution {
+            outcome = outcome.note(caution);
+        }
+        Ok(outcome.note(format!(
+            "next, `zumastor define master {name}` to take snapshots of it here, or `zumastor define source {name} \
+             HOST` to receive it"
+        )))
+    }
+
+    /// `define master`.
+    pub async fn define_master(&self, name: &VolumeName) -> Result<Outcome, Failure> {
+        let _editing = self.editing.lock().await;
+        let volume = self.volume(name)?;
+        let mut config = volume.config();
+        if config.master.is_some() {
+            return Ok(Outcome::already(format!("this node is the master of volume {name} already")));
+        }
+        if let Some(source) = &config.source {
+            return Err(Failure::refused(format!(
+                "volume {name} is a replica: it comes from {}",
+                source.host
+            ))
+            .remedy(format!(
+                "`zumastor forget source {name}` first: from then on it receives nothing more"
+            )));
+        }
+        if !config.origin.exists() {
+            let origin = config.origin.display();
+            return Err(Failure::failed(format!(
+                "{origin} does not exist, so there is nothing to take snapshots of"
+            ))
+            .remedy("create it, or `zumastor define source` if the volume comes from another node"));
+        }
+        config.master = Some(MasterConfig::default());
+        config_files::write_volume(&self.paths, name, &config)?;
+        volume.set_config(config);
+        Ok(Outcome::changed(format!("this node is the master of volume {name}")))
+    }
+
+    /// `define source`.
+    pub async fn define_source(
+        self: &Arc<Self>,
+        name: &VolumeName,
+        define: DefineSource,
+    ) -> Result<Outcome, Failure> {
+        let _editing = self.editing.lock().await;
+        let volume = self.volume(name)?;
+        check_options(define.period, None, define.name.as_deref())?;
+        let mut config = volume.config();
+        if config.master.is_some() {
+            return Err(Failure::refused(format!("this node is the master of volume {name}")).remedy(
+                format!("`zumastor forget volume {name}` keeps all data; then define it again, as a replica"),
+            ));
+        }
+        let host = self.resolve_host(&define.host)?;
+        if let Some(there) = config.source.as_ref().filter(|there| there.host != host) {
+            return Err(Failure::refused(format!("volume {name} comes from {}", there.host))
+                .remedy(format!("`zumastor forget source {name}` first")));
+        }
+        if config.target.contains_key(&host) {
+            return Err(Failure::refused(format!(
+                "volume {name} is sent to {host}, so it cannot come from there"
+            ))
+            .remedy(format!("`zumastor forget target {name} {host}` first")));
+        }
+        let remote = define.name.clone().unwrap_or_else(|| name.to_string());
+        for other in self.all_volumes().into_iter().filter(|other| other.name != *name) {
+            let source = other.config().source;
+            let same = source.is_some_and(|source| {
+                source.host == host && source.name.as_deref().unwrap_or(other.name.as_str()) == remote
+            });
+            if same {
+                return Err(Failure::refused(format!(
+                    "volume {} receives {remote} from {host} already",
+                    other.name
+                ))
+                .remedy("one replica of a volume is enough for a node"));
+            }
+        }
+        let source = SourceConfig {
+            host: host.clone(),
+            period: define.period,
+            name: define.name.filter(|remote| remote != name.as_str()),
+        };
+        if config.source.as_ref() == Some(&source) {
+            return Ok(Outcome::already(format!("volume {name} comes from {host} so already")));
+        }
+        config.source = Some(source.clone());
+        config_files::write_volume(&self.paths, name, &config)?;
+        volume.set_config(config);
+        Pull::start(self, &volume, &source).await;
+        let outcome = Outcome::changed(format!("volume {name} comes from {host}"));
+        let note = format!("there, it must be sent: `zumastor define target {remote} {}`", self.name);
+        Ok(outcome.note(note))
+    }
+
+    /// `define target`.
+    pub async fn define_target(
+        self: &Arc<Self>,
+        name: &VolumeName,
+        define: DefineTarget,
+    ) -> Result<Outcome, Failure> {
+        let _editing = self.editing.lock().await;
+        let volume = self.volume(name)?;
+        let mut target = define.options;
+        check_options(target.period, target.ratelimit, target.name.as_deref())?;
+        target.name = target.name.filter(|remote| remote != name.as_str());
+        let host = self.resolve_host(&define.host)?;
+        let mut config = volume.config();
+        if config.source.as_ref().is_some_and(|source| source.host == host) {
+            return Err(Failure::refused(format!(
+                "volume {name} comes from {host}, so it cannot be sent there"
+            ))
+            .remedy(format!("`zumastor forget source {name}` first")));
+        }
+        if config.target.get(&host) == Some(&target) {
+            return Ok(Outcome::already(format!("volume {name} is sent to {host} so already")));
+        }
+        config.target.insert(host.clone(), target.clone());
+        config_files::write_volume(&self.paths, name, &config)?;
+        volume.set_config(config);
+        Push::start(self, &volume, &host, &target).await;
+        let remote = target.name.as_deref().unwrap_or(name.as_str());
+        let outcome = Outcome::changed(format!("volume {name} is sent to {host}"));
+        let note = format!("there, it must be received: `zumastor define source {remote} {}`", self.name);
+        Ok(outcome.note(note))
+    }
+
+    /// `forget volume`.
+    pub async fn forget_volume(&self, name: &VolumeName) -> Result<Outcome, Failure> {
+        let _editing = self.editing.lock().await;
+        let volume = self.volume(name)?;
+        volume.stop().await;
+        config_files::remove_volume(&self.paths, name)?;
+        self.volumes.write().expect("no panic while locked").remove(name);
+        let (state, owned) = (self.state.clone(), name.clone());
+        blocking(move || state.forget_volume(&owned)).await?;
+        let config = volume.config();
+        let kept = format!(
+            "{} and the snapshots in {} are untouched: `zumastor define volume` with both takes them up again",
+            config.origin.display(),
+            config.snapstore.display()
+        );
+        Ok(Outcome::changed(format!("volume {name} is forgotten")).note(kept))
+    }
+
+    /// `forget source`.
+    pub async fn forget_source(&self, name: &VolumeName) -> Result<Outcome, Failure> {
+        let _editing = self.editing.lock().await;
+        let volume = self.volume(name)?;
+        let mut config = volume.config();
+        let Some(source) = config.source.take() else {
+            return Err(Failure::failed(format!("volume {name} has no source")));
+        };
+        config_files::write_volume(&self.paths, name, &config)?;
+        volume.set_config(config);
+        volume.set_puller(|| None).await;
+        self.forget_pair(name, &source.host).await?;
+        let outcome = Outcome::changed(format!("volume {name} comes from {} no more", source.host));
+        Ok(outcome.note("what was received stays"))
+    }
+
+    /// `forget target`.
+    pub async fn forget_target(&self, name: &VolumeName, host: &str) -> Result<Outcome, Failure> {
+        let _editing = self.editing.lock().await;
+        let volume = self.volume(name)?;
+        let mut config = volume.config();
+        // A target may be forgotten whose peer is not known any more.
+        let host = match host.parse::<NodeName>() {
+            Ok(host) if config.target.contains_key(&host) => host,
+            _ => self.resolve_host(host)?,
+        };
+        if config.target.remove(&host).is_none() {
+            return Err(Failure::failed(format!("volume {name} is not sent to {host}")));
+        }
+        config_files::write_volume(&self.paths, name, &config)?;
+        volume.set_config(config);
+        volume.set_target(&host, || None).await;
+        self.forget_pair(name, &host).await?;
+        let outcome = Outcome::changed(format!("volume {name} is sent to {host} no more"));
+        Ok(outcome.note(format!("what {host} has stays there; its holds here are lifted")))
+    }
+
+    async fn forget_pair(&self, name: &VolumeName, host: &NodeName) -> Result<(), Failure> {
+        let (state, name, host) = (self.state.clone(), name.clone(), host.clone());
+        Ok(blocking(move || state.forget_pair(&name, &host)).await?)
+    }
+}
+
+fn check_options(period: Option<u64>, ratelimit: Option<u64>, name: Option<&str>) -> Result<(), Failure> {
+    if period == Some(0) {
+        return Err(Failure::usage("a period is at least one second"));
+    }
+    if ratelimit == Some(0) {
+        return Err(Failure::usage("a rate limit is at least one byte a second"));
+    }
+    if let Some(name) = name {
+        name.parse::<VolumeName>().map_err(|error| Failure::usage(error.to_string()))?;
+    }
+    Ok(())
+}
+
+/// What a path really names, as far as it exists.
+fn resolved(path: &Path) -> PathBuf {
+    if let Ok(real) = path.canonicalize() {
+        return real;
+    }
+    match (path.parent(), path.file_name()) {
+        (Some(parent), Some(name)) => resolved(parent).join(name),
+        _ => path.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_compared_by_what_they_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let real = dir.path().join("real");
+        std::fs::create_dir(&real).unwrap();
+        std::os::unix::fs::symlink(&real, dir.path().join("link")).unwrap();
+        assert_eq!(resolved(&dir.path().join("link/new")), resolved(&real.join("new")));
+        assert_ne!(resolved(&real.join("a")), resolved(&real.join("b")));
+    }
+}

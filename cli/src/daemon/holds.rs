@@ -1,0 +1,102 @@
+//! The holds of one pair of volume and peer.
+
+use std::{io, sync::Arc};
+
+use async_trait::async_trait;
+use zumastor_core::{NodeName, SnapshotNumber, StoreError, VolumeName};
+use zumastor_net::Holds;
+
+use super::state::{State, StateError};
+
+/// The hold on the newest common snapshot: the base of the next transfer.
+const BASE: &str = "base";
+/// The hold on a snapshot that is being sent.
+const TRANSFER: &str = "transfer";
+
+/// Which end of the pair this node is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// It sends.
+    Upstream,
+    /// It receives.
+    Downstream,
+}
+
+/// Keeps what a pair of nodes needs of a volume from being deleted here.
+#[derive(Debug)]
+pub struct PairHolds {
+    state: Arc<State>,
+    volume: VolumeName,
+    peer: NodeName,
+    side: Side,
+}
+
+impl PairHolds {
+    /// The holds of `peer` on `volume`.
+    pub fn new(state: Arc<State>, volume: VolumeName, peer: NodeName, side: Side) -> Self {
+        Self { state, volume, peer, side }
+    }
+
+    async fn replace(
+        &self,
+        holds: Vec<(SnapshotNumber, &'static str)>,
+        common: Option<SnapshotNumber>,
+    ) -> Result<(), StoreError> {
+        let (state, volume, peer) = (self.state.clone(), self.volume.clone(), self.peer.clone());
+        blocking(move || state.replace_holds(&volume, &peer, &holds, common))
+            .await
+            .map_err(|error| StoreError::io("noting holds")(io::Error::other(error)))
+    }
+}
+
+#[async_trait]
+impl Holds for PairHolds {
+    async fn transferring(
+        &self,
+        base: Option<SnapshotNumber>,
+        target: SnapshotNumber,
+    ) -> Result<(), StoreError> {
+        let base = base.map(|number| (number, BASE));
+        // At the downstream there is no target to be held yet: what is staged is nobody's to delete.
+        let target = (self.side == Side::Upstream).then_some((target, TRANSFER));
+        self.replace(base.into_iter().chain(target).collect(), None).await
+    }
+
+    async fn common(&self, number: SnapshotNumber) -> Result<(), StoreError> {
+        self.replace(vec![(number, BASE)], Some(number)).await
+    }
+}
+
+/// Runs something that waits for a disk where it keeps nobody from working.
+pub async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, StateError> + Send + 'static,
+) -> Result<T, StateError> {
+    tokio::task::spawn_blocking(work).await.expect("the state database does not panic")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn holds_move_with_the_transfer() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = Arc::new(State::open(&dir.path().join("state.redb")).unwrap());
+        let volume: VolumeName = "v".parse().unwrap();
+        let held = || {
+            let holds = state.holds(&volume).unwrap();
+            holds.iter().map(|hold| format!("{}:{}", hold.number, hold.name)).collect::<Vec<_>>()
+        };
+        let up = PairHolds::new(state.clone(), volume.clone(), "beta".parse().unwrap(), Side::Upstream);
+        up.transferring(None, SnapshotNumber(0)).await.unwrap();
+        assert_eq!(held(), ["0:transfer"]);
+        up.common(SnapshotNumber(0)).await.unwrap();
+        up.transferring(Some(SnapshotNumber(0)), SnapshotNumber(3)).await.unwrap();
+        assert_eq!(held(), ["0:base", "3:transfer"]);
+        up.common(SnapshotNumber(3)).await.unwrap();
+        assert_eq!(held(), ["3:base"]);
+        let down = PairHolds::new(state.clone(), volume.clone(), "alpha".parse().unwrap(), Side::Downstream);
+        down.transferring(Some(SnapshotNumber(2)), SnapshotNumber(4)).await.unwrap();
+        assert_eq!(held(), ["2:base", "3:base"]);
+    }
+}

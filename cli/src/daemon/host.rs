@@ -1,0 +1,90 @@
+//! Answers for this node when a peer asks.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use tokio::sync::watch;
+use zumastor_core::NodeName;
+use zumastor_net::{
+    Host, PullState, Served,
+    wire::{Announce, Refusal, RefusalCode},
+};
+
+use super::{
+    Daemon,
+    holds::{PairHolds, Side},
+    volume::Volume,
+};
+use crate::exit::chain;
+
+/// zstd level of what is sent: the fastest that zstd calls a level. The wire is rarely slower than that.
+const COMPRESSION: i32 = 1;
+
+/// A handle for the network side; [`Daemon`] itself is behind an `Arc`.
+pub struct Answers(pub Arc<Daemon>);
+
+#[async_trait]
+impl Host for Answers {
+    async fn serve(&self, peer: &NodeName, volume: &str) -> Result<Served, Refusal> {
+        // Whether there is such a volume is not for those who have no business with it.
+        let refused = || {
+            let node = &self.0.name;
+            Refusal::new(
+                RefusalCode::NotAllowed,
+                format!(
+                    "{node} does not send volume {volume} to you: there, `zumastor define target {volume} {peer}`"
+                ),
+            )
+        };
+        let volume = self.volume(volume).ok_or_else(refused)?;
+        let config = volume.config();
+        let target = config.target.get(peer).ok_or_else(refused)?;
+        let (limiter, meter) = volume
+            .with_target(peer, |target| target.map(|target| (target.limiter.clone(), target.meter.clone())))
+            .ok_or_else(refused)?;
+        let store = volume.store().await.map_err(|error| {
+            Refusal::new(RefusalCode::Failed, format!("at {}: {}", self.0.name, chain(&error)))
+        })?;
+        let holds = PairHolds::new(self.0.state.clone(), volume.name.clone(), peer.clone(), Side::Upstream);
+        Ok(Served {
+            store,
+            holds: Arc::new(holds),
+            compression: (!target.uncompressed).then_some(COMPRESSION),
+            limiter,
+            meter,
+        })
+    }
+
+    async fn announced(
+        &self,
+        peer: &NodeName,
+        announce: &Announce,
+    ) -> Result<watch::Receiver<PullState>, Refusal> {
+        let Announce { volume, upstream_volume, number } = announce;
+        let refused = || {
+            let node = &self.0.name;
+            let option =
+                if upstream_volume == volume { String::new() } else { format!(" --name {upstream_volume}") };
+            Refusal::new(
+                RefusalCode::NotAllowed,
+                format!(
+                    "{node} does not receive its volume {volume} from volume {upstream_volume} of yours: there, \
+                     `zumastor define source {volume} {peer}{option}`"
+                ),
+            )
+        };
+        let volume = self.volume(volume).ok_or_else(refused)?;
+        let source = volume.config().source.ok_or_else(refused)?;
+        let expected = source.name.as_deref().unwrap_or(volume.name.as_str());
+        if source.host != *peer || expected != upstream_volume {
+            return Err(refused());
+        }
+        volume.with_puller(|puller| puller.map(|puller| puller.ask(Some(*number)))).ok_or_else(refused)
+    }
+}
+
+impl Answers {
+    fn volume(&self, name: &str) -> Option<Arc<Volume>> {
+        self.0.find_volume(&name.parse().ok()?)
+    }
+}

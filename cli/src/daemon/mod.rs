@@ -1,0 +1,129 @@
+//! `zumastor daemon`: one process that owns the volumes of a node and replicates them.
+
+mod config_files;
+mod control;
+mod define;
+mod holds;
+mod host;
+mod peers;
+mod puller;
+mod pusher;
+mod replicate;
+mod schedule;
+mod snapshots;
+mod start;
+mod state;
+mod status;
+mod volume;
+mod worker;
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    sync::{Arc, OnceLock, RwLock},
+};
+
+use jiff::Timestamp;
+use zumastor_core::{NodeName, VolumeName, config::PeersConfig};
+use zumastor_net::{Node, PublicKey, PullSummary};
+
+pub use start::{Settings, run};
+
+use self::{
+    state::State,
+    volume::{Stores, Volume},
+    worker::Trouble,
+};
+use crate::{
+    api::{Direction, TransferRecord},
+    exit::{Failure, chain},
+    paths::Paths,
+};
+
+/// What the parts of the daemon share.
+#[derive(Debug)]
+pub struct Daemon {
+    paths: Paths,
+    name: NodeName,
+    key: PublicKey,
+    started: Timestamp,
+    state: Arc<State>,
+    stores: Arc<Stores>,
+    /// Set before anything else uses the daemon: the network needs the daemon, and the daemon the network.
+    node: OnceLock<(Arc<Node>, SocketAddr)>,
+    peers: RwLock<PeersConfig>,
+    volumes: RwLock<BTreeMap<VolumeName, Arc<Volume>>>,
+    /// Held while the configuration is changed: one change at a time.
+    editing: tokio::sync::Mutex<()>,
+}
+
+impl Daemon {
+    fn node(&self) -> &Arc<Node> {
+        &self.node.get().expect("set at the start").0
+    }
+
+    /// Where the node really listens.
+    fn address(&self) -> SocketAddr {
+        self.node.get().expect("set at the start").1
+    }
+
+    fn find_volume(&self, name: &VolumeName) -> Option<Arc<Volume>> {
+        self.volumes.read().expect("no panic while locked").get(name).cloned()
+    }
+
+    /// The volume, or the error that says there is none.
+    fn volume(&self, name: &VolumeName) -> Result<Arc<Volume>, Failure> {
+        self.find_volume(name).ok_or_else(|| {
+            Failure::failed(format!("there is no volume {name}")).remedy(format!(
+                "`zumastor status` lists the volumes, `zumastor define volume {name} …` makes one"
+            ))
+        })
+    }
+
+    fn all_volumes(&self) -> Vec<Arc<Volume>> {
+        self.volumes.read().expect("no panic while locked").values().cloned().collect()
+    }
+
+    /// Remembers what came of a transfer, unless it is only what was known before.
+    async fn transfer_ended(
+        &self,
+        volume: &Volume,
+        peer: &NodeName,
+        direction: Direction,
+        result: &Result<PullSummary, Trouble>,
+    ) {
+        let (summary, error) = match result {
+            Ok(summary) if !summary.received => return,
+            Ok(summary) => (Some(*summary), None),
+            Err(trouble) => (None, Some(trouble.refusal.text.clone())),
+        };
+        match (&summary, &error) {
+            (Some(summary), _) => {
+                let number = summary.number.map(|number| number.to_string());
+                tracing::info!(volume = %volume.name, %peer, ?direction, number, bytes = summary.data, "replicated");
+            }
+            (None, error) => {
+                tracing::warn!(volume = %volume.name, %peer, ?direction, error, "not replicated")
+            }
+        }
+        let newest = match (direction, volume.newest().await) {
+            (Direction::Received, Ok(newest)) => newest,
+            _ => None,
+        };
+        let record = TransferRecord { at: Timestamp::now(), peer: peer.clone(), direction, summary, error };
+        let (state, name) = (self.state.clone(), volume.name.clone());
+        let noted = holds::blocking(move || {
+            if let Some(newest) = newest {
+                state.note_number(newest.new.lineage, newest.number())?;
+            }
+            let before = state.history(&name, 1)?;
+            let repeated = before.first().is_some_and(|before| {
+                record.error.is_some() && before.error == record.error && before.peer == record.peer
+            });
+            if repeated { Ok(()) } else { state.record(&name, &record) }
+        });
+        if let Err(error) = noted.await {
+            tracing::warn!(volume = %volume.name, error = %chain(&error), "the history could not be written");
+        }
+    }
+}

@@ -1,0 +1,233 @@
+//! The nodes that this one trusts.
+
+use std::sync::Arc;
+
+use zumastor_core::{
+    NodeName,
+    config::{PeerConfig, PeersConfig},
+};
+use zumastor_net::{Peer, PublicKey, Ticket};
+
+use super::{Daemon, config_files};
+use crate::{
+    api::{AddPeer, Outcome, PeerStatus},
+    exit::Failure,
+};
+
+impl Daemon {
+    /// The peers.
+    pub fn peers(&self) -> PeersConfig {
+        self.peers.read().expect("no panic while locked").clone()
+    }
+
+    /// `peer list`.
+    pub fn peer_list(&self) -> Vec<PeerStatus> {
+        let volumes = self.all_volumes();
+        let uses = |name: &NodeName| {
+            let used = volumes.iter().filter(|volume| {
+                let config = volume.config();
+                config.target.contains_key(name) || config.source.is_some_and(|source| source.host == *name)
+            });
+            used.map(|volume| volume.name.clone()).collect()
+        };
+        let status = |(name, peer): (NodeName, PeerConfig)| PeerStatus {
+            connected: self.node().connected(&name),
+            volumes: uses(&name),
+            name,
+            key: peer.key,
+            addresses: peer.addresses,
+        };
+        self.peers().peer.into_iter().map(status).collect()
+    }
+
+    /// `peer add`.
+    pub async fn add_peer(&self, add: AddPeer) -> Result<Outcome, Failure> {
+        let _editing = self.editing.lock().await;
+        let AddPeer { name, ticket } = add;
+        let ticket: Ticket = ticket.trim().parse().map_err(|error| {
+            Failure::usage(format!("that is no ticket: {error}"))
+                .remedy("`zumastor peer ticket`, over there, prints one")
+        })?;
+        if ticket.key == self.key {
+            return Err(Failure::refused("that is this node's own ticket")
+                .remedy("add the ticket that `zumastor peer ticket` prints on the other node"));
+        }
+        let mut peers = self.peers();
+        let key = ticket.key.to_string();
+        if let Some((known, _)) = peers.peer.iter().find(|(known, peer)| **known != name && peer.key == key) {
+            return Err(Failure::refused(format!("that node is known already, as {known}"))
+                .remedy(format!("`zumastor peer remove {known}` first, to give it another name")));
+        }
+        match peers.peer.get_mut(&name) {
+            Some(peer) if peer.key != key => {
+                return Err(Failure::refused(format!("{name} is another node, with another key"))
+                    .remedy(format!("choose another name, or `zumastor peer remove {name}` first")));
+            }
+            Some(peer) if peer.addresses == ticket.addresses => {
+                return Ok(Outcome::already(format!("{name} is a peer already")));
+            }
+            Some(peer) => peer.addresses = ticket.addresses,
+            None => {
+                peers.peer.insert(name.clone(), PeerConfig { key, addresses: ticket.addresses });
+            }
+        }
+        self.set_peers(peers)?;
+        let outcome = Outcome::changed(format!("{name} is a peer now (key {})", ticket.key.short()));
+        Ok(outcome
+            .note(format!("it must know this node too: there, `zumastor peer add {} TICKET`", self.name)))
+    }
+
+    /// `peer remove`.
+    pub async fn remove_peer(&self, name: &NodeName) -> Result<Outcome, Failure> {
+        let _editing = self.editing.lock().await;
+        let mut peers = self.peers();
+        if peers.peer.remove(name).is_none() {
+            return Err(
+                Failure::failed(format!("there is no peer {name}")).remedy("`zumastor peer list` names them")
+            );
+        }
+        for volume in self.all_volumes() {
+            let config = volume.config();
+            let volume = &volume.name;
+            if config.target.contains_key(name) {
+                return Err(Failure::refused(format!("volume {volume} is sent to {name}"))
+                    .remedy(format!("`zumastor forget target {volume} {name}` first")));
+            }
+            if config.source.is_some_and(|source| source.host == *name) {
+                return Err(Failure::refused(format!("volume {volume} comes from {name}"))
+                    .remedy(format!("`zumastor forget source {volume}` first")));
+            }
+        }
+        self.set_peers(peers)?;
+        Ok(Outcome::changed(format!("{name} is no peer any more, and its connections are closed")))
+    }
+
+    /// The peer that `HOST[:PORT]` means. A port that is new is remembered.
+    pub fn resolve_host(&self, host: &str) -> Result<NodeName, Failure> {
+        let mut peers = self.peers();
+        let (name, address) = find_host(&peers, host)?;
+        if let Some(address) = address {
+            let peer = peers.peer.get_mut(&name).expect("found above");
+            peer.addresses.push(address);
+            self.set_peers(peers)?;
+        }
+        Ok(name)
+    }
+
+    /// Writes the peers down and trusts exactly them.
+    fn set_peers(&self, peers: PeersConfig) -> Result<(), Failure> {
+        let trusted = trusted(&peers)?;
+        config_files::write_peers(&self.paths, &peers)?;
+        *self.peers.write().expect("no panic while locked") = peers;
+        self.node().set_peers(trusted);
+        Ok(())
+    }
+
+    /// Trusts the peers that are configured.
+    pub fn trust_peers(self: &Arc<Self>) -> Result<(), Failure> {
+        self.node().set_peers(trusted(&self.peers())?);
+        Ok(())
+    }
+}
+
+/// The peers as the network knows them.
+pub fn trusted(peers: &PeersConfig) -> Result<Vec<Peer>, Failure> {
+    let peer = |(name, peer): (&NodeName, &PeerConfig)| {
+        let key: PublicKey = peer.key.parse().map_err(|_| {
+            Failure::failed(format!("peers.toml: the key of {name} is not 64 hexadecimal digits"))
+        })?;
+        Ok(Peer { name: name.clone(), key, addresses: peer.addresses.clone() })
+    };
+    peers.peer.iter().map(peer).collect()
+}
+
+/// Finds the peer that `HOST[:PORT]` means, by name or by address; with a port that is not among its addresses, also
+/// the address to add.
+fn find_host(peers: &PeersConfig, text: &str) -> Result<(NodeName, Option<String>), Failure> {
+    let (host, port) = split_port(text)?;
+    let host_of =
+        |address: &str| split_port(address).map_or_else(|_| address.to_owned(), |(host, _)| host.to_owned());
+    let by_name = host.parse().ok().and_then(|name: NodeName| peers.peer.get_key_value(&name));
+    let found = by_name.or_else(|| {
+        peers.peer.iter().find(|(_, peer)| peer.addresses.iter().any(|address| host_of(address) == host))
+    });
+    let Some((name, peer)) = found else {
+        return Err(Failure::failed(format!("{host} is no peer of this node")).remedy(format!(
+            "there, `zumastor peer ticket`; here, `zumastor peer add {host} TICKET`; and the other way round"
+        )));
+    };
+    let known = port.is_none_or(|port| {
+        let port_of = |address: &String| {
+            split_port(address).ok().and_then(|(_, port)| port).unwrap_or(zumastor_core::config::DEFAULT_PORT)
+        };
+        peer.addresses.iter().any(|address| port_of(address) == port)
+    });
+    if known {
+        return Ok((name.clone(), None));
+    }
+    let at = match peer.addresses.first() {
+        Some(first) if by_name.is_some() => host_of(first),
+        _ => host.to_owned(),
+    };
+    let port = port.expect("a port that is not known was given");
+    let address = if at.contains(':') { format!("[{at}]:{port}") } else { format!("{at}:{port}") };
+    Ok((name.clone(), Some(address)))
+}
+
+/// Splits `HOST[:PORT]`; an IPv6 address with a port stands in brackets.
+fn split_port(text: &str) -> Result<(&str, Option<u16>), Failure> {
+    let bad = || Failure::usage(format!("{text:?} is not HOST or HOST:PORT"));
+    let (host, port) = if let Some(rest) = text.strip_prefix('[') {
+        let (host, rest) = rest.split_once(']').ok_or_else(bad)?;
+        match rest.strip_prefix(':') {
+            Some(port) => (host, Some(port)),
+            None if rest.is_empty() => (host, None),
+            None => return Err(bad()),
+        }
+    } else {
+        match text.split_once(':') {
+            // Several colons are an IPv6 address.
+            Some((_, rest)) if rest.contains(':') => (text, None),
+            Some((host, port)) => (host, Some(port)),
+            None => (text, None),
+        }
+    };
+    let port = port.map(|port| port.parse().ok().filter(|port| *port != 0).ok_or_else(bad)).transpose()?;
+    if host.is_empty() { Err(bad()) } else { Ok((host, port)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exit::Exit;
+
+    #[test]
+    fn hosts_are_found_by_name_and_address() {
+        let mut peers = PeersConfig::default();
+        let mut add = |name: &str, addresses: &[&str]| {
+            let addresses = addresses.iter().map(|address| (*address).to_owned()).collect();
+            peers.peer.insert(name.parse().unwrap(), PeerConfig { key: String::new(), addresses });
+        };
+        add("beta", &["10.0.0.2", "[fd00::2]:9000"]);
+        add("gamma", &[]);
+        let find = |text: &str| find_host(&peers, text).map(|(name, address)| (name.to_string(), address));
+        for (text, name, added) in [
+            ("beta", "beta", None),
+            ("beta:11235", "beta", None),
+            ("beta:9000", "beta", None),
+            ("beta:7", "beta", Some("10.0.0.2:7")),
+            ("10.0.0.2", "beta", None),
+            ("10.0.0.2:7", "beta", Some("10.0.0.2:7")),
+            ("fd00::2", "beta", None),
+            ("[fd00::2]:9000", "beta", None),
+            ("[fd00::2]:7", "beta", Some("[fd00::2]:7")),
+            ("gamma:7", "gamma", Some("gamma:7")),
+        ] {
+            assert_eq!(find(text).unwrap(), (name.to_owned(), added.map(str::to_owned)), "{text}");
+        }
+        assert_eq!(find("delta").unwrap_err().exit, Exit::Failed);
+        for bad in ["beta:", "beta:0", "beta:x", "[::1", "[::1]7", ":7", ""] {
+            assert_eq!(find(bad).unwrap_err().exit, Exit::Usage, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,102 @@
+//! Brings a replica to its upstream's newest snapshot.
+
+use std::{pin::pin, sync::Arc};
+
+use async_trait::async_trait;
+use tokio::sync::watch;
+use zumastor_core::{HeadState, SnapshotRecord, StoreError, config::SourceConfig};
+use zumastor_net::{
+    Patience, Progress, PullError, PullSummary, Replica, Reporter, finish, pull,
+    wire::{Refusal, RefusalCode},
+};
+
+use super::{
+    Daemon,
+    holds::{PairHolds, Side},
+    volume::Volume,
+    worker::{Job, Trouble, Worker},
+};
+use crate::{api::Direction, exit::chain};
+
+/// Streams that a transfer is fetched over.
+const STREAMS: usize = 4;
+
+/// Pulls one volume from its source.
+pub struct Pull {
+    daemon: Arc<Daemon>,
+    volume: Arc<Volume>,
+    source: SourceConfig,
+}
+
+impl Pull {
+    /// Starts to pull a volume. If something is left to be done from before, it is done at once.
+    pub async fn start(daemon: &Arc<Daemon>, volume: &Arc<Volume>, source: &SourceConfig) {
+        let at_once = source.period.is_some() || unfinished(volume).await.unwrap_or(true);
+        let job = Self { daemon: daemon.clone(), volume: volume.clone(), source: source.clone() };
+        volume.set_puller(|| Some(Worker::spawn(Arc::new(job), source.period, at_once))).await;
+    }
+
+    async fn pull(&self, progress: &watch::Sender<Progress>) -> Result<PullSummary, Trouble> {
+        let store = self.volume.store().await.map_err(|error| store_trouble(&error))?;
+        let (state, name) = (self.daemon.state.clone(), self.volume.name.clone());
+        let replica = Replica {
+            store,
+            holds: Arc::new(PairHolds::new(state, name.clone(), self.source.host.clone(), Side::Downstream)),
+            volume: self.source.name.clone().unwrap_or_else(|| name.to_string()),
+            streams: STREAMS,
+        };
+        // A snapshot that is complete is shown, whether or not the upstream can be reached.
+        finish(&replica).await.map_err(|error| pull_trouble(&error))?;
+        let link = self.daemon.node().link(&self.source.host).await.map_err(|error| Trouble {
+            refusal: Refusal::new(RefusalCode::Failed, chain(&error)),
+            passing: true,
+        })?;
+        let (patience, reporter) = (Patience::default(), Reporter::new());
+        let mut changes = reporter.subscribe();
+        let mut pull = pin!(pull(&*link, &replica, &patience, &reporter));
+        loop {
+            tokio::select! {
+                result = &mut pull => return result.map_err(|error| pull_trouble(&error)),
+                Ok(()) = changes.changed() => {
+                    progress.send_replace(*changes.borrow_and_update());
+                }
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl Job for Pull {
+    async fn due(&self) -> bool {
+        true
+    }
+
+    async fn run(&self, progress: &watch::Sender<Progress>) -> Result<PullSummary, Trouble> {
+        self.pull(progress).await
+    }
+
+    async fn ended(&self, result: &Result<PullSummary, Trouble>) {
+        self.daemon.transfer_ended(&self.volume, &self.source.host, Direction::Received, result).await;
+    }
+}
+
+/// Whether a transfer or a flip was broken off.
+async fn unfinished(volume: &Volume) -> Result<bool, StoreError> {
+    let store = volume.store().await?;
+    if store.staged().await?.is_some() {
+        return Ok(true);
+    }
+    let newest = store.snapshots().await?.iter().rev().map(SnapshotRecord::number).find(|n| !n.is_local());
+    Ok(match newest {
+        Some(newest) => store.head().await? != HeadState::Shows(newest),
+        None => false,
+    })
+}
+
+fn store_trouble(error: &StoreError) -> Trouble {
+    Trouble { refusal: Refusal::new(RefusalCode::Failed, chain(error)), passing: true }
+}
+
+fn pull_trouble(error: &PullError) -> Trouble {
+    Trouble { refusal: error.refusal(), passing: !error.is_permanent() }
+}

@@ -1,0 +1,98 @@
+//! Tells a downstream that there is something new. The downstream does the rest.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use tokio::sync::watch;
+use zumastor_core::{NodeName, config::TargetConfig};
+use zumastor_net::{
+    AnnounceError, Patience, Progress, PullSummary, announce,
+    wire::{Announce, Refusal, RefusalCode},
+};
+
+use super::{
+    Daemon,
+    holds::blocking,
+    volume::{Target, Volume},
+    worker::{Job, Trouble, Worker},
+};
+use crate::{api::Direction, exit::chain};
+
+/// Announces one volume to one of its targets.
+pub struct Push {
+    daemon: Arc<Daemon>,
+    volume: Arc<Volume>,
+    host: NodeName,
+    target: TargetConfig,
+}
+
+impl Push {
+    /// Starts to serve a target. What it has missed is made up for at once.
+    pub async fn start(daemon: &Arc<Daemon>, volume: &Arc<Volume>, host: &NodeName, target: &TargetConfig) {
+        let job = Self {
+            daemon: daemon.clone(),
+            volume: volume.clone(),
+            host: host.clone(),
+            target: target.clone(),
+        };
+        let start = || {
+            let worker = Worker::spawn(Arc::new(job), target.period, target.period.is_some());
+            Some(Target::new(target, worker))
+        };
+        volume.set_target(host, start).await;
+    }
+}
+
+#[async_trait]
+impl Job for Push {
+    async fn due(&self) -> bool {
+        let (state, volume, host) = (self.daemon.state.clone(), self.volume.name.clone(), self.host.clone());
+        let cursor = match blocking(move || state.cursor(&volume, &host)).await {
+            Ok(cursor) => cursor,
+            Err(error) => {
+                tracing::warn!(volume = %self.volume.name, error = %chain(&error), "what the target has is not known");
+                return true;
+            }
+        };
+        match self.volume.newest().await {
+            Ok(newest) => {
+                newest.is_some_and(|newest| cursor.is_none_or(|cursor| cursor.common < newest.number()))
+            }
+            // The run says what is wrong.
+            Err(_) => true,
+        }
+    }
+
+    async fn run(&self, progress: &watch::Sender<Progress>) -> Result<PullSummary, Trouble> {
+        let passing = |error: &dyn std::error::Error| Trouble {
+            refusal: Refusal::new(RefusalCode::Failed, chain(error)),
+            passing: true,
+        };
+        let newest = self.volume.newest().await.map_err(|error| passing(&error))?;
+        let Some(newest) = newest else {
+            let nothing = format!("volume {} has no snapshot yet", self.volume.name);
+            return Err(Trouble { refusal: Refusal::new(RefusalCode::Failed, nothing), passing: false });
+        };
+        let link = self.daemon.node().link(&self.host).await.map_err(|error| passing(&error))?;
+        let own = self.volume.name.to_string();
+        let news = Announce {
+            volume: self.target.name.clone().unwrap_or_else(|| own.clone()),
+            upstream_volume: own,
+            number: newest.number(),
+        };
+        let mut follow = |now: Progress| {
+            progress.send_replace(now);
+        };
+        announce(&*link, news, &Patience::default(), &mut follow).await.map_err(|error| match error {
+            AnnounceError::Refused(refusal) => {
+                let passing = refusal.code != RefusalCode::Stopped;
+                Trouble { refusal, passing }
+            }
+            other => passing(&other),
+        })
+    }
+
+    async fn ended(&self, result: &Result<PullSummary, Trouble>) {
+        self.daemon.transfer_ended(&self.volume, &self.host, Direction::Sent, result).await;
+    }
+}

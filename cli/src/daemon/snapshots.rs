@@ -1,0 +1,136 @@
+//! Taking snapshots, and holding them.
+
+use std::sync::Arc;
+
+use zumastor_core::{HoldOwner, NewSnapshot, SnapshotNumber, VolumeName};
+
+use super::{Daemon, holds::blocking, state::StateError, status::snapshot_status};
+use crate::{
+    api::{Outcome, Role, SnapshotStatus},
+    exit::{Failure, chain},
+};
+
+impl Daemon {
+    /// `snapshot`.
+    pub async fn snapshot(self: &Arc<Self>, name: &VolumeName) -> Result<SnapshotStatus, Failure> {
+        let volume = self.volume(name)?;
+        match volume.role() {
+            Role::Master => {}
+            Role::Replica => {
+                return Err(Failure::refused(format!(
+                    "volume {name} is a replica: its snapshots come from its source"
+                ))
+                .remedy("take the snapshot on the master"));
+            }
+            Role::Undecided => {
+                return Err(Failure::refused(format!("this node is not the master of volume {name}"))
+                    .remedy(format!("`zumastor define master {name}` first")));
+            }
+        }
+        let store = volume.store().await?;
+        let _snapshotting = volume.snapshotting.lock().await;
+        let newest = volume.newest().await?;
+        let least = newest.as_ref().map_or(SnapshotNumber(0), |newest| newest.number().next());
+        let (state, owned) = (self.state.clone(), name.clone());
+        let (lineage, number) = blocking(move || {
+            let lineage = match &newest {
+                Some(newest) => newest.new.lineage,
+                None => state.lineage(&owned)?,
+            };
+            Ok((lineage, state.take_number(lineage, least)?))
+        })
+        .await?;
+        let record = match store.create_snapshot(NewSnapshot::manual(number, lineage)).await {
+            Ok(record) => record,
+            Err(error) => {
+                let state = self.state.clone();
+                blocking(move || state.return_number(lineage, number)).await?;
+                return Err(error.into());
+            }
+        };
+        tracing::info!(volume = %name, %number, "snapshot taken");
+        // The digest is wanted as soon as it is sent; until then there is time.
+        let volume = name.clone();
+        tokio::spawn(async move {
+            if let Err(error) = store.leaves(number).await {
+                tracing::warn!(%volume, %number, error = %chain(&error), "the digest could not be computed");
+            }
+        });
+        Ok(snapshot_status(&record, &[]))
+    }
+
+    /// `hold`.
+    pub async fn hold(
+        &self,
+        volume: &VolumeName,
+        number: SnapshotNumber,
+        name: &str,
+    ) -> Result<Outcome, Failure> {
+        check_hold_name(name)?;
+        let found = self.volume(volume)?;
+        let snapshots = found.store().await?.snapshots().await?;
+        if !snapshots.iter().any(|record| record.number() == number) {
+            return Err(no_snapshot(volume, number));
+        }
+        let (state, owned, hold) = (self.state.clone(), volume.clone(), name.to_owned());
+        let new = blocking(move || state.hold(&owned, number, &HoldOwner::User, &hold)).await?;
+        let held = format!("snapshot {number} of volume {volume} is held as {name:?}");
+        Ok(if new { Outcome::changed(held) } else { Outcome::already(format!("{held} already")) })
+    }
+
+    /// `release`.
+    pub async fn release(
+        &self,
+        volume: &VolumeName,
+        number: SnapshotNumber,
+        name: &str,
+    ) -> Result<Outcome, Failure> {
+        self.volume(volume)?;
+        let (state, owned, hold) = (self.state.clone(), volume.clone(), name.to_owned());
+        let (released, holds) = blocking(move || {
+            Ok((state.release(&owned, number, &HoldOwner::User, &hold)?, state.holds(&owned)?))
+        })
+        .await?;
+        if released {
+            return Ok(Outcome::changed(format!(
+                "snapshot {number} of volume {volume} is not held as {name:?} any more"
+            )));
+        }
+        let peer = holds.iter().find_map(|hold| match &hold.owner {
+            HoldOwner::Peer(peer)
+                if hold.number == number && (hold.name == name || peer.as_str() == name) =>
+            {
+                Some(peer)
+            }
+            _ => None,
+        });
+        Err(match peer {
+            Some(peer) => Failure::refused(format!(
+                "replication with {peer} holds snapshot {number} of volume {volume}: the next transfer builds upon it"
+            ))
+            .remedy(format!(
+                "it moves on by itself when a newer one has been replicated; forgetting {peer} for this volume lifts it"
+            )),
+            None => Failure::failed(format!("snapshot {number} of volume {volume} is not held as {name:?}"))
+                .remedy(format!("`zumastor status {volume}` lists the holds")),
+        })
+    }
+}
+
+impl From<StateError> for Failure {
+    fn from(error: StateError) -> Self {
+        Self::failed(chain(&error))
+    }
+}
+
+fn no_snapshot(volume: &VolumeName, number: SnapshotNumber) -> Failure {
+    Failure::failed(format!("volume {volume} has no snapshot {number}"))
+        .remedy(format!("`zumastor status {volume}` lists them"))
+}
+
+fn check_hold_name(name: &str) -> Result<(), Failure> {
+    if (1..=63).contains(&name.len()) && !name.chars().any(char::is_control) {
+        return Ok(());
+    }
+    Err(Failure::usage("a hold's name has 1 to 63 bytes and no control characters"))
+}

@@ -1,0 +1,196 @@
+//! From nothing to a running daemon, and back.
+
+use std::{
+    fs::{self, DirBuilder, File, OpenOptions},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
+    path::Path,
+    sync::{Arc, OnceLock, RwLock},
+    time::Duration,
+};
+
+use jiff::Timestamp;
+use rustix::fs::FlockOperation;
+use tokio::{
+    net::UnixListener,
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+    time::timeout,
+};
+use zumastor_core::{
+    NodeName, VolumeName,
+    config::{DEFAULT_PORT, NodeConfig, VolumeConfig},
+};
+use zumastor_net::{Node, NodeKey, NodeOptions};
+
+use super::{
+    Daemon, config_files, control,
+    host::Answers,
+    peers,
+    puller::Pull,
+    pusher::Push,
+    state::State,
+    volume::{Stores, Volume},
+};
+use crate::{
+    exit::{Failure, chain},
+    paths::{Paths, check_socket_path},
+};
+
+/// How long requests that are being answered, and then connections, may take to end.
+const FAREWELL: Duration = Duration::from_secs(3);
+
+/// What the command line says; it goes before `zumastor.toml`.
+#[derive(Debug, Clone, Default)]
+pub struct Settings {
+    /// Where to listen.
+    pub listen: Option<SocketAddr>,
+    /// What to be called.
+    pub name: Option<NodeName>,
+}
+
+/// Runs until SIGTERM or SIGINT.
+pub async fn run(paths: Paths, settings: Settings) -> Result<(), Failure> {
+    check_socket_path(&paths.socket())?;
+    // Before anything is touched: a bad file changes nothing.
+    let config = config_files::load(&paths)?;
+    peers::trusted(&config.peers)?;
+    make_dirs(&paths)?;
+    let _lock = lock(&paths)?;
+
+    let mut terminate = signal(SignalKind::terminate()).map_err(Failure::doing("signals"))?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(Failure::doing("signals"))?;
+    let state = State::open(&paths.database()).map_err(Failure::doing(paths.database().display()))?;
+    let key =
+        NodeKey::load_or_create(&paths.node_key()).map_err(Failure::doing(paths.node_key().display()))?;
+    let name = node_name(&settings, &config.node)?;
+    let daemon = Arc::new(Daemon {
+        name: name.clone(),
+        key: key.public(),
+        started: Timestamp::now(),
+        state: Arc::new(state),
+        stores: Arc::new(Stores::default()),
+        node: OnceLock::new(),
+        peers: RwLock::new(config.peers),
+        volumes: RwLock::default(),
+        editing: tokio::sync::Mutex::default(),
+        paths,
+    });
+    let listen = settings.listen.or(config.node.listen).unwrap_or_else(anywhere);
+    let options = NodeOptions { listen, name: name.clone(), key };
+    let node = Node::start(options, Arc::new(Answers(daemon.clone())))
+        .map_err(Failure::doing(format_args!("listening on UDP {listen}")))?;
+    let address = node.local_addr().map_err(Failure::doing("the listening socket"))?;
+    daemon.node.set((node, address)).expect("set once");
+    daemon.trust_peers()?;
+    daemon.start_volumes(config.volumes).await;
+
+    let listener = bind(&daemon.paths.socket())?;
+    let (stop, stopped) = watch::channel(false);
+    let control = tokio::spawn(control::serve(listener, daemon.clone(), stopped));
+    tracing::info!("node {name} listening on {address} (key {})", daemon.key.short());
+
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!("stopping");
+    let _ = fs::remove_file(daemon.paths.socket());
+    stop.send_replace(true);
+    for volume in daemon.all_volumes() {
+        volume.stop().await;
+    }
+    // Whoever follows a replication learns of its end before the program ends.
+    let _ = timeout(FAREWELL, control).await;
+    let _ = timeout(FAREWELL, daemon.node().close()).await;
+    Ok(())
+}
+
+impl Daemon {
+    async fn start_volumes(self: &Arc<Self>, volumes: Vec<(VolumeName, VolumeConfig)>) {
+        for (name, config) in volumes {
+            let volume = Arc::new(Volume::new(name.clone(), config, self.stores.clone()));
+            if let Err(error) = volume.store().await {
+                tracing::warn!(volume = %name, error = %chain(&error), "the volume cannot be opened");
+            }
+            self.volumes.write().expect("no panic while locked").insert(name, volume);
+        }
+        for volume in self.all_volumes() {
+            self.start_volume(&volume).await;
+        }
+    }
+
+    async fn start_volume(self: &Arc<Self>, volume: &Arc<Volume>) {
+        let config = volume.config();
+        if let Some(source) = &config.source {
+            Pull::start(self, volume, source).await;
+        }
+        for (host, target) in &config.target {
+            Push::start(self, volume, host, target).await;
+        }
+    }
+}
+
+fn make_dirs(paths: &Paths) -> Result<(), Failure> {
+    let make = |path: &Path, mode| {
+        DirBuilder::new().recursive(true).mode(mode).create(path).map_err(Failure::doing(path.display()))
+    };
+    make(paths.config(), 0o755)?;
+    make(&paths.volumes(), 0o755)?;
+    make(paths.state(), 0o700)?;
+    make(paths.runtime(), 0o755)
+}
+
+/// Makes this the only daemon with this state. The lock goes with the process, however it ends.
+fn lock(paths: &Paths) -> Result<File, Failure> {
+    let path = paths.lock();
+    let file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(&path)
+        .map_err(Failure::doing(path.display()))?;
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            let state = paths.state().display();
+            Err(Failure::failed(format!("another daemon is running with the state in {state}"))
+                .remedy("stop it first, or set ZUMASTOR_ROOT to another directory"))
+        }
+        Err(error) => Err(Failure::doing(path.display())(error)),
+    }
+}
+
+/// The control socket, for its owner only from the first moment on. One that a dead daemon left is replaced.
+fn bind(path: &Path) -> Result<UnixListener, Failure> {
+    let new = path.with_extension("new");
+    let _ = fs::remove_file(&new);
+    let listener = UnixListener::bind(&new).map_err(Failure::doing(new.display()))?;
+    fs::set_permissions(&new, fs::Permissions::from_mode(0o600)).map_err(Failure::doing(new.display()))?;
+    fs::rename(&new, path).map_err(Failure::doing(path.display()))?;
+    Ok(listener)
+}
+
+fn node_name(settings: &Settings, config: &NodeConfig) -> Result<NodeName, Failure> {
+    if let Some(name) = settings.name.clone().or_else(|| config.name.clone()) {
+        return Ok(name);
+    }
+    let uname = rustix::system::uname();
+    let host = uname.nodename().to_string_lossy();
+    host.parse().map_err(|error| {
+        Failure::failed(format!("this host's name will not do for the node: {error}")).remedy(
+            "give the node a name: `zumastor daemon --name NODE`, or `name = \"NODE\"` in zumastor.toml",
+        )
+    })
+}
+
+/// All addresses of both families, or of IPv4 where there is no IPv6.
+fn anywhere() -> SocketAddr {
+    let six = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0)).is_ok();
+    if six {
+        (Ipv6Addr::UNSPECIFIED, DEFAULT_PORT).into()
+    } else {
+        (Ipv4Addr::UNSPECIFIED, DEFAULT_PORT).into()
+    }
+}

@@ -1,0 +1,407 @@
+//! What must survive a restart and is nowhere else: holds, what peers have, numbers given, the history.
+//!
+//! Every change is on disk when the call returns. Values are JSON, so that a later version can add to them.
+
+use std::path::Path;
+
+use jiff::Timestamp;
+use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use zumastor_core::{Hold, HoldOwner, Lineage, NodeName, SnapshotNumber, VolumeName};
+
+use crate::api::TransferRecord;
+
+/// Volume, snapshot, owner, name → milliseconds since 1970.
+const HOLDS: TableDefinition<(&str, u64, &str, &str), i64> = TableDefinition::new("holds");
+/// Volume, peer → [`Cursor`].
+const CURSORS: TableDefinition<(&str, &str), &str> = TableDefinition::new("cursors");
+/// Volume, sequence → [`TransferRecord`].
+const HISTORY: TableDefinition<(&str, u64), &str> = TableDefinition::new("history");
+/// Volume → the lineage of its snapshots, as a UUID's 128 bits.
+const LINEAGES: TableDefinition<&str, u128> = TableDefinition::new("lineages");
+/// Lineage → the number that its next snapshot gets. Outlives a volume that is forgotten: the data may come back.
+const NUMBERS: TableDefinition<u128, u64> = TableDefinition::new("numbers");
+
+/// Transfers remembered for each volume.
+const HISTORY_LENGTH: usize = 100;
+
+/// The database could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// It failed. After an error in writing, nothing of that change is there.
+    #[error("the state database: {0}")]
+    Database(#[from] redb::Error),
+    /// A value is not what this program writes.
+    #[error("the state database holds a value that makes no sense: {0}")]
+    Value(#[from] serde_json::Error),
+}
+
+/// The newest snapshot that this node and a peer both have of a volume.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cursor {
+    /// Its number.
+    pub common: SnapshotNumber,
+    /// When it was confirmed last.
+    pub confirmed: Timestamp,
+}
+
+/// The database. Calls block for as long as a disk takes to sync.
+#[derive(Debug)]
+pub struct State(Database);
+
+impl State {
+    /// Opens the database, or makes it.
+    pub fn open(path: &Path) -> Result<Self, StateError> {
+        let state = Self(Database::create(path)?);
+        state.write(|txn| {
+            txn.open_table(HOLDS)?;
+            txn.open_table(CURSORS)?;
+            txn.open_table(HISTORY)?;
+            txn.open_table(LINEAGES)?;
+            txn.open_table(NUMBERS)?;
+            Ok(())
+        })?;
+        Ok(state)
+    }
+
+    /// The holds on a volume's snapshots, in ascending order of number.
+    pub fn holds(&self, volume: &VolumeName) -> Result<Vec<Hold>, StateError> {
+        self.read(|txn| {
+            let table = txn.open_table(HOLDS)?;
+            let mut holds = Vec::new();
+            for entry in table.range((volume.as_str(), 0, "", "")..)? {
+                let (key, since) = entry?;
+                let (of, number, owner, name) = key.value();
+                if of != volume.as_str() {
+                    break;
+                }
+                let (Some(owner), Ok(since)) =
+                    (parse_owner(owner), Timestamp::from_millisecond(since.value()))
+                else {
+                    continue;
+                };
+                holds.push(Hold { number: SnapshotNumber(number), owner, name: name.to_owned(), since });
+            }
+            Ok(holds)
+        })
+    }
+
+    /// Adds a hold. False if it is there already.
+    pub fn hold(
+        &self,
+        volume: &VolumeName,
+        number: SnapshotNumber,
+        owner: &HoldOwner,
+        name: &str,
+    ) -> Result<bool, StateError> {
+        self.write(|txn| {
+            let mut table = txn.open_table(HOLDS)?;
+            let owner = owner_key(owner);
+            let key = (volume.as_str(), number.0, owner.as_str(), name);
+            let there = table.get(key)?.is_some();
+            if !there {
+                table.insert(key, now())?;
+            }
+            Ok(!there)
+        })
+    }
+
+    /// Lifts a hold. False if there is none.
+    pub fn release(
+        &self,
+        volume: &VolumeName,
+        number: SnapshotNumber,
+        owner: &HoldOwner,
+        name: &str,
+    ) -> Result<bool, StateError> {
+        self.write(|txn| {
+            let owner = owner_key(owner);
+            Ok(txn.open_table(HOLDS)?.remove((volume.as_str(), number.0, owner.as_str(), name))?.is_some())
+        })
+    }
+
+    /// Replaces all holds that a peer has on a volume, and notes the newest common snapshot if it is known now.
+    pub fn replace_holds(
+        &self,
+        volume: &VolumeName,
+        peer: &NodeName,
+        holds: &[(SnapshotNumber, &str)],
+        common: Option<SnapshotNumber>,
+    ) -> Result<(), StateError> {
+        let owner = HoldOwner::Peer(peer.clone());
+        let cursor = common.map(|common| Cursor { common, confirmed: Timestamp::now() });
+        let before = self.holds(volume)?;
+        self.write(|txn| {
+            let mut table = txn.open_table(HOLDS)?;
+            let owner_key = owner_key(&owner);
+            let stays =
+                |hold: &Hold| holds.iter().any(|(number, name)| hold.number == *number && hold.name == *name);
+            for hold in before.iter().filter(|hold| hold.owner == owner && !stays(hold)) {
+                table.remove((volume.as_str(), hold.number.0, owner_key.as_str(), hold.name.as_str()))?;
+            }
+            for (number, name) in holds {
+                let key = (volume.as_str(), number.0, owner_key.as_str(), *name);
+                if table.get(key)?.is_none() {
+                    table.insert(key, now())?;
+                }
+            }
+            if let Some(cursor) = &cursor {
+                let json = serde_json::to_string(cursor)?;
+                txn.open_table(CURSORS)?.insert((volume.as_str(), peer.as_str()), json.as_str())?;
+            }
+            Ok(())
+        })
+    }
+
+    /// What a peer is known to have of a volume.
+    pub fn cursor(&self, volume: &VolumeName, peer: &NodeName) -> Result<Option<Cursor>, StateError> {
+        self.read(|txn| {
+            let table = txn.open_table(CURSORS)?;
+            let value = table.get((volume.as_str(), peer.as_str()))?;
+            value.map(|json| from_json(json.value())).transpose()
+        })
+    }
+
+    /// Forgets what a peer has, and its holds.
+    pub fn forget_pair(&self, volume: &VolumeName, peer: &NodeName) -> Result<(), StateError> {
+        self.replace_holds(volume, peer, &[], None)?;
+        self.write(|txn| {
+            txn.open_table(CURSORS)?.remove((volume.as_str(), peer.as_str()))?;
+            Ok(())
+        })
+    }
+
+    /// Forgets everything about a volume but the numbers that its snapshots had.
+    pub fn forget_volume(&self, volume: &VolumeName) -> Result<(), StateError> {
+        self.write(|txn| {
+            let volume = volume.as_str();
+            txn.open_table(HOLDS)?.retain(|(of, ..), _| of != volume)?;
+            txn.open_table(CURSORS)?.retain(|(of, _), _| of != volume)?;
+            txn.open_table(HISTORY)?.retain(|(of, _), _| of != volume)?;
+            txn.open_table(LINEAGES)?.remove(volume)?;
+            Ok(())
+        })
+    }
+
+    /// Remembers a transfer; the oldest go.
+    pub fn record(&self, volume: &VolumeName, transfer: &TransferRecord) -> Result<(), StateError> {
+        self.write(|txn| {
+            let mut table = txn.open_table(HISTORY)?;
+            let volume = volume.as_str();
+            let keys: Vec<u64> = table
+                .range((volume, 0)..=(volume, u64::MAX))?
+                .map(|entry| entry.map(|(key, _)| key.value().1))
+                .collect::<Result<_, _>>()?;
+            for old in keys.iter().take((keys.len() + 1).saturating_sub(HISTORY_LENGTH)) {
+                table.remove((volume, *old))?;
+            }
+            let json = serde_json::to_string(transfer)?;
+            table.insert((volume, keys.last().map_or(0, |last| last + 1)), json.as_str())?;
+            Ok(())
+        })
+    }
+
+    /// The transfers of a volume that are remembered, the newest first.
+    pub fn history(&self, volume: &VolumeName, most: usize) -> Result<Vec<TransferRecord>, StateError> {
+        self.read(|txn| {
+            let table = txn.open_table(HISTORY)?;
+            let range = table.range((volume.as_str(), 0)..=(volume.as_str(), u64::MAX))?;
+            range.rev().take(most).map(|entry| from_json(entry?.1.value())).collect()
+        })
+    }
+
+    /// The lineage of a volume that has no snapshot to tell it; made now if there is none.
+    pub fn lineage(&self, volume: &VolumeName) -> Result<Lineage, StateError> {
+        self.write(|txn| {
+            let mut table = txn.open_table(LINEAGES)?;
+            let known = table.get(volume.as_str())?.map(|value| value.value());
+            if let Some(known) = known {
+                return Ok(Lineage(uuid::Uuid::from_u128(known)));
+            }
+            let lineage = Lineage::generate();
+            table.insert(volume.as_str(), lineage.0.as_u128())?;
+            Ok(lineage)
+        })
+    }
+
+    /// Takes the next number of a lineage: greater than every number taken or noted before, and at least `least`.
+    pub fn take_number(&self, lineage: Lineage, least: SnapshotNumber) -> Result<SnapshotNumber, StateError> {
+        self.write(|txn| {
+            let mut table = txn.open_table(NUMBERS)?;
+            let next = table.get(lineage.0.as_u128())?.map_or(0, |value| value.value()).max(least.0);
+            table.insert(lineage.0.as_u128(), next + 1)?;
+            Ok(SnapshotNumber(next))
+        })
+    }
+
+    /// Gives back the number that was taken last: no snapshot came to have it.
+    pub fn return_number(&self, lineage: Lineage, number: SnapshotNumber) -> Result<(), StateError> {
+        self.write(|txn| {
+            let mut table = txn.open_table(NUMBERS)?;
+            let last = table.get(lineage.0.as_u128())?.is_some_and(|next| next.value() == number.0 + 1);
+            if last {
+                table.insert(lineage.0.as_u128(), number.0)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Notes a number that a snapshot of this lineage has, so that it is never given to another.
+    pub fn note_number(&self, lineage: Lineage, number: SnapshotNumber) -> Result<(), StateError> {
+        let known = self.read(|txn| {
+            let table = txn.open_table(NUMBERS)?;
+            Ok(table.get(lineage.0.as_u128())?.map_or(0, |value| value.value()))
+        })?;
+        if number.is_local() || known > number.0 {
+            return Ok(());
+        }
+        self.write(|txn| {
+            txn.open_table(NUMBERS)?.insert(lineage.0.as_u128(), number.0 + 1)?;
+            Ok(())
+        })
+    }
+
+    fn read<T>(
+        &self,
+        work: impl FnOnce(&redb::ReadTransaction) -> Result<T, StateError>,
+    ) -> Result<T, StateError> {
+        let txn = self.0.begin_read()?;
+        work(&txn)
+    }
+
+    fn write<T>(
+        &self,
+        work: impl FnOnce(&WriteTransaction) -> Result<T, StateError>,
+    ) -> Result<T, StateError> {
+        let mut txn = self.0.begin_write()?;
+        txn.set_durability(Durability::Immediate)?;
+        let result = work(&txn)?;
+        txn.commit()?;
+        Ok(result)
+    }
+}
+
+/// redb has an error type for each kind of call; they are one here.
+macro_rules! from_redb {
+    ($($error:ty),*) => {
+        $(impl From<$error> for StateError {
+            fn from(error: $error) -> Self {
+                Self::Database(error.into())
+            }
+        })*
+    };
+}
+from_redb!(
+    redb::DatabaseError,
+    redb::TransactionError,
+    redb::TableError,
+    redb::StorageError,
+    redb::CommitError,
+    redb::SetDurabilityError
+);
+
+fn from_json<T: DeserializeOwned>(json: &str) -> Result<T, StateError> {
+    Ok(serde_json::from_str(json)?)
+}
+
+fn now() -> i64 {
+    Timestamp::now().as_millisecond()
+}
+
+fn owner_key(owner: &HoldOwner) -> String {
+    match owner {
+        HoldOwner::User => "user".to_owned(),
+        HoldOwner::Peer(name) => format!("peer:{name}"),
+    }
+}
+
+fn parse_owner(key: &str) -> Option<HoldOwner> {
+    match key.strip_prefix("peer:") {
+        Some(name) => name.parse().ok().map(HoldOwner::Peer),
+        None => (key == "user").then_some(HoldOwner::User),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::Direction;
+
+    fn fixture() -> (tempfile::TempDir, State, VolumeName, NodeName) {
+        let dir = tempfile::tempdir().unwrap();
+        let state = State::open(&dir.path().join("state.redb")).unwrap();
+        (dir, state, "v".parse().unwrap(), "beta".parse().unwrap())
+    }
+
+    fn names(state: &State, volume: &VolumeName) -> Vec<String> {
+        let holds = state.holds(volume).unwrap();
+        holds.iter().map(|hold| format!("{} {} {}", hold.number, hold.owner, hold.name)).collect()
+    }
+
+    #[test]
+    fn holds_of_a_peer_are_replaced_and_survive_a_restart() {
+        let (dir, state, volume, beta) = fixture();
+        let gamma: NodeName = "gamma".parse().unwrap();
+        // A volume whose name begins alike stays apart.
+        let other: VolumeName = "v2".parse().unwrap();
+        state.replace_holds(&other, &beta, &[(SnapshotNumber(9), "base")], None).unwrap();
+        assert!(state.hold(&volume, SnapshotNumber(1), &HoldOwner::User, "keep me").unwrap());
+        assert!(!state.hold(&volume, SnapshotNumber(1), &HoldOwner::User, "keep me").unwrap());
+        state.replace_holds(&volume, &gamma, &[(SnapshotNumber(0), "base")], None).unwrap();
+        let both = [(SnapshotNumber(1), "base"), (SnapshotNumber(2), "transfer")];
+        state.replace_holds(&volume, &beta, &both, None).unwrap();
+        let expected = ["0 gamma base", "1 beta base", "1 user keep me", "2 beta transfer"];
+        assert_eq!(names(&state, &volume), expected);
+        assert_eq!(state.cursor(&volume, &beta).unwrap(), None);
+
+        let common = SnapshotNumber(2);
+        state.replace_holds(&volume, &beta, &[(common, "base")], Some(common)).unwrap();
+        drop(state);
+        let state = State::open(&dir.path().join("state.redb")).unwrap();
+        assert_eq!(names(&state, &volume), ["0 gamma base", "1 user keep me", "2 beta base"]);
+        assert_eq!(state.cursor(&volume, &beta).unwrap().unwrap().common, common);
+
+        state.forget_pair(&volume, &beta).unwrap();
+        assert_eq!(names(&state, &volume), ["0 gamma base", "1 user keep me"]);
+        assert_eq!(state.cursor(&volume, &beta).unwrap(), None);
+        state.forget_volume(&volume).unwrap();
+        assert!(names(&state, &volume).is_empty());
+        assert_eq!(names(&state, &other), ["9 beta base"]);
+    }
+
+    #[test]
+    fn numbers_are_never_given_twice() {
+        let (_dir, state, volume, _) = fixture();
+        let lineage = state.lineage(&volume).unwrap();
+        assert_eq!(state.lineage(&volume).unwrap(), lineage);
+        let zero = SnapshotNumber(0);
+        assert_eq!(state.take_number(lineage, zero).unwrap(), SnapshotNumber(0));
+        assert_eq!(state.take_number(lineage, zero).unwrap(), SnapshotNumber(1));
+        // Nothing came of number 1.
+        state.return_number(lineage, SnapshotNumber(1)).unwrap();
+        assert_eq!(state.take_number(lineage, zero).unwrap(), SnapshotNumber(1));
+        // Number 5 was received and deleted, and 9 is on the store.
+        state.note_number(lineage, SnapshotNumber(5)).unwrap();
+        state.note_number(lineage, SnapshotNumber::local(0)).unwrap();
+        assert_eq!(state.take_number(lineage, zero).unwrap(), SnapshotNumber(6));
+        assert_eq!(state.take_number(lineage, SnapshotNumber(10)).unwrap(), SnapshotNumber(10));
+        state.forget_volume(&volume).unwrap();
+        assert_eq!(state.take_number(lineage, zero).unwrap(), SnapshotNumber(11));
+        assert_ne!(state.lineage(&volume).unwrap(), lineage);
+    }
+
+    #[test]
+    fn the_history_is_bounded() {
+        let (_dir, state, volume, peer) = fixture();
+        for index in 0..HISTORY_LENGTH + 5 {
+            let error = Some(index.to_string());
+            let (at, peer) = (Timestamp::now(), peer.clone());
+            let record = TransferRecord { at, peer, direction: Direction::Sent, summary: None, error };
+            state.record(&volume, &record).unwrap();
+        }
+        let history = state.history(&volume, usize::MAX).unwrap();
+        assert_eq!(history.len(), HISTORY_LENGTH);
+        assert_eq!(history[0].error.as_deref(), Some("104"));
+        assert_eq!(history.last().unwrap().error.as_deref(), Some("5"));
+    }
+}

@@ -1,0 +1,226 @@
+//! `status`: everything there is to know about this node, at one moment.
+
+use std::sync::Arc;
+
+use jiff::{Timestamp, tz::TimeZone};
+use zumastor_core::{HeadState, Hold, NodeName, SnapshotNumber, SnapshotRecord, StoreError, VolumeName};
+
+use super::{Daemon, holds::blocking, state::Cursor, volume::Volume};
+use crate::{
+    api::{
+        HeadStatus, Health, Lag, NodeStatus, STATUS_SCHEMA, SnapshotStatus, SourceStatus, Status,
+        TargetStatus, TransferRecord, VolumeStatus, WorkState, WorkStatus,
+    },
+    exit::{Failure, chain},
+};
+
+/// Transfers that are shown for each volume.
+const HISTORY_SHOWN: usize = 10;
+
+impl Daemon {
+    /// Everything, or one volume.
+    pub async fn status(&self, volume: Option<&VolumeName>) -> Result<Status, Failure> {
+        let volumes = match volume {
+            Some(name) => vec![self.volume(name)?],
+            None => self.all_volumes(),
+        };
+        let mut all = Vec::with_capacity(volumes.len());
+        for volume in volumes {
+            all.push(self.volume_status(&volume).await?);
+        }
+        let node = NodeStatus {
+            name: self.name.clone(),
+            key: self.key.to_string(),
+            listen: self.address(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            started: self.started,
+        };
+        Ok(Status { schema: STATUS_SCHEMA, node, volumes: all })
+    }
+
+    async fn volume_status(&self, volume: &Arc<Volume>) -> Result<VolumeStatus, Failure> {
+        let config = volume.config();
+        let remembered = self.remembered(volume).await?;
+        let (seen, unavailable) = match Seen::look(volume).await {
+            Ok(seen) => (seen, None),
+            Err(error) => (Seen::default(), Some(chain(&error))),
+        };
+        let records = &seen.records;
+        let source = config.source.clone().map(|source| {
+            let (work, wanted) = volume.with_puller(|puller| match puller {
+                Some(puller) => (puller.status(), puller.wanted()),
+                None => (idle(), None),
+            });
+            let cursor = remembered.cursor(&source.host);
+            let mut lag = lag(cursor, records);
+            let newest = records.iter().rev().map(SnapshotRecord::number).find(|number| !number.is_local());
+            // What is known of the upstream is what it announced.
+            lag.behind = match (wanted, newest) {
+                (Some(wanted), Some(newest)) => wanted.0.saturating_sub(newest.0),
+                (Some(wanted), None) => wanted.0 + 1,
+                (None, _) => 0,
+            };
+            SourceStatus { connected: self.node().connected(&source.host), config: source, lag, work }
+        });
+        let targets: Vec<_> = config
+            .target
+            .iter()
+            .map(|(host, target)| {
+                let (work, data, wire) = volume.with_target(host, |target| match target {
+                    Some(target) => (target.worker.status(), target.meter.data(), target.meter.wire()),
+                    None => (idle(), 0, 0),
+                });
+                TargetStatus {
+                    host: host.clone(),
+                    config: target.clone(),
+                    connected: self.node().connected(host),
+                    lag: lag(remembered.cursor(host), records),
+                    work,
+                    sent_data: data,
+                    sent_wire: wire,
+                }
+            })
+            .collect();
+        let works =
+            || source.iter().map(|source| &source.work).chain(targets.iter().map(|target| &target.work));
+        let (health, trouble) = health(unavailable, works());
+        Ok(VolumeStatus {
+            name: volume.name.clone(),
+            role: volume.role(),
+            health,
+            trouble,
+            origin: config.origin,
+            snapstore: config.snapstore,
+            snapshots: records.iter().map(|record| snapshot_status(record, &remembered.holds)).collect(),
+            store: seen.store,
+            size: seen.size,
+            used: seen.used,
+            free: seen.free,
+            head: seen.head,
+            staged: seen.staged,
+            source,
+            targets,
+            history: remembered.history,
+        })
+    }
+
+    async fn remembered(&self, volume: &Arc<Volume>) -> Result<Remembered, Failure> {
+        let (state, name, config) = (self.state.clone(), volume.name.clone(), volume.config());
+        let read = move || {
+            let hosts = config.target.into_keys().chain(config.source.map(|source| source.host));
+            let mut cursors = Vec::new();
+            for host in hosts {
+                if let Some(cursor) = state.cursor(&name, &host)? {
+                    cursors.push((host, cursor));
+                }
+            }
+            let (holds, history) = (state.holds(&name)?, state.history(&name, HISTORY_SHOWN)?);
+            Ok(Remembered { holds, cursors, history })
+        };
+        Ok(blocking(read).await?)
+    }
+}
+
+/// What the database says of a volume.
+struct Remembered {
+    holds: Vec<Hold>,
+    cursors: Vec<(NodeName, Cursor)>,
+    history: Vec<TransferRecord>,
+}
+
+impl Remembered {
+    fn cursor(&self, host: &NodeName) -> Option<Cursor> {
+        self.cursors.iter().find(|(of, _)| of == host).map(|(_, cursor)| *cursor)
+    }
+}
+
+/// What the store says of a volume.
+#[derive(Default)]
+struct Seen {
+    records: Vec<SnapshotRecord>,
+    store: Option<zumastor_core::StoreInfo>,
+    size: Option<u64>,
+    used: Option<u64>,
+    free: Option<u64>,
+    head: Option<HeadStatus>,
+    staged: Option<SnapshotNumber>,
+}
+
+impl Seen {
+    async fn look(volume: &Volume) -> Result<Self, StoreError> {
+        let store = volume.store().await?;
+        let usage = store.usage().await?;
+        let head = match store.head().await? {
+            HeadState::Empty => HeadStatus::Empty,
+            HeadState::Shows(number) => HeadStatus::Snapshot(number),
+            HeadState::Written => HeadStatus::Written,
+        };
+        // A replica that has received nothing yet has no size.
+        let size = if head == HeadStatus::Empty { None } else { Some(store.geometry()?.size) };
+        Ok(Self {
+            records: store.snapshots().await?,
+            store: Some(store.info()),
+            size,
+            used: Some(usage.used),
+            free: Some(usage.free),
+            head: Some(head),
+            staged: store.staged().await?.map(|plan| plan.record.number()),
+        })
+    }
+}
+
+/// A snapshot, with those of `holds` that are on it.
+pub fn snapshot_status(record: &SnapshotRecord, holds: &[Hold]) -> SnapshotStatus {
+    SnapshotStatus {
+        number: record.number(),
+        name: record
+            .new
+            .created
+            .to_zoned_datetime(TimeZone::system())
+            .strftime("%Y.%m.%d-%H.%M.%S")
+            .to_string(),
+        guid: record.guid(),
+        created: record.new.created,
+        size: record.size,
+        digest: record.digest,
+        holds: holds.iter().filter(|hold| hold.number == record.number()).cloned().collect(),
+    }
+}
+
+fn lag(cursor: Option<Cursor>, records: &[SnapshotRecord]) -> Lag {
+    let common = cursor.map(|cursor| cursor.common);
+    let newer = |record: &&SnapshotRecord| !record.number().is_local() && Some(record.number()) > common;
+    let age = records.iter().find(|record| Some(record.number()) == common).map(|record| {
+        let seconds = Timestamp::now().duration_since(record.new.created).as_secs();
+        u64::try_from(seconds).unwrap_or(0)
+    });
+    Lag {
+        common,
+        confirmed: cursor.map(|cursor| cursor.confirmed),
+        behind: records.iter().filter(newer).count() as u64,
+        age_seconds: age,
+    }
+}
+
+fn idle() -> WorkStatus {
+    WorkStatus { state: WorkState::Idle, progress: None, rate: 0, next: None, error: None, last: None }
+}
+
+/// The worst that can be said, and why.
+fn health<'a>(
+    unavailable: Option<String>,
+    works: impl Iterator<Item = &'a WorkStatus> + Clone,
+) -> (Health, Option<String>) {
+    if unavailable.is_some() {
+        return (Health::Unavailable, unavailable);
+    }
+    let error = |permanent| {
+        let mut errors = works.clone().filter_map(|work| work.error.as_ref());
+        errors.find(|error| error.permanent == permanent).map(|error| error.text.clone())
+    };
+    match (error(true), error(false)) {
+        (Some(text), _) => (Health::Stopped, Some(text)),
+        (None, Some(text)) => (Health::Retrying, Some(text)),
+        (None, None) => (Health::Ok, None),
+    }
+}
