@@ -175,7 +175,9 @@ impl SnapshotStore for MemoryStore {
         if self.lock().snapshots.contains_key(&number) {
             return Err(StoreError::Exists { number });
         }
-        let base_leaves = match plan.base {
+        // What is staged already no longer needs its base, which may be deleted.
+        let fresh = self.lock().staged.is_none();
+        let base_leaves = match plan.base.filter(|_| fresh) {
             Some(base) => Some(self.leaves(base).await?),
             None => None,
         };
