@@ -1,0 +1,463 @@
+//! What the file store promises beyond the suite: safety against misuse, damage, crashes and full disks.
+
+mod common;
+
+use std::{
+    collections::BTreeSet,
+    fs::{self, OpenOptions},
+    os::unix::fs::{FileExt, MetadataExt, PermissionsExt},
+    path::Path,
+    sync::{Arc, Mutex},
+};
+
+use common::{Mounted, Volume, wait};
+use zumastor_backends::{
+    Faults, FileStore, FileStoreOptions, Mode, OriginMust,
+    conformance::{Bytes, deliver, plan_for},
+    open_volume, plain_source,
+};
+use zumastor_core::{
+    HeadState, LEAF, Lineage, NewSnapshot, SEGMENT, SegmentIndex, SnapshotNumber, SnapshotStore, StoreError,
+    digest::digest_of,
+};
+
+fn layered() -> Volume {
+    Volume::new(&std::env::temp_dir(), Some(Mode::Layered))
+}
+
+fn fill(volume: &Volume, size: u64, writes: &[(u64, u64, u8)]) {
+    let image = volume.image();
+    image.set_len(size).unwrap();
+    for (at, length, value) in writes {
+        image.write_all_at(&vec![*value; *length as usize], *at).unwrap();
+    }
+}
+
+fn take(store: &FileStore, number: u64) {
+    wait(store.create_snapshot(NewSnapshot::manual(SnapshotNumber(number), Lineage::generate()))).unwrap();
+}
+
+fn content(store: &dyn SnapshotStore, number: u64) -> Vec<u8> {
+    let reader = wait(store.open_snapshot(SnapshotNumber(number))).unwrap();
+    let mut bytes = vec![0; reader.size() as usize];
+    reader.read_at(0, &mut bytes).unwrap();
+    bytes
+}
+
+fn numbers(store: &dyn SnapshotStore) -> Vec<u64> {
+    wait(store.snapshots()).unwrap().iter().map(|record| record.number().0).collect()
+}
+
+#[test]
+fn a_store_is_opened_once() {
+    let volume = layered();
+    let store = volume.store();
+    let second = volume.store_with(Faults::none());
+    assert!(matches!(&second, Err(StoreError::Unsupported(why)) if why.contains("in use")), "{second:?}");
+    drop(store);
+    volume.store();
+}
+
+#[test]
+fn a_directory_of_something_else_is_refused_and_left_alone() {
+    let volume = layered();
+    fs::create_dir(volume.snapstore()).unwrap();
+    fs::write(volume.snapstore().join("thesis.tex"), "x").unwrap();
+    let refused = volume.store_with(Faults::none());
+    assert!(
+        matches!(&refused, Err(StoreError::Unsupported(why)) if why.contains("thesis.tex")),
+        "{refused:?}"
+    );
+    assert_eq!(fs::read_dir(volume.snapstore()).unwrap().count(), 1);
+    let absent = FileStore::open(volume.origin(), volume.dir.path().join("no"), FileStoreOptions::default());
+    assert!(matches!(absent, Err(StoreError::Unsupported(_))));
+}
+
+#[test]
+fn the_kind_of_a_volume_is_seen() {
+    let volume = layered();
+    let open = |origin: &Path, must| wait(open_volume(origin, &volume.snapstore(), must));
+    let missing = open(&volume.origin(), OriginMust::Exist).unwrap_err();
+    assert!(missing.to_string().contains("does not exist"), "{missing}");
+    let directory = open(volume.dir.path(), OriginMust::MayBeAbsent).unwrap_err();
+    assert!(directory.to_string().contains("no regular file"), "{directory}");
+    let store = open(&volume.origin(), OriginMust::MayBeAbsent).unwrap();
+    assert_eq!(wait(store.head()).unwrap(), HeadState::Empty);
+    assert_eq!(store.geometry().unwrap().size, 0);
+    assert_eq!(store.device(None), Some(fs::canonicalize(volume.dir.path()).unwrap().join("disk.img")));
+    assert!(store.info().caution.is_some_and(|caution| caution.contains("whole volume")));
+    drop(store);
+    let device = fs::read_dir("/dev").unwrap().map(|entry| entry.unwrap().path()).find(|path| {
+        fs::metadata(path).is_ok_and(|m| std::os::unix::fs::FileTypeExt::is_block_device(&m.file_type()))
+    });
+    if let Some(device) = device {
+        let refused = open(&device, OriginMust::Exist).unwrap_err();
+        assert!(refused.to_string().contains("block device"), "{refused}");
+    }
+}
+
+/// Files that are shorter than they should be, and descriptions that were altered, are named and never believed.
+fn damage(volume: &Volume) {
+    fill(volume, 400_000, &[(0, 300_000, 7)]);
+    take(&volume.store(), 0);
+    let root = volume.snapstore();
+    let mut checked = 0;
+    for dir in ["snapshots/0000000000", "data", "layers", "."] {
+        let Ok(entries) = fs::read_dir(root.join(dir)) else { continue };
+        for path in entries.map(|entry| entry.unwrap().path()).filter(|path| path.is_file()) {
+            if path.ends_with("lock") || path.ends_with("head") {
+                continue;
+            }
+            let good = fs::read(&path).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+            OpenOptions::new().write(true).open(&path).unwrap().set_len(good.len() as u64 / 2).unwrap();
+            let read = volume.store_with(Faults::none()).and_then(|store| {
+                let reader = wait(store.open_snapshot(SnapshotNumber(0)))?;
+                let mut bytes = vec![0; reader.size() as usize];
+                reader.read_at(0, &mut bytes)?;
+                wait(store.leaves(SnapshotNumber(0)))
+            });
+            match read {
+                Err(StoreError::Damaged { path: named, .. }) => assert_eq!(named, path),
+                Ok(_) => assert!(path.ends_with("leaves"), "{} is believed", path.display()),
+                Err(error) => panic!("{}: {error}", path.display()),
+            }
+            let _ = fs::remove_file(&path);
+            fs::write(&path, good).unwrap();
+            checked += 1;
+        }
+    }
+    assert!(checked >= 3);
+    assert_eq!(content(&volume.store(), 0)[299_999..300_001], [7, 0]);
+}
+
+#[test]
+fn damage_is_named_in_layers() {
+    damage(&layered());
+}
+
+#[test]
+fn root_damage_is_named_in_clones() {
+    let Some(mounted) = Mounted::make("xfs", 400) else { return };
+    damage(&Volume::new(&mounted.path(), Some(Mode::Reflink)));
+}
+
+/// Runs `act` once for each step it passes, stopping there; `check` then looks at the store opened anew, and is told
+/// whether the operation had said that it was done. Returns the steps.
+fn every_step(
+    prepare: &dyn Fn() -> Volume,
+    act: &dyn Fn(&FileStore) -> Result<(), StoreError>,
+    check: &dyn Fn(&Volume, &FileStore, &str),
+) -> BTreeSet<&'static str> {
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let recorder = seen.clone();
+    let volume = prepare();
+    let note = move |step| {
+        recorder.lock().unwrap().push(step);
+        false
+    };
+    act(&volume.store_with(Faults::new(note)).unwrap()).unwrap();
+    let steps = seen.lock().unwrap().clone();
+    for stop in 0..steps.len() {
+        let volume = prepare();
+        let mut passed = 0;
+        let store = volume.store_with(Faults::new(move |_| {
+            passed += 1;
+            passed == stop + 1
+        }));
+        act(&store.unwrap()).expect_err("was stopped");
+        check(&volume, &volume.store(), steps[stop]);
+        // It must also be possible to go on.
+        let store = volume.store();
+        take(&store, 99);
+        assert_eq!(
+            content(&store, 99),
+            fs::read(volume.origin()).unwrap(),
+            "after a stop at {}",
+            steps[stop]
+        );
+        wait(store.revert(SnapshotNumber(99))).unwrap();
+        wait(store.delete_snapshot(SnapshotNumber(99))).unwrap();
+        let tidy = |dir: &str| fs::read_dir(volume.snapstore().join(dir)).unwrap().count();
+        assert_eq!((tidy("tmp"), tidy("trash")), (0, 0), "after a stop at {}", steps[stop]);
+    }
+    steps.into_iter().collect()
+}
+
+const SIZE: u64 = 500_000;
+
+/// Snapshots 0, 1 and 2, each another fifth of the volume; the head shows 2.
+fn three(place: &Path, mode: Mode) -> Volume {
+    let volume = Volume::new(place, Some(mode));
+    let store = volume.store();
+    for number in 0..3 {
+        fill(&volume, SIZE, &[(number * 100_000, 100_000, number as u8 + 1), (70_000 * number, 10, 9)]);
+        take(&store, number);
+        wait(store.leaves(SnapshotNumber(number))).unwrap();
+    }
+    volume
+}
+
+fn expected(number: u64) -> Bytes {
+    let mut bytes = Bytes(vec![0; SIZE as usize]);
+    for n in 0..=number {
+        bytes.write(&(n * 100_000, 100_000, n as u8 + 1));
+        bytes.write(&(70_000 * n, 10, 9));
+    }
+    bytes
+}
+
+fn check_contents(store: &FileStore, step: &str) {
+    for record in wait(store.snapshots()).unwrap() {
+        let number = record.number();
+        if number.0 < 3 {
+            let good = expected(number.0);
+            assert!(content(store, number.0) == good.0, "snapshot {number} after a stop at {step}");
+            assert_eq!(
+                wait(store.leaves(number)).unwrap().digest(),
+                Some(good.digest()),
+                "{number} at {step}"
+            );
+        }
+    }
+}
+
+fn crash_points(place: &Path, mode: Mode) {
+    let place = || three(place, mode);
+    let created = every_step(
+        &place,
+        &|store| {
+            let new = NewSnapshot::manual(SnapshotNumber(7), Lineage::generate());
+            wait(store.create_snapshot(new)).map(drop)
+        },
+        &|_, store, step| {
+            check_contents(store, step);
+            let numbers = numbers(store);
+            assert_eq!(numbers[..3], [0, 1, 2]);
+            assert!(numbers.len() == 3 || content(store, 7) == expected(2).0, "{step}");
+        },
+    );
+    let deleted =
+        every_step(&place, &|store| wait(store.delete_snapshot(SnapshotNumber(1))), &|_, store, step| {
+            check_contents(store, step);
+            assert!([&[0u64, 2][..], &[0, 1, 2]].contains(&&numbers(store)[..]), "{step}");
+        });
+    let deleted_first =
+        every_step(&place, &|store| wait(store.delete_snapshot(SnapshotNumber(0))), &|_, store, step| {
+            check_contents(store, step)
+        });
+    let flipped = every_step(
+        &|| {
+            let volume = place();
+            // Two flips, so that there is an alternate.
+            wait(volume.store().revert(SnapshotNumber(0))).unwrap();
+            wait(volume.store().revert(SnapshotNumber(1))).unwrap();
+            volume
+        },
+        &|store| wait(store.revert(SnapshotNumber(2))),
+        &|volume, store, step| {
+            check_contents(store, step);
+            let head = fs::read(volume.origin()).unwrap();
+            match wait(store.head()).unwrap() {
+                HeadState::Shows(SnapshotNumber(n @ 1..=2)) => assert!(head == expected(n).0, "{step}"),
+                other => panic!("{other:?} after a stop at {step}"),
+            }
+            wait(store.revert(SnapshotNumber(2))).unwrap();
+            assert!(fs::read(volume.origin()).unwrap() == expected(2).0, "flip after a stop at {step}");
+            wait(store.revert(SnapshotNumber(0))).unwrap();
+            assert!(
+                fs::read(volume.origin()).unwrap() == expected(0).0,
+                "second flip after a stop at {step}"
+            );
+        },
+    );
+    let target = {
+        let mut target = expected(1);
+        target.write(&(200_000, 90_000, 0x55));
+        target.write(&(10, 60_000, 0));
+        target
+    };
+    let plan = plan_for(SnapshotNumber(8), Lineage::generate(), Some(SnapshotNumber(1)), &target);
+    let receive = |store: &FileStore| {
+        let staging = wait(store.stage(plan.clone()))?;
+        deliver(&*staging, &expected(1), &target, 0..SIZE)?;
+        staging.checkpoint(&[SegmentIndex(0)])?;
+        staging.commit(target.digest()).map(drop)
+    };
+    let received = every_step(&place, &receive, &|_, store, step| {
+        check_contents(store, step);
+        if numbers(store).len() == 3 {
+            let staged = wait(store.staged()).unwrap();
+            assert!(staged.is_none() || staged == Some(plan.clone()), "{step}");
+            // I4: what is called finished is there.
+            let staging = wait(store.stage(plan.clone())).unwrap();
+            if !staging.finished().is_empty() {
+                let mut bytes = vec![0; SIZE as usize];
+                staging.read_at(0, &mut bytes).unwrap();
+                assert!(bytes == target.0, "{step}");
+                assert_eq!(staging.leaves().root().unwrap(), target.digest(), "{step}");
+            }
+            drop(staging);
+            receive(store).unwrap();
+        }
+        assert!(content(store, 8) == target.0, "{step}");
+        assert_eq!(wait(store.staged()).unwrap(), None);
+    });
+    let all: BTreeSet<_> =
+        [created, deleted, deleted_first, flipped, received].into_iter().flatten().collect();
+    let mut wanted = vec!["publish: after rename", "delete: after rename", "flip: after marking"];
+    wanted.extend(["stage: before rename", "checkpoint: after sync", "commit: before sealing"]);
+    if mode == Mode::Layered {
+        wanted.extend(["merge: after copying", "merge: after the descriptor", "flip: after exchange"]);
+        wanted.extend(["flip: before applying", "collect: before removing data"]);
+    }
+    for step in wanted {
+        assert!(all.contains(step), "{step} was not passed: {all:?}");
+    }
+}
+
+#[test]
+fn a_crash_at_any_step_leaves_the_old_or_the_new_in_layers() {
+    crash_points(&std::env::temp_dir(), Mode::Layered);
+}
+
+#[test]
+fn root_a_crash_at_any_step_leaves_the_old_or_the_new_on_xfs() {
+    let Some(mounted) = Mounted::make("xfs", 400) else { return };
+    crash_points(&mounted.path(), Mode::Reflink);
+}
+
+#[test]
+fn root_a_crash_at_any_step_leaves_the_old_or_the_new_on_btrfs() {
+    let Some(mounted) = Mounted::make("btrfs", 400) else { return };
+    crash_points(&mounted.path(), Mode::Reflink);
+}
+
+/// A chain of layers does not grow with the snapshots that were, only with those that are.
+#[test]
+fn many_snapshots_in_layers() {
+    let place = Path::new("/dev/shm");
+    let volume = Volume::new(if place.is_dir() { place } else { Path::new("/tmp") }, Some(Mode::Layered));
+    let store = volume.store();
+    let leaves = 40;
+    let mut contents = Vec::new();
+    let mut head = vec![0; (leaves * LEAF) as usize];
+    for number in 0..300u64 {
+        let at = number * 7 % leaves * LEAF;
+        fill(&volume, leaves * LEAF, &[(at, 4096, number as u8 | 1)]);
+        head[at as usize..][..4096].fill(number as u8 | 1);
+        contents.push(head.clone());
+        take(&store, number);
+        if number >= 20 && number % 10 != 0 {
+            wait(store.delete_snapshot(SnapshotNumber(number - 20))).unwrap();
+        }
+        let kept = numbers(&store).len();
+        let layers = fs::read_dir(volume.snapstore().join("layers")).unwrap().count();
+        let data = fs::read_dir(volume.snapstore().join("data")).unwrap().count();
+        assert_eq!((layers, data), (kept, kept));
+    }
+    for number in numbers(&store) {
+        assert!(content(&store, number) == contents[number as usize], "snapshot {number}");
+    }
+    for number in numbers(&store).into_iter().rev() {
+        wait(store.delete_snapshot(SnapshotNumber(number))).unwrap();
+    }
+    assert_eq!(fs::read_dir(volume.snapstore().join("data")).unwrap().count(), 0);
+}
+
+/// The second file of a flip is brought up to date, unless somebody still has it open.
+#[test]
+fn a_flip_costs_what_changed_and_disturbs_nobody() {
+    let volume = three(&std::env::temp_dir(), Mode::Layered);
+    let store = volume.store();
+    let flip = |n| wait(store.revert(SnapshotNumber(n))).unwrap();
+    flip(0);
+    flip(1);
+    let old = fs::metadata(volume.dir.path().join(".disk.img.zumastor-alt")).unwrap().ino();
+    flip(2);
+    assert_eq!(fs::metadata(volume.origin()).unwrap().ino(), old, "the alternate was not used");
+    assert!(fs::read(volume.origin()).unwrap() == expected(2).0);
+    // Whoever opened the head before reads on what it was, however often it is flipped.
+    let reader = fs::File::open(volume.origin()).unwrap();
+    flip(1);
+    flip(0);
+    flip(1);
+    let mut bytes = vec![0; SIZE as usize];
+    reader.read_exact_at(&mut bytes, 0).unwrap();
+    assert!(bytes == expected(2).0, "a reader saw the head change");
+    // A head that was written is not kept as if it were the snapshot.
+    volume.image().write_all_at(b"mine", 1000).unwrap();
+    assert_eq!(wait(store.head()).unwrap(), HeadState::Written);
+    for number in [2, 0, 1, 2] {
+        flip(number);
+        assert!(fs::read(volume.origin()).unwrap() == expected(number).0, "flip to {number}");
+    }
+    // Nor is an alternate that somebody wrote to.
+    let alternate = OpenOptions::new().write(true).open(volume.dir.path().join(".disk.img.zumastor-alt"));
+    alternate.unwrap().write_all_at(b"mine", 400_000).unwrap();
+    flip(0);
+    assert!(fs::read(volume.origin()).unwrap() == expected(0).0);
+}
+
+#[test]
+fn plain_files_have_the_digest_of_their_content() {
+    let volume = layered();
+    fill(&volume, 3 * SEGMENT / 2 + 5, &[(70_000, 100_000, 3), (SEGMENT, 9, 1)]);
+    let bytes = Bytes(fs::read(volume.origin()).unwrap());
+    assert_eq!(digest_of(&plain_source(&volume.origin()).unwrap(), None).unwrap(), bytes.digest());
+    assert!(plain_source(volume.dir.path()).is_err());
+}
+
+/// More than one segment: finished segments survive, the others are written again.
+fn segments(place: &Path, mode: Mode) {
+    let volume = Volume::new(place, Some(mode));
+    let size = 2 * SEGMENT + 12_345;
+    fill(&volume, size, &[(SEGMENT - 5000, 10_000, 1), (2 * SEGMENT + 12_000, 345, 2)]);
+    let store = volume.store();
+    take(&store, 0);
+    let base = Bytes(fs::read(volume.origin()).unwrap());
+    let mut target = base.clone();
+    for write in
+        [(10, 100_000, 5), (SEGMENT + 70_000, 50_000, 6), (SEGMENT - 5000, 4000, 0), (2 * SEGMENT, 9000, 7)]
+    {
+        target.write(&write);
+    }
+    let plan = plan_for(SnapshotNumber(1), Lineage::generate(), Some(SnapshotNumber(0)), &target);
+    let staging = wait(store.stage(plan.clone())).unwrap();
+    std::thread::scope(|scope| {
+        for segment in [0, 2].map(SegmentIndex) {
+            let (staging, base, target) = (&*staging, &base, &target);
+            scope.spawn(move || {
+                deliver(staging, base, target, segment.range(size)).unwrap();
+                staging.checkpoint(&[segment]).unwrap();
+            });
+        }
+    });
+    let half = SEGMENT..SEGMENT + 80_000;
+    deliver(&*staging, &base, &target, half).unwrap();
+    // Somebody else takes it up: who had it may not go on.
+    let second = wait(store.stage(plan.clone())).unwrap();
+    assert!(staging.checkpoint(&[SegmentIndex(1)]).is_err());
+    drop((staging, second, store));
+    let store = volume.store();
+    let staging = wait(store.stage(plan)).unwrap();
+    assert_eq!(staging.finished(), [SegmentIndex(0), SegmentIndex(2)]);
+    deliver(&*staging, &base, &target, SegmentIndex(1).range(size)).unwrap();
+    staging.commit(target.digest()).unwrap();
+    assert!(content(&store, 1) == target.0);
+    wait(store.delete_snapshot(SnapshotNumber(0))).unwrap();
+    assert!(content(&store, 1) == target.0);
+    let tree = wait(store.leaves(SnapshotNumber(1))).unwrap();
+    assert_eq!((tree.digest(), tree.root().unwrap()), (Some(target.digest()), target.digest()));
+}
+
+#[test]
+fn finished_segments_survive_in_layers() {
+    segments(&std::env::temp_dir(), Mode::Layered);
+}
+
+#[test]
+fn root_finished_segments_survive_in_clones() {
+    let Some(mounted) = Mounted::make("xfs", 600) else { return };
+    segments(&mounted.path(), Mode::Reflink);
+}
