@@ -2,6 +2,7 @@
 
 mod daemon;
 mod define;
+mod demo;
 mod digest;
 mod forget;
 mod hold;
@@ -41,6 +42,7 @@ enum Command {
     Hold(hold::HoldArgs),
     Release(hold::ReleaseArgs),
     Digest(digest::Args),
+    Demo(demo::Args),
 }
 
 /// The program: reads the command line, does it, and gives the exit code.
@@ -58,6 +60,7 @@ pub fn run() -> ExitCode {
         Command::Hold(args) => with_client(async |client| hold::hold(args, client).await),
         Command::Release(args) => with_client(async |client| hold::release(args, client).await),
         Command::Digest(args) => digest::run(args),
+        Command::Demo(args) => block_on(demo::run(args)),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,0 +1,229 @@
+//! Commands, their refusals, and what survives a restart.
+
+mod common;
+
+use std::{fs, process::Stdio};
+
+use common::{Node, image, introduce, master_and_replica, text};
+use zumastor::api::{HeadStatus, Role};
+use zumastor_core::SnapshotNumber;
+
+const MIB: u64 = 1 << 20;
+
+#[test]
+fn without_a_daemon_commands_say_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut node = Node::start(dir.path(), "alpha");
+    // A second daemon with the same state is refused while the first runs.
+    let error = node.fails(1, &["daemon", "--listen", "127.0.0.1:0"]);
+    assert!(error.contains("another daemon is running"), "{error}");
+    assert_eq!(node.down(), 0);
+    assert!(!node.path("run/control.sock").exists());
+    let error = node.fails(1, &["status"]);
+    assert!(error.contains("no daemon is running") && error.contains("`zumastor daemon`"), "{error}");
+    // What a killed daemon leaves behind is no obstacle.
+    node.up();
+    node.kill();
+    assert!(node.fails(1, &["status"]).contains("no daemon is running"));
+    node.up();
+    assert_eq!(
+        node.fails(2, &["define", "volume", "v"]).lines().next().map(|line| line.starts_with("error:")),
+        Some(true)
+    );
+}
+
+#[test]
+fn a_bad_configuration_is_refused_with_file_and_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut node = Node::start(dir.path(), "alpha");
+    node.down();
+    fs::write(node.path("etc/peers.toml"), "\n[peer.beta]\nkey = 7\n").unwrap();
+    let error = node.fails(1, &["daemon"]);
+    assert!(error.contains("etc/peers.toml, line 3: invalid type: integer"), "{error}");
+}
+
+#[test]
+fn volumes_are_defined_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = Node::start(dir.path(), "alpha");
+    image(&node.path("v.img"), MIB, 1);
+    node.define("v");
+    node.define("v");
+    let (image, other) = (text(&node.path("v.img")), text(&node.path("other.snaps")));
+    let error = node.fails(3, &["define", "volume", "v", &image, &other]);
+    assert!(error.contains("volume v is defined already") && error.contains(&image), "{error}");
+    let error = node.fails(3, &["define", "volume", "w", &image, &other]);
+    assert!(error.contains("belongs to volume v"), "{error}");
+    // Neither master nor replica yet.
+    assert!(node.fails(3, &["snapshot", "v"]).contains("define master v"));
+    assert!(node.fails(1, &["snapshot", "x"]).contains("there is no volume x"));
+    node.ok(&["define", "master", "v"]);
+    assert!(node.ok(&["define", "master", "v"]).contains("already"));
+
+    // An origin that is missing may be received, but not mastered.
+    node.define("absent");
+    let error = node.fails(1, &["define", "master", "absent"]);
+    assert!(error.contains("absent.img does not exist"), "{error}");
+    let error = node.fails(3, &["define", "volume", "d", &text(&node.root), &other]);
+    assert!(error.contains("is no regular file"), "{error}");
+}
+
+#[test]
+fn snapshots_are_numbered_held_and_released() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut node = Node::start(dir.path(), "alpha");
+    image(&node.path("v.img"), MIB, 1);
+    node.define("v");
+    node.ok(&["define", "master", "v"]);
+    for number in 0..3 {
+        let out = node.ok(&["snapshot", "v"]);
+        let (first, name) = out.trim().split_once("  ").unwrap();
+        assert_eq!(first, number.to_string());
+        let shape: String = name.chars().map(|c| if c.is_ascii_digit() { '9' } else { c }).collect();
+        assert_eq!(shape, "9999.99.99-99.99.99");
+    }
+    node.ok(&["hold", "v", "1", "before the upgrade"]);
+    assert!(node.ok(&["hold", "v", "1", "before the upgrade"]).contains("already"));
+    assert!(node.fails(1, &["hold", "v", "9", "x"]).contains("no snapshot 9"));
+    assert_eq!(node.down(), 0);
+    node.up();
+    let volume =
+        node.wait_until("v", "digests", |v| v.snapshots.iter().all(|snapshot| snapshot.digest.is_some()));
+    assert_eq!(volume.role, Role::Master);
+    assert_eq!(volume.snapshots[1].holds[0].name, "before the upgrade");
+    assert!(node.ok(&["status", "v"]).contains("user (before the upgrade)"));
+    node.ok(&["release", "v", "1", "before the upgrade"]);
+    assert!(node.fails(1, &["release", "v", "1", "before the upgrade"]).contains("is not held"));
+    assert!(node.ok(&["snapshot", "v"]).starts_with("3  "));
+}
+
+#[test]
+fn forgotten_volumes_keep_their_data_and_come_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let (alpha, beta) = master_and_replica(dir.path(), MIB, &[], &[]);
+    alpha.ok(&["replicate", "v", "beta", "--wait"]);
+    let digest = beta.digest("v");
+
+    // Holds of a peer are lifted by forgetting the peer, not by hand.
+    let error = alpha.fails(3, &["release", "v", "0", "base"]);
+    assert!(error.contains("replication with beta holds snapshot 0"), "{error}");
+    alpha.ok(&["forget", "target", "v", "beta"]);
+    assert!(alpha.volume("v").snapshots[0].holds.is_empty());
+    let error = beta.fails(3, &["replicate", "v", "alpha", "--wait"]);
+    assert!(error.contains("zumastor define target v beta"), "{error}");
+
+    beta.ok(&["forget", "source", "v"]);
+    beta.ok(&["forget", "volume", "v"]);
+    assert!(beta.status().volumes.is_empty());
+    assert_eq!(beta.digest("v"), digest);
+    let (image, snapshots) = (text(&beta.path("v.img")), text(&beta.path("v.snaps")));
+    let ran = beta.run(&["define", "volume", "v", &image, &snapshots]);
+    assert!(ran.code == 0 && ran.err.contains("1 snapshots were there already: 0"), "{ran:?}");
+    // It goes on from what is there.
+    alpha.ok(&["define", "target", "v", "beta"]);
+    beta.ok(&["define", "source", "v", "alpha"]);
+    common::write(&alpha.path("v.img"), 0, b"new");
+    alpha.ok(&["snapshot", "v"]);
+    let out = alpha.ok(&["replicate", "v", "beta", "--wait"]);
+    assert!(out.starts_with("snapshot 1 replicated from snapshot 0: 4.00 KiB"), "{out}");
+
+    // A master that comes back goes on counting.
+    alpha.ok(&["forget", "volume", "v"]);
+    alpha.define("v");
+    alpha.ok(&["define", "master", "v"]);
+    assert!(alpha.ok(&["snapshot", "v"]).starts_with("2  "));
+}
+
+#[test]
+fn peers_and_roles_are_checked() {
+    let dir = tempfile::tempdir().unwrap();
+    let (alpha, beta) = master_and_replica(dir.path(), MIB, &[], &[]);
+    // Peers.
+    let own = alpha.ok(&["peer", "ticket"]);
+    assert!(alpha.fails(3, &["peer", "add", "me", own.trim()]).contains("own ticket"));
+    let ticket = beta.ok(&["peer", "ticket"]);
+    assert!(alpha.fails(3, &["peer", "add", "other", ticket.trim()]).contains("known already, as beta"));
+    assert!(alpha.fails(2, &["peer", "add", "other", "nonsense"]).contains("no ticket"));
+    assert!(alpha.fails(3, &["peer", "remove", "beta"]).contains("forget target v beta"));
+    assert!(alpha.fails(1, &["peer", "remove", "nobody"]).contains("no peer nobody"));
+    let list = alpha.ok(&["peer", "list"]);
+    assert!(list.starts_with("beta  ") && list.lines().count() == 1, "{list}");
+    let given = beta.ok(&["peer", "ticket", "--address", "beta.example:7"]);
+    assert!(alpha.ok(&["peer", "add", "beta", given.trim()]).contains("beta is a peer now"));
+    assert!(alpha.ok(&["peer", "list"]).contains("beta.example:7"));
+    alpha.ok(&["peer", "add", "beta", ticket.trim()]);
+
+    // Hosts and roles.
+    for verb in ["source", "target"] {
+        let error = beta.fails(1, &["define", verb, "v", "nobody"]);
+        assert!(error.contains("nobody is no peer") && error.contains("zumastor peer add"), "{error}");
+    }
+    assert!(alpha.fails(3, &["define", "source", "v", "beta"]).contains("is the master of volume v"));
+    assert!(beta.fails(3, &["define", "master", "v"]).contains("forget source v"));
+    assert!(beta.fails(3, &["define", "target", "v", "alpha"]).contains("comes from alpha"));
+    assert!(beta.fails(3, &["snapshot", "v"]).contains("is a replica"));
+    assert!(beta.ok(&["define", "source", "v", "alpha"]).contains("already"));
+    beta.define("w");
+    assert!(
+        beta.fails(3, &["define", "source", "w", "alpha", "-n", "v"])
+            .contains("receives v from alpha already")
+    );
+    assert!(beta.fails(1, &["replicate", "w", "alpha"]).contains("neither a target nor the source"));
+
+    // A peer that is known but no target learns what is missing, and not whether there is such a volume.
+    beta.ok(&["define", "source", "w", "alpha"]);
+    let error = beta.fails(3, &["replicate", "w", "alpha", "--wait"]);
+    assert!(
+        error.contains("alpha does not send volume w to you") && error.contains("define target w beta"),
+        "{error}"
+    );
+    // The other way: a target that does not want it.
+    beta.ok(&["forget", "source", "v"]);
+    let error = alpha.fails(3, &["replicate", "v", "beta", "--wait"]);
+    assert!(error.contains("define source v alpha"), "{error}");
+}
+
+#[test]
+fn a_stranger_gets_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let (alpha, mut beta) = master_and_replica(dir.path(), MIB, &[], &[]);
+    let mallory = Node::start(dir.path(), "mallory");
+    // Mallory knows alpha, but alpha does not know mallory.
+    let ticket = alpha.ok(&["peer", "ticket"]);
+    mallory.ok(&["peer", "add", "alpha", ticket.trim()]);
+    mallory.define("v");
+    mallory.ok(&["define", "source", "v", "alpha"]);
+    let error = mallory.fails(1, &["replicate", "v", "alpha", "--wait"]);
+    assert!(error.contains("refuses this node's key"), "{error}");
+    assert_eq!(mallory.volume("v").head, Some(HeadStatus::Empty));
+
+    // A peer that is away is an error now, and not for ever.
+    beta.down();
+    assert!(alpha.fails(1, &["replicate", "v", "beta", "--wait"]).contains("no answer"));
+    beta.up();
+    beta.wait_until("v", "the snapshot", |v| v.head == Some(HeadStatus::Snapshot(SnapshotNumber(0))));
+    introduce(&alpha, &beta);
+}
+
+#[test]
+fn the_control_socket_speaks_http() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = Node::start(dir.path(), "alpha");
+    let socket = text(&node.path("run/control.sock"));
+    let curl = |path: &str| {
+        let url = format!("http://zumastor{path}");
+        std::process::Command::new("curl")
+            .args(["--silent", "--unix-socket", &socket, &url])
+            .stderr(Stdio::null())
+            .output()
+            .ok()
+    };
+    // Where there is no curl, the other tests have shown as much.
+    let Some(output) = curl("/v1/status") else { return };
+    let status: zumastor::api::Status = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((status.schema, status.node.name.as_str()), (1, "alpha"));
+    let error: zumastor::exit::Failure = serde_json::from_slice(&curl("/nowhere").unwrap().stdout).unwrap();
+    assert!(error.error.contains("/v1"), "{error}");
+    let mode = std::os::unix::fs::PermissionsExt::mode(&fs::metadata(&socket).unwrap().permissions());
+    assert_eq!(mode & 0o777, 0o600);
+}
