@@ -158,7 +158,7 @@ fn every_step(
     };
     act(&volume.store_with(Faults::new(note)).unwrap()).unwrap();
     let steps = seen.lock().unwrap().clone();
-    for stop in 0..steps.len() {
+    for (stop, step) in steps.iter().copied().enumerate() {
         let volume = prepare();
         let mut passed = 0;
         let store = volume.store_with(Faults::new(move |_| {
@@ -166,7 +166,7 @@ fn every_step(
             passed == stop + 1
         }));
         act(&store.unwrap()).expect_err("was stopped");
-        check(&volume, &volume.store(), steps[stop]);
+        check(&volume, &volume.store(), step);
         // It must also be possible to go on.
         let store = volume.store();
         take(&store, 99);
@@ -179,7 +179,7 @@ fn every_step(
         wait(store.revert(SnapshotNumber(99))).unwrap();
         wait(store.delete_snapshot(SnapshotNumber(99))).unwrap();
         let tidy = |dir: &str| fs::read_dir(volume.snapstore().join(dir)).unwrap().count();
-        assert_eq!((tidy("tmp"), tidy("trash")), (0, 0), "after a stop at {}", steps[stop]);
+        assert_eq!((tidy("tmp"), tidy("trash")), (0, 0), "after a stop at {step}");
     }
     steps.into_iter().collect()
 }
@@ -397,6 +397,90 @@ fn a_flip_costs_what_changed_and_disturbs_nobody() {
     alternate.unwrap().write_all_at(b"mine", 400_000).unwrap();
     flip(0);
     assert!(fs::read(volume.origin()).unwrap() == expected(0).0);
+}
+
+/// A replica that keeps only its newest snapshots still flips by what changed.
+#[test]
+fn the_alternate_outlives_its_snapshot() {
+    let volume = three(&std::env::temp_dir(), Mode::Layered);
+    let store = volume.store();
+    let flip = |n| wait(store.revert(SnapshotNumber(n))).unwrap();
+    flip(0);
+    flip(1);
+    let alternate = volume.dir.path().join(".disk.img.zumastor-alt");
+    let old = fs::metadata(&alternate).unwrap().ino();
+    wait(store.delete_snapshot(SnapshotNumber(0))).unwrap();
+    assert!(fs::read(&alternate).unwrap() == expected(1).0, "the alternate was not brought forward");
+    flip(2);
+    assert_eq!(fs::metadata(volume.origin()).unwrap().ino(), old, "the alternate was not used");
+    assert!(fs::read(volume.origin()).unwrap() == expected(2).0);
+}
+
+/// Readers, snapshots and deletions at once: whoever opened a snapshot reads that snapshot, whatever is merged.
+#[test]
+fn readers_are_not_disturbed_by_merges() {
+    let place = Path::new("/dev/shm");
+    let volume = Volume::new(if place.is_dir() { place } else { Path::new("/tmp") }, Some(Mode::Layered));
+    let leaves = 24;
+    fill(&volume, leaves * LEAF, &[(0, leaves * LEAF, 1)]);
+    let store = volume.store();
+    let known = Mutex::new(std::collections::BTreeMap::<u64, Arc<Vec<u8>>>::new());
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for thread in 0..3usize {
+            let (known, store, stop) = (&known, &store, &stop);
+            scope.spawn(move || {
+                let mut open = std::collections::VecDeque::new();
+                for turn in thread.. {
+                    if stop.load(std::sync::atomic::Ordering::Relaxed) {
+                        return;
+                    }
+                    let picked = {
+                        let known = known.lock().unwrap();
+                        known.iter().nth(turn * 7 % known.len().max(1)).map(|(n, bytes)| (*n, bytes.clone()))
+                    };
+                    let Some((number, bytes)) = picked else { continue };
+                    match wait(store.open_snapshot(SnapshotNumber(number))) {
+                        Ok(reader) => open.push_back((number, reader, bytes)),
+                        Err(StoreError::NotFound { .. }) => {}
+                        Err(error) => panic!("{error}"),
+                    }
+                    for (number, reader, bytes) in &open {
+                        let mut found = vec![0; bytes.len()];
+                        reader.read_at(0, &mut found).unwrap();
+                        assert!(found == **bytes, "snapshot {number}");
+                    }
+                    if open.len() > 6 {
+                        open.pop_front();
+                    }
+                }
+            });
+        }
+        let mut head = fs::read(volume.origin()).unwrap();
+        for number in 0..150u64 {
+            for write in 0..3 {
+                let at = (number * 11 + write * 5) % leaves * LEAF + number;
+                volume.image().write_all_at(&[number as u8; 500], at).unwrap();
+                head[at as usize..][..500].fill(number as u8);
+            }
+            take(&store, number);
+            known.lock().unwrap().insert(number, Arc::new(head.clone()));
+            if number > 8 {
+                let gone = *known.lock().unwrap().keys().nth(number as usize * 5 % 8).unwrap();
+                known.lock().unwrap().remove(&gone);
+                wait(store.delete_snapshot(SnapshotNumber(gone))).unwrap();
+            }
+        }
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+    for (number, bytes) in known.lock().unwrap().iter() {
+        assert!(content(&store, *number) == **bytes);
+    }
+    // What had to wait for a reader is done with the next change.
+    take(&store, 1000);
+    wait(store.delete_snapshot(SnapshotNumber(1000))).unwrap();
+    let layers = fs::read_dir(volume.snapstore().join("layers")).unwrap().count();
+    assert_eq!(layers, numbers(&store).len());
 }
 
 #[test]

@@ -190,6 +190,26 @@ impl Inner {
         Ok(usable.map(|alternate| (file, alternate)))
     }
 
+    /// Brings the alternate to what the origin shows, if it holds a snapshot that is about to be deleted: without that
+    /// snapshot it could not be told what to change, and the next flip would copy the whole volume.
+    pub(super) fn forward_alternate(&self, leaving: &SnapshotRecord) -> Result<(), StoreError> {
+        let marker = AlternateMarker::load(&self.layout.alternate())?.unwrap_or_default();
+        let holds = marker.0.iter().any(|alternate| alternate.shown.guid == leaving.guid());
+        let Some(shown) = self.shown()?.filter(|shown| holds && shown.guid != leaving.guid()) else {
+            return Ok(());
+        };
+        let record = self.kept(shown.number)?.record;
+        let Some((file, alternate)) = self.usable_alternate(&record)? else { return Ok(()) };
+        self.apply(&file, alternate, &record)?;
+        let path = self.alternate_path();
+        file.sync_data().map_err(failed("syncing", &path))?;
+        let stamp = set_past(&file, &path, &record)?;
+        file.sync_all().map_err(failed("syncing", &path))?;
+        self.faults.at("delete: before the alternate is marked")?;
+        let alternate = Alternate { shown: Shown::new(&record, stamp), applying: None };
+        AlternateMarker(vec![alternate]).replace(&self.layout.alternate())
+    }
+
     /// Brings the alternate to `record`. Doing it again after a crash gives the same.
     fn apply(
         &self,

@@ -5,6 +5,8 @@ use std::{
     io,
     os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
 };
 
 use rustix::{
@@ -154,12 +156,22 @@ fn lock(layout: &Layout) -> Result<File, StoreError> {
     let path = layout.lock();
     let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
     let file = file.map_err(failed("opening", &path))?;
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
-        Err(Errno::WOULDBLOCK) => Err(StoreError::Unsupported(format!(
-            "the snapshot store {} is in use by another process: is a daemon running?",
-            layout.root().display()
-        ))),
-        Err(error) => Err(failed("locking", &path)(io::Error::from(error))),
+    let begun = Instant::now();
+    loop {
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(file),
+            // A process that is being started has a copy of all our files for a moment, also of one just closed.
+            Err(Errno::WOULDBLOCK) if begun.elapsed() < LOCK_PATIENCE => thread::sleep(LOCK_PATIENCE / 20),
+            Err(Errno::WOULDBLOCK) => {
+                return Err(StoreError::Unsupported(format!(
+                    "the snapshot store {} is in use by another process: is a daemon running?",
+                    layout.root().display()
+                )));
+            }
+            Err(error) => return Err(failed("locking", &path)(io::Error::from(error))),
+        }
     }
 }
+
+/// How long a store may still be locked after it was closed.
+const LOCK_PATIENCE: Duration = Duration::from_millis(400);

@@ -233,6 +233,9 @@ impl Inner {
     pub(crate) fn delete(&self, number: SnapshotNumber) -> Result<(), StoreError> {
         let _control = self.control()?;
         let kept = self.kept(number)?;
+        if self.header.mode == Mode::Layered {
+            self.forward_alternate(&kept.record).or_else(|error| self.unless_stopped(error))?;
+        }
         let grave = format!("{}-{}", number.0, kept.record.guid());
         self.faults.at("delete: before rename")?;
         self.or_broken(self.layout.bury(&self.layout.snapshot(number), &grave))?;
@@ -245,12 +248,10 @@ impl Inner {
 
     /// Gives back what no snapshot needs. That it failed is no reason to say that the deletion failed.
     pub(crate) fn tidy_layers(&self) -> Result<(), StoreError> {
-        if self.header.mode == Mode::Layered {
-            if let Err(error) = self.collect_layers() {
-                return self.unless_stopped(error);
-            }
+        if self.header.mode == Mode::Reflink {
+            return Ok(());
         }
-        Ok(())
+        self.collect_layers().or_else(|error| self.unless_stopped(error))
     }
 
     pub(crate) fn geometry(&self) -> Result<Geometry, StoreError> {

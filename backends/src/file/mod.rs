@@ -1,6 +1,7 @@
 //! Volumes in image files: the origin is a plain raw image that its owner writes directly, the snapshot store a
 //! directory. No privileges and no kernel module are needed.
 
+mod body;
 mod fiemap;
 mod flip;
 mod head;
@@ -12,6 +13,7 @@ mod leaves;
 mod reader;
 mod reflink;
 mod runs;
+mod stage;
 mod staging;
 
 use std::{

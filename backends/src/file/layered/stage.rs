@@ -15,10 +15,10 @@ use zumastor_core::{LEAF, LeafIndex, SEGMENT, SegmentIndex, SnapshotReader, Stor
 
 use super::{chain::Chain, layer::forced_by_size};
 use crate::file::{
+    body::Body,
     layout::failed,
     reader::{check_bounds, read_exact},
     runs::Runs,
-    staging::Body,
 };
 
 /// The layer that is being received. Leaves it does not have are read from the base.
