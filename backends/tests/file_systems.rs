@@ -114,6 +114,47 @@ fn root_compressed_changes_are_not_missed() {
     assert_eq!(tree.digest(), Some(Bytes(fs::read(volume.origin()).unwrap()).digest()));
 }
 
+/// Images without copy-on-write are usual on btrfs, and share blocks only with their like.
+#[test]
+fn root_images_without_copy_on_write_are_cloned() {
+    let Some(mounted) = Mounted::make("btrfs", 400) else { return };
+    let volume = Volume::new(&mounted.path(), None);
+    let file = volume.image();
+    let mut flags = rustix::fs::ioctl_getflags(&file).unwrap();
+    flags.insert(rustix::fs::IFlags::NOCOW);
+    rustix::fs::ioctl_setflags(&file, flags).unwrap();
+    file.write_all_at(&[7; 100_000], 0).unwrap();
+    let store = volume.store();
+    assert_eq!(store.mode(), Mode::Reflink);
+    take(&store, 0).unwrap();
+    file.write_all_at(&[8; 4096], 8192).unwrap();
+    take(&store, 1).unwrap();
+    let changes = wait(store.changes(Some(SnapshotNumber(0)), SnapshotNumber(1), 0..u64::MAX)).unwrap();
+    assert_eq!(changes.iter().cloned().collect::<Vec<_>>(), [Extent::data(8192..12_288)]);
+    wait(store.revert(SnapshotNumber(0))).unwrap();
+    assert!(fs::read(volume.origin()).unwrap() == vec![7; 100_000]);
+}
+
+/// Snapshots count for what they hold beside the head, not for the size of the volume each.
+#[test]
+fn root_usage_counts_what_is_not_shared() {
+    let Some(mounted) = Mounted::make("xfs", 400) else { return };
+    let volume = Volume::new(&mounted.path(), None);
+    volume.image().write_all_at(&vec![7; 32 << 20], 0).unwrap();
+    let store = volume.store();
+    for number in 0..3 {
+        take(&store, number).unwrap();
+        volume.image().write_all_at(&vec![8; 1 << 20], number << 20).unwrap();
+        volume.image().sync_all().unwrap();
+        let used = wait(store.usage()).unwrap().used;
+        assert_eq!(used, (number + 1) << 20, "after snapshot {number}");
+    }
+    wait(store.delete_snapshot(SnapshotNumber(1))).unwrap();
+    assert_eq!(wait(store.usage()).unwrap().used, 3 << 20);
+    wait(store.delete_snapshot(SnapshotNumber(0))).unwrap();
+    assert_eq!(wait(store.usage()).unwrap().used, 1 << 20);
+}
+
 const FAR: u64 = 48 << 20;
 
 /// Runs `work` while somebody counts up at two places, first at one, then at the other.

@@ -80,12 +80,17 @@ fn at(map: &[Mapped], index: usize, position: u64, end: u64) -> (Option<Option<u
     }
 }
 
-/// Where two files may differ within `window`.
+/// Where two files may differ within `window`. `base_end` is the base's size where the target is larger.
 ///
 /// The file system may move blocks at any time (a balance or a defragmentation), and then an address that was read a
 /// moment ago may belong to something else. So the base is mapped before and after the target: if it did not move,
 /// there was a moment at which both maps were true.
-pub(crate) fn changes(base: &File, base_size: u64, target: &File, window: Range<u64>) -> io::Result<Changes> {
+pub(crate) fn changes(
+    base: &File,
+    base_end: Option<u64>,
+    target: &File,
+    window: Range<u64>,
+) -> io::Result<Changes> {
     let mut changes = Changes::new();
     let mut before = map(base, &window)?;
     for _ in 0..ATTEMPTS {
@@ -96,7 +101,7 @@ pub(crate) fn changes(base: &File, base_size: u64, target: &File, window: Range<
             continue;
         }
         // Where the base ends within a block, the block may be shared, and the bytes behind the end are the target's.
-        let cut = base_size / PAGE * PAGE..base_size.next_multiple_of(PAGE);
+        let cut = base_end.map_or(0..0, |end| end / PAGE * PAGE..end.next_multiple_of(PAGE));
         let seam = cut.start.clamp(window.start, window.end)..cut.end.clamp(window.start, window.end);
         if seam.is_empty() {
             differences(&before, &new, window, &mut changes);

@@ -15,11 +15,12 @@ use rustix::{
 };
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
-use zumastor_core::{StoreError, files};
+use zumastor_core::StoreError;
 
 use super::{
     fiemap,
     layout::{Described, Layout, failed},
+    reflink::try_clone,
 };
 
 /// How a store makes snapshots.
@@ -136,7 +137,7 @@ const PROBE: &str = ".zumastor-probe";
 fn can_reflink(from: &Path, to: &Path) -> Result<bool, StoreError> {
     let (a, b) = (probe(from)?, probe(to)?);
     a.write_all_at(&[1; 8192], 0).map_err(failed("writing to", from))?;
-    if !files::reflink(&a, &b).map_err(failed("cloning to", to))? {
+    if !try_clone(&a, &b).map_err(failed("cloning to", to))? {
         return Ok(false);
     }
     let maps = fiemap::map(&a, &(0..8192)).and_then(|a| Ok((a, fiemap::map(&b, &(0..8192))?)));

@@ -40,6 +40,8 @@ pub(crate) struct Inner {
     control: Mutex<()>,
     /// Held while leaf trees are computed, so that two who ask do not both compute.
     pub computing: Mutex<()>,
+    /// Bytes that a snapshot holds and the next does not share: counted once, for `usage`.
+    held: Mutex<BTreeMap<(SnapshotNumber, SnapshotNumber), u64>>,
     /// What is on the store. Held for moments only, and never while taking `control`.
     state: Mutex<State>,
     /// Set when it is unknown what a failed operation left on the disk: opening the store anew finds out.
@@ -100,6 +102,7 @@ impl Inner {
             faults: options.faults,
             control: Mutex::new(()),
             computing: Mutex::new(()),
+            held: Mutex::default(),
             state: Mutex::default(),
             broken: AtomicBool::new(false),
             _lock: lock,
@@ -145,6 +148,10 @@ impl Inner {
 
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("no panic while locked")
+    }
+
+    pub(crate) fn held(&self) -> MutexGuard<'_, BTreeMap<(SnapshotNumber, SnapshotNumber), u64>> {
+        self.held.lock().expect("no panic while locked")
     }
 
     /// To be held by whoever changes what is on the store.
@@ -293,8 +300,13 @@ impl Inner {
     pub(crate) fn usage(&self) -> Result<Usage, StoreError> {
         let root = self.layout.root();
         let stat = rustix::fs::statvfs(root).map_err(|e| failed("looking at", root)(e.into()))?;
-        let beside = fs::metadata(self.alternate_path()).map_or(0, |file| file.blocks() * 512);
-        let used = blocks(root).map_err(failed("looking at", root))? + beside;
+        let used = match self.header.mode {
+            Mode::Reflink => self.held_by_images()? + blocks(&self.layout.staging()),
+            Mode::Layered => {
+                let beside = fs::metadata(self.alternate_path()).map_or(0, |file| file.blocks() * 512);
+                blocks(root) + beside
+            }
+        };
         Ok(Usage { used, free: stat.f_bavail * stat.f_frsize })
     }
 }
@@ -315,18 +327,9 @@ fn resolve(origin: &Path) -> Result<PathBuf, StoreError> {
     Ok(fs::canonicalize(&dir).map_err(failed("looking at the directory of the origin,", &dir))?.join(name))
 }
 
-/// Bytes of the blocks that files below `dir` take.
-fn blocks(dir: &Path) -> io::Result<u64> {
-    let mut bytes = 0;
-    for entry in fs::read_dir(dir)? {
-        // What is deleted meanwhile takes nothing.
-        let Ok((entry, metadata)) = entry.and_then(|entry| entry.metadata().map(|m| (entry, m))) else {
-            continue;
-        };
-        bytes += metadata.blocks() * 512;
-        if metadata.is_dir() {
-            bytes += blocks(&entry.path()).unwrap_or(0);
-        }
-    }
-    Ok(bytes)
+/// Bytes of the blocks that files below `dir` take; what is deleted meanwhile takes nothing.
+fn blocks(dir: &Path) -> u64 {
+    let Ok(entries) = fs::read_dir(dir) else { return 0 };
+    let entries = entries.filter_map(|entry| entry.ok().and_then(|e| Some((e.path(), e.metadata().ok()?))));
+    entries.map(|(path, file)| file.blocks() * 512 + if file.is_dir() { blocks(&path) } else { 0 }).sum()
 }

@@ -1,13 +1,18 @@
 //! Snapshots that share the origin's blocks (`FICLONE`).
 
 use std::{
+    collections::BTreeMap,
     fs::{self, File, OpenOptions, Permissions},
+    io,
     ops::Range,
     os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::Path,
 };
 
-use zumastor_core::{Changes, Extent, NewSnapshot, SnapshotNumber, SnapshotRecord, StoreError, files};
+use rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags};
+use zumastor_core::{
+    Changes, Extent, ExtentKind, NewSnapshot, SnapshotNumber, SnapshotRecord, StoreError, files,
+};
 
 use super::{
     fiemap,
@@ -76,6 +81,48 @@ impl Inner {
         let base = base.map(|base| self.image(base)).transpose()?;
         image_changes(base.as_ref(), &self.image(target)?, &self.layout.image(target), window)
     }
+
+    /// Bytes that the images hold and the head does not share. Each is compared with the one after it: what an image
+    /// shares with the next is counted there, if at all.
+    pub(super) fn held_by_images(&self) -> Result<u64, StoreError> {
+        let numbers: Vec<SnapshotNumber> = self.state().snapshots.keys().copied().collect();
+        let mut total = 0;
+        let mut counted = BTreeMap::new();
+        for (index, number) in numbers.iter().enumerate() {
+            let next = numbers.get(index + 1).copied();
+            // Images do not change, the head does; what is deleted meanwhile takes nothing.
+            let known = next.and_then(|next| self.held().get(&(*number, next)).copied());
+            let Ok(image) = self.image(*number) else { continue };
+            let held = match (known, next) {
+                (Some(held), _) => Ok(held),
+                (None, Some(next)) => match self.image(next) {
+                    Ok(after) => not_shared(&image, Some(after.file())),
+                    Err(_) => continue,
+                },
+                (None, None) => not_shared(&image, File::open(&self.origin).ok().as_ref()),
+            }
+            .map_err(failed("mapping", &self.layout.image(*number)))?;
+            total += held;
+            counted.extend(next.map(|next| ((*number, next), held)));
+        }
+        *self.held() = counted;
+        Ok(total)
+    }
+}
+
+/// Bytes of an image that another file does not share.
+fn not_shared(image: &ImageReader, other: Option<&File>) -> io::Result<u64> {
+    use zumastor_core::SnapshotReader as _;
+    let window = 0..image.size();
+    let map = |file| fiemap::map(file, &window);
+    let mut changes = Changes::new();
+    fiemap::differences(
+        &other.map_or(Ok(Vec::new()), map)?,
+        &map(image.file())?,
+        window.clone(),
+        &mut changes,
+    );
+    Ok(changes.iter().filter(|extent| extent.kind == ExtentKind::Data).map(Extent::len).sum())
 }
 
 /// Where `target` differs from `base`, by the blocks that hold them.
@@ -92,7 +139,8 @@ pub(super) fn image_changes(
     }
     match base {
         Some(base) => {
-            fiemap::changes(base.file(), base.size(), target.file(), window).map_err(failed("mapping", path))
+            let end = Some(base.size()).filter(|end| *end < target.size());
+            fiemap::changes(base.file(), end, target.file(), window).map_err(failed("mapping", path))
         }
         None => {
             let data = files::data_ranges(target.file(), window).map_err(failed("mapping", path))?;
@@ -107,15 +155,27 @@ pub(super) fn new_file(path: &Path) -> Result<File, StoreError> {
     file.map_err(failed("making", path))
 }
 
-/// Makes `to` share all blocks of `from`.
+/// Makes `to`, a new and empty file, share all blocks of `from`.
 pub(super) fn clone(from: &File, to: &File, path: &Path) -> Result<(), StoreError> {
-    if files::reflink(from, to).map_err(failed("cloning to", path))? {
+    if try_clone(from, to).map_err(failed("cloning to", path))? {
         return Ok(());
     }
     Err(StoreError::Unsupported(format!(
         "{} cannot share blocks with its origin: are both still on one file system?",
         path.display()
     )))
+}
+
+/// As [`clone`]; false where the file system cannot.
+pub(super) fn try_clone(from: &File, to: &File) -> io::Result<bool> {
+    // On btrfs, files with and without copy-on-write (`chattr +C`, usual for images) share nothing with each other.
+    if let (Ok(wanted), Ok(flags)) = (ioctl_getflags(from), ioctl_getflags(to)) {
+        let differs = (wanted ^ flags) & IFlags::NOCOW;
+        if !differs.is_empty() {
+            let _ = ioctl_setflags(to, flags ^ differs);
+        }
+    }
+    files::reflink(from, to)
 }
 
 /// Makes a snapshot's image durable, and guards it against writes by mistake.

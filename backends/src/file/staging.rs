@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeSet,
     fs::{self, File},
+    io,
     ops::Range,
     path::Path,
     sync::{
@@ -108,6 +109,8 @@ pub(crate) struct FileStaging {
     finished: Mutex<BTreeSet<SegmentIndex>>,
     /// Set by a failed write or sync. What the disk has is then unknown, so nothing more is recorded as finished.
     failed: AtomicBool,
+    /// Whether that was for want of space.
+    full: AtomicBool,
 }
 
 impl FileStaging {
@@ -119,7 +122,16 @@ impl FileStaging {
         progress: Progress,
     ) -> Self {
         let finished = Mutex::new(progress.finished);
-        Self { inner, generation: 0, plan, leaves, body, finished, failed: AtomicBool::new(false) }
+        Self {
+            inner,
+            generation: 0,
+            plan,
+            leaves,
+            body,
+            finished,
+            failed: AtomicBool::new(false),
+            full: AtomicBool::new(false),
+        }
     }
 
     pub(crate) fn of_generation(self, generation: u64) -> Self {
@@ -135,7 +147,8 @@ impl FileStaging {
     }
 
     fn noting<T>(&self, done: Result<T, StoreError>) -> Result<T, StoreError> {
-        if done.is_err() {
+        if let Err(error) = &done {
+            self.full.fetch_or(matches!(error, StoreError::NoSpace { .. }), Ordering::Relaxed);
             self.failed.store(true, Ordering::Relaxed);
         }
         done
@@ -151,9 +164,12 @@ impl FileStaging {
     fn save(&self, finished: &[SegmentIndex]) -> Result<(), StoreError> {
         let mut all = self.finished.lock().expect("no panic while locked");
         if self.failed.load(Ordering::Relaxed) {
-            return Err(StoreError::Unsupported(
-                "an earlier write failed, so what is staged must be opened again".into(),
-            ));
+            let what =
+                format!("receiving snapshot {}: an earlier write failed", self.plan.plan.record.number());
+            return Err(match self.full.load(Ordering::Relaxed) {
+                true => StoreError::NoSpace { what },
+                false => StoreError::Io { what, source: io::Error::other("to be taken up again") },
+            });
         }
         // Before the sync: a leaf that is written after it is not yet durable, and must not be named.
         let runs = self.body.runs();
