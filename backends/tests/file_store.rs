@@ -10,7 +10,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use common::{Mounted, Volume, wait};
+use common::{Done, Mounted, Volume, wait};
 use zumastor_backends::{
     Faults, FileStore, FileStoreOptions, Mode, OriginMust,
     conformance::{Bytes, deliver, plan_for},
@@ -456,6 +456,7 @@ fn readers_are_not_disturbed_by_merges() {
                 }
             });
         }
+        let _done = Done(&stop);
         let mut head = fs::read(volume.origin()).unwrap();
         for number in 0..150u64 {
             for write in 0..3 {
@@ -471,7 +472,6 @@ fn readers_are_not_disturbed_by_merges() {
                 wait(store.delete_snapshot(SnapshotNumber(gone))).unwrap();
             }
         }
-        stop.store(true, std::sync::atomic::Ordering::Relaxed);
     });
     for (number, bytes) in known.lock().unwrap().iter() {
         assert!(content(&store, *number) == **bytes);

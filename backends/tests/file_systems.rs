@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::{Mounted, Volume, wait};
+use common::{Done, Mounted, Volume, wait};
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 use zumastor_backends::{
     FileStore, Mode,
@@ -175,8 +175,8 @@ fn while_counting(volume: &Volume, pause: Duration, work: impl FnOnce()) {
                 }
             }
         });
+        let _done = Done(&stop);
         work();
-        stop.store(true, Ordering::Relaxed);
     });
 }
 
