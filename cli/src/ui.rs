@@ -44,6 +44,11 @@ pub fn failure(failure: &Failure) {
     }
 }
 
+/// As much of a key as people compare.
+pub fn short_key(key: &str) -> &str {
+    key.get(..10).unwrap_or(key)
+}
+
 /// A span of time as people say it: the two largest units.
 pub struct Span(pub u64);
 
@@ -53,11 +58,11 @@ impl fmt::Display for Span {
         let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86400);
         let text = match seconds {
             0..60 => format!("{seconds} s"),
-            60..600 if seconds % 60 > 0 => format!("{minutes} min {} s", seconds % 60),
+            60..600 if !seconds.is_multiple_of(60) => format!("{minutes} min {} s", seconds % 60),
             60..3600 => format!("{minutes} min"),
-            3600..86400 if minutes % 60 > 0 => format!("{hours} h {} min", minutes % 60),
+            3600..86400 if !minutes.is_multiple_of(60) => format!("{hours} h {} min", minutes % 60),
             3600..86400 => format!("{hours} h"),
-            _ if days < 10 && hours % 24 > 0 => format!("{days} d {} h", hours % 24),
+            _ if days < 10 && !hours.is_multiple_of(24) => format!("{days} d {} h", hours % 24),
             _ => format!("{days} d"),
         };
         f.pad(&text)
@@ -142,8 +147,7 @@ impl TransferBar {
 pub fn transfer_line(progress: &Progress) -> String {
     let number = progress.number.map(|number| format!(" snapshot {number}")).unwrap_or_default();
     let mut line = format!("{}{number}", progress.phase);
-    if progress.total > 0 {
-        let percent = progress.done.min(progress.total) * 100 / progress.total;
+    if let Some(percent) = (progress.done.min(progress.total) * 100).checked_div(progress.total) {
         line.push_str(&format!(": {percent} % of {}", HumanBytes(progress.total)));
     }
     if progress.resumed > 0 {

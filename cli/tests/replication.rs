@@ -98,11 +98,11 @@ fn a_period_on_the_target_pushes_along_a_chain() {
 #[test]
 fn a_killed_downstream_goes_on_where_it_was() {
     let dir = tempfile::tempdir().unwrap();
-    // Two segments of a hundred MiB together, and time to hit between them.
+    // Three segments come in side by side; the last is half as long, so it is here, and durable, well before the others.
     let (alpha, mut beta) = master_and_replica(dir.path(), 160 * MIB, &["--ratelimit", "40M"], &[]);
     let mut waiting = beta.spawn(&["replicate", "v", "alpha", "--wait"]);
     beta.wait_until("v", "a finished segment", |v| {
-        v.source.as_ref().unwrap().work.progress.is_some_and(|progress| progress.done >= 64 * MIB)
+        v.source.as_ref().unwrap().work.progress.is_some_and(|progress| progress.done >= 120 * MIB)
     });
     beta.kill();
     let status = wait_for("the command to notice", || waiting.try_wait().unwrap());

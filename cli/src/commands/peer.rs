@@ -109,7 +109,7 @@ fn list(peers: &[PeerStatus], json: bool) -> Result<(), Failure> {
     }
     let width = peers.iter().map(|peer| peer.name.as_str().len()).max().unwrap_or(0);
     for peer in peers {
-        let key = peer.key.get(..16).unwrap_or(&peer.key);
+        let key = ui::short_key(&peer.key);
         let connected = peer
             .connected
             .map_or_else(|| "not connected".to_owned(), |address| format!("connected at {address}"));

@@ -36,7 +36,7 @@ fn human(status: &Status, one: bool, now: Timestamp) -> String {
     let mut out = Lines::default();
     let node = &status.node;
     let since = seconds(node.started, now);
-    let key = node.key.get(..16).unwrap_or(&node.key);
+    let key = ui::short_key(&node.key);
     out.line(0, format!("node {}, listening on {}, key {key}, up {}", node.name, node.listen, Span(since)));
     if status.volumes.is_empty() {
         out.line(0, "no volumes yet: `zumastor define volume VOLUME ORGDEV SNAPDEV` makes one");

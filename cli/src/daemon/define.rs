@@ -201,12 +201,14 @@ impl Daemon {
     pub async fn forget_volume(&self, name: &VolumeName) -> Result<Outcome, Failure> {
         let _editing = self.editing.lock().await;
         let volume = self.volume(name)?;
-        volume.stop().await;
+        let config = volume.config();
         config_files::remove_volume(&self.paths, name)?;
         self.volumes.write().expect("no panic while locked").remove(name);
+        // A transfer that is ending moves no more holds.
+        volume.set_config(VolumeConfig { source: None, target: [].into(), ..config.clone() });
+        volume.stop().await;
         let (state, owned) = (self.state.clone(), name.clone());
         blocking(move || state.forget_volume(&owned)).await?;
-        let config = volume.config();
         let kept = format!(
             "{} and the snapshots in {} are untouched: `zumastor define volume` with both takes them up again",
             config.origin.display(),
@@ -239,7 +241,7 @@ impl Daemon {
         // A target may be forgotten whose peer is not known any more.
         let host = match host.parse::<NodeName>() {
             Ok(host) if config.target.contains_key(&host) => host,
-            _ => self.resolve_host(host)?,
+            _ => self.known_host(host)?,
         };
         if config.target.remove(&host).is_none() {
             return Err(Failure::failed(format!("volume {name} is not sent to {host}")));

@@ -3,10 +3,13 @@
 use std::{io, sync::Arc};
 
 use async_trait::async_trait;
-use zumastor_core::{NodeName, SnapshotNumber, StoreError, VolumeName};
+use zumastor_core::{NodeName, SnapshotNumber, StoreError};
 use zumastor_net::Holds;
 
-use super::state::{State, StateError};
+use super::{
+    state::{State, StateError},
+    volume::Volume,
+};
 
 /// The hold on the newest common snapshot: the base of the next transfer.
 const BASE: &str = "base";
@@ -26,14 +29,14 @@ pub enum Side {
 #[derive(Debug)]
 pub struct PairHolds {
     state: Arc<State>,
-    volume: VolumeName,
+    volume: Arc<Volume>,
     peer: NodeName,
     side: Side,
 }
 
 impl PairHolds {
     /// The holds of `peer` on `volume`.
-    pub fn new(state: Arc<State>, volume: VolumeName, peer: NodeName, side: Side) -> Self {
+    pub fn new(state: Arc<State>, volume: Arc<Volume>, peer: NodeName, side: Side) -> Self {
         Self { state, volume, peer, side }
     }
 
@@ -42,7 +45,17 @@ impl PairHolds {
         holds: Vec<(SnapshotNumber, &'static str)>,
         common: Option<SnapshotNumber>,
     ) -> Result<(), StoreError> {
-        let (state, volume, peer) = (self.state.clone(), self.volume.clone(), self.peer.clone());
+        let config = self.volume.config();
+        let defined = match self.side {
+            Side::Upstream => config.target.contains_key(&self.peer),
+            Side::Downstream => config.source.is_some_and(|source| source.host == self.peer),
+        };
+        if !defined {
+            // Nobody would ever lift such a hold.
+            let (volume, peer) = (&self.volume.name, &self.peer);
+            return Err(StoreError::Unsupported(format!("{peer} has been forgotten for volume {volume}")));
+        }
+        let (state, volume, peer) = (self.state.clone(), self.volume.name.clone(), self.peer.clone());
         blocking(move || state.replace_holds(&volume, &peer, &holds, common))
             .await
             .map_err(|error| StoreError::io("noting holds")(io::Error::other(error)))
@@ -76,15 +89,28 @@ pub async fn blocking<T: Send + 'static>(
 
 #[cfg(test)]
 mod tests {
+    use zumastor_core::{
+        VolumeName,
+        config::{SourceConfig, TargetConfig, VolumeConfig},
+    };
+
     use super::*;
 
     #[tokio::test]
     async fn holds_move_with_the_transfer() {
         let dir = tempfile::tempdir().unwrap();
         let state = Arc::new(State::open(&dir.path().join("state.redb")).unwrap());
-        let volume: VolumeName = "v".parse().unwrap();
+        let name: VolumeName = "v".parse().unwrap();
+        let config = VolumeConfig {
+            origin: "/v".into(),
+            snapstore: "/s".into(),
+            master: None,
+            source: Some(SourceConfig { host: "alpha".parse().unwrap(), period: None, name: None }),
+            target: [("beta".parse().unwrap(), TargetConfig::default())].into(),
+        };
+        let volume = Arc::new(Volume::new(name.clone(), config.clone(), Arc::default()));
         let held = || {
-            let holds = state.holds(&volume).unwrap();
+            let holds = state.holds(&name).unwrap();
             holds.iter().map(|hold| format!("{}:{}", hold.number, hold.name)).collect::<Vec<_>>()
         };
         let up = PairHolds::new(state.clone(), volume.clone(), "beta".parse().unwrap(), Side::Upstream);
@@ -97,6 +123,9 @@ mod tests {
         assert_eq!(held(), ["3:base"]);
         let down = PairHolds::new(state.clone(), volume.clone(), "alpha".parse().unwrap(), Side::Downstream);
         down.transferring(Some(SnapshotNumber(2)), SnapshotNumber(4)).await.unwrap();
+        assert_eq!(held(), ["2:base", "3:base"]);
+        volume.set_config(VolumeConfig { target: [].into(), ..config });
+        assert!(up.common(SnapshotNumber(4)).await.is_err());
         assert_eq!(held(), ["2:base", "3:base"]);
     }
 }

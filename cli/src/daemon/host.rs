@@ -45,7 +45,7 @@ impl Host for Answers {
         let store = volume.store().await.map_err(|error| {
             Refusal::new(RefusalCode::Failed, format!("at {}: {}", self.0.name, chain(&error)))
         })?;
-        let holds = PairHolds::new(self.0.state.clone(), volume.name.clone(), peer.clone(), Side::Upstream);
+        let holds = PairHolds::new(self.0.state.clone(), volume.clone(), peer.clone(), Side::Upstream);
         Ok(Served {
             store,
             holds: Arc::new(holds),

@@ -97,19 +97,11 @@ impl Daemon {
             Ok(summary) => (Some(*summary), None),
             Err(trouble) => (None, Some(trouble.refusal.text.clone())),
         };
-        match (&summary, &error) {
-            (Some(summary), _) => {
-                let number = summary.number.map(|number| number.to_string());
-                tracing::info!(volume = %volume.name, %peer, ?direction, number, bytes = summary.data, "replicated");
-            }
-            (None, error) => {
-                tracing::warn!(volume = %volume.name, %peer, ?direction, error, "not replicated")
-            }
-        }
         let newest = match (direction, volume.newest().await) {
             (Direction::Received, Ok(newest)) => newest,
             _ => None,
         };
+        let text = error.clone();
         let record = TransferRecord { at: Timestamp::now(), peer: peer.clone(), direction, summary, error };
         let (state, name) = (self.state.clone(), volume.name.clone());
         let noted = holds::blocking(move || {
@@ -120,10 +112,22 @@ impl Daemon {
             let repeated = before.first().is_some_and(|before| {
                 record.error.is_some() && before.error == record.error && before.peer == record.peer
             });
-            if repeated { Ok(()) } else { state.record(&name, &record) }
+            if !repeated {
+                state.record(&name, &record)?;
+            }
+            Ok(repeated)
         });
-        if let Err(error) = noted.await {
-            tracing::warn!(volume = %volume.name, error = %chain(&error), "the history could not be written");
+        let volume = &volume.name;
+        match (noted.await, summary, text) {
+            (Err(error), ..) => {
+                tracing::warn!(%volume, error = %chain(&error), "the history could not be written");
+            }
+            (Ok(_), Some(PullSummary { number, data, wire, .. }), _) => {
+                let number = number.map(|number| number.to_string());
+                tracing::info!(%volume, %peer, ?direction, number, data, wire, "replicated");
+            }
+            (Ok(false), None, error) => tracing::warn!(%volume, %peer, ?direction, error, "not replicated"),
+            (Ok(true), None, error) => tracing::debug!(%volume, %peer, ?direction, error, "not replicated"),
         }
     }
 }

@@ -114,6 +114,11 @@ impl Daemon {
         Ok(name)
     }
 
+    /// The peer that `HOST` means.
+    pub fn known_host(&self, host: &str) -> Result<NodeName, Failure> {
+        find_host(&self.peers(), host).map(|(name, _)| name)
+    }
+
     /// Writes the peers down and trusts exactly them.
     fn set_peers(&self, peers: PeersConfig) -> Result<(), Failure> {
         let trusted = trusted(&peers)?;

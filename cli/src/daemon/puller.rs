@@ -38,11 +38,11 @@ impl Pull {
 
     async fn pull(&self, progress: &watch::Sender<Progress>) -> Result<PullSummary, Trouble> {
         let store = self.volume.store().await.map_err(|error| store_trouble(&error))?;
-        let (state, name) = (self.daemon.state.clone(), self.volume.name.clone());
+        let (state, volume) = (self.daemon.state.clone(), self.volume.clone());
         let replica = Replica {
             store,
-            holds: Arc::new(PairHolds::new(state, name.clone(), self.source.host.clone(), Side::Downstream)),
-            volume: self.source.name.clone().unwrap_or_else(|| name.to_string()),
+            holds: Arc::new(PairHolds::new(state, volume, self.source.host.clone(), Side::Downstream)),
+            volume: self.source.name.clone().unwrap_or_else(|| self.volume.name.to_string()),
             streams: STREAMS,
         };
         // A snapshot that is complete is shown, whether or not the upstream can be reached.

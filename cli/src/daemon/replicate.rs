@@ -27,7 +27,7 @@ impl Daemon {
     ) -> Result<(Outcome, watch::Receiver<PullState>), Failure> {
         let volume = self.volume(name)?;
         let config = volume.config();
-        let host = self.resolve_host(host)?;
+        let host = self.known_host(host)?;
         if config.target.contains_key(&host) {
             if volume.newest().await?.is_none() {
                 return Err(Failure::failed(format!("volume {name} has no snapshot yet"))
@@ -39,13 +39,10 @@ impl Daemon {
                 return Ok((Outcome::changed(format!("volume {name} is being sent to {host}")), follow));
             }
         }
-        if config.source.is_some_and(|source| source.host == host) {
-            if let Some(follow) = volume.with_puller(|puller| puller.map(|puller| puller.ask(None))) {
-                return Ok((
-                    Outcome::changed(format!("volume {name} is being received from {host}")),
-                    follow,
-                ));
-            }
+        if config.source.is_some_and(|source| source.host == host)
+            && let Some(follow) = volume.with_puller(|puller| puller.map(|puller| puller.ask(None)))
+        {
+            return Ok((Outcome::changed(format!("volume {name} is being received from {host}")), follow));
         }
         Err(Failure::failed(format!("{host} is neither a target nor the source of volume {name}")).remedy(
             format!("`zumastor define target {name} {host}` or `zumastor define source {name} {host}` first"),

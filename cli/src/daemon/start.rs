@@ -82,8 +82,12 @@ pub async fn run(paths: Paths, settings: Settings) -> Result<(), Failure> {
         .map_err(Failure::doing(format_args!("listening on UDP {listen}")))?;
     let address = node.local_addr().map_err(Failure::doing("the listening socket"))?;
     daemon.node.set((node, address)).expect("set once");
+    daemon.open_volumes(config.volumes).await;
+    // Only now may peers come, and find what there is.
     daemon.trust_peers()?;
-    daemon.start_volumes(config.volumes).await;
+    for volume in daemon.all_volumes() {
+        daemon.start_volume(&volume).await;
+    }
 
     let listener = bind(&daemon.paths.socket())?;
     let (stop, stopped) = watch::channel(false);
@@ -107,16 +111,13 @@ pub async fn run(paths: Paths, settings: Settings) -> Result<(), Failure> {
 }
 
 impl Daemon {
-    async fn start_volumes(self: &Arc<Self>, volumes: Vec<(VolumeName, VolumeConfig)>) {
+    async fn open_volumes(&self, volumes: Vec<(VolumeName, VolumeConfig)>) {
         for (name, config) in volumes {
             let volume = Arc::new(Volume::new(name.clone(), config, self.stores.clone()));
             if let Err(error) = volume.store().await {
                 tracing::warn!(volume = %name, error = %chain(&error), "the volume cannot be opened");
             }
             self.volumes.write().expect("no panic while locked").insert(name, volume);
-        }
-        for volume in self.all_volumes() {
-            self.start_volume(&volume).await;
         }
     }
 

@@ -156,7 +156,7 @@ impl Seen {
             HeadState::Written => HeadStatus::Written,
         };
         // A replica that has received nothing yet has no size.
-        let size = if head == HeadStatus::Empty { None } else { Some(store.geometry()?.size) };
+        let size = store.geometry().ok().map(|geometry| geometry.size).filter(|size| *size > 0);
         Ok(Self {
             records: store.snapshots().await?,
             store: Some(store.info()),

@@ -1,0 +1,124 @@
+//! Requests and answers of the control API, which is JSON over HTTP on the control socket, below `/v1`.
+//!
+//! | method and path | body | answer |
+//! |---|---|---|
+//! | `GET /status`, `GET /status/VOLUME` | | [`Status`] |
+//! | `POST /volumes/VOLUME` | [`DefineVolume`] | [`Outcome`] |
+//! | `DELETE /volumes/VOLUME` | | [`Outcome`] |
+//! | `PUT /volumes/VOLUME/master` | | [`Outcome`] |
+//! | `PUT /volumes/VOLUME/source` | [`DefineSource`] | [`Outcome`] |
+//! | `DELETE /volumes/VOLUME/source` | | [`Outcome`] |
+//! | `PUT /volumes/VOLUME/targets` | [`DefineTarget`] | [`Outcome`] |
+//! | `DELETE /volumes/VOLUME/targets/HOST` | | [`Outcome`] |
+//! | `POST /volumes/VOLUME/snapshots` | | [`SnapshotStatus`] |
+//! | `PUT`, `DELETE /volumes/VOLUME/snapshots/NUMBER/holds/NAME` | | [`Outcome`] |
+//! | `POST /volumes/VOLUME/replicate` | [`Replicate`] | [`Outcome`]; with `wait`, lines of [`ReplicateEvent`] |
+//! | `GET /peers` | | a list of [`PeerStatus`] |
+//! | `POST /peers` | [`AddPeer`] | [`Outcome`] |
+//! | `DELETE /peers/NAME` | | [`Outcome`] |
+//!
+//! Every error is a [`Failure`](crate::exit::Failure). Snapshot numbers are numbers; a local one is 2^48 and more.
+
+mod status;
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use zumastor_core::{NodeName, config::TargetConfig};
+use zumastor_net::{Progress, PullSummary};
+
+pub use status::*;
+
+use crate::exit::Failure;
+
+/// `define volume`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DefineVolume {
+    /// Absolute path of the origin.
+    pub origin: PathBuf,
+    /// Absolute path of the snapshot store.
+    pub snapstore: PathBuf,
+}
+
+/// `define source`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DefineSource {
+    /// `HOST[:PORT]`: a peer's name, or one of its addresses.
+    pub host: String,
+    /// Seconds between two questions for something new.
+    pub period: Option<u64>,
+    /// The volume's name there.
+    pub name: Option<String>,
+}
+
+/// `define target`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DefineTarget {
+    /// `HOST[:PORT]`: a peer's name, or one of its addresses.
+    pub host: String,
+    /// How it is sent.
+    pub options: TargetConfig,
+}
+
+/// `replicate`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Replicate {
+    /// A target of the volume, or its source.
+    pub host: String,
+    /// Follow the replication to its end.
+    #[serde(default)]
+    pub wait: bool,
+}
+
+/// `peer add`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AddPeer {
+    /// What to call it here.
+    pub name: NodeName,
+    /// What it printed as its ticket.
+    pub ticket: String,
+}
+
+/// What a request came to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Outcome {
+    /// Whether anything is different now.
+    pub changed: bool,
+    /// What was done.
+    pub done: String,
+    /// What is good to know about it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
+}
+
+impl Outcome {
+    pub(crate) fn changed(done: impl Into<String>) -> Self {
+        Self { changed: true, done: done.into(), notes: Vec::new() }
+    }
+
+    pub(crate) fn already(done: impl Into<String>) -> Self {
+        Self { changed: false, ..Self::changed(done) }
+    }
+
+    pub(crate) fn note(mut self, note: impl Into<String>) -> Self {
+        self.notes.push(note.into());
+        self
+    }
+}
+
+/// A line of the answer to [`Replicate`] with `wait`. The last is `Done` or `Failed`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ReplicateEvent {
+    /// It runs.
+    Progress(Progress),
+    /// It is done.
+    Done(PullSummary),
+    /// It failed.
+    Failed(Failure),
+}

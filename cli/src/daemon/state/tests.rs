@@ -1,0 +1,82 @@
+//! What the database keeps, and what it forgets.
+
+use super::*;
+use crate::api::Direction;
+
+fn fixture() -> (tempfile::TempDir, State, VolumeName, NodeName) {
+    let dir = tempfile::tempdir().unwrap();
+    let state = State::open(&dir.path().join("state.redb")).unwrap();
+    (dir, state, "v".parse().unwrap(), "beta".parse().unwrap())
+}
+
+fn names(state: &State, volume: &VolumeName) -> Vec<String> {
+    let holds = state.holds(volume).unwrap();
+    holds.iter().map(|hold| format!("{} {} {}", hold.number, hold.owner, hold.name)).collect()
+}
+
+#[test]
+fn holds_of_a_peer_are_replaced_and_survive_a_restart() {
+    let (dir, state, volume, beta) = fixture();
+    let gamma: NodeName = "gamma".parse().unwrap();
+    // A volume whose name begins alike stays apart.
+    let other: VolumeName = "v2".parse().unwrap();
+    state.replace_holds(&other, &beta, &[(SnapshotNumber(9), "base")], None).unwrap();
+    assert!(state.hold(&volume, SnapshotNumber(1), &HoldOwner::User, "keep me").unwrap());
+    assert!(!state.hold(&volume, SnapshotNumber(1), &HoldOwner::User, "keep me").unwrap());
+    state.replace_holds(&volume, &gamma, &[(SnapshotNumber(0), "base")], None).unwrap();
+    let both = [(SnapshotNumber(1), "base"), (SnapshotNumber(2), "transfer")];
+    state.replace_holds(&volume, &beta, &both, None).unwrap();
+    let expected = ["0 gamma base", "1 beta base", "1 user keep me", "2 beta transfer"];
+    assert_eq!(names(&state, &volume), expected);
+    assert_eq!(state.cursor(&volume, &beta).unwrap(), None);
+
+    let common = SnapshotNumber(2);
+    state.replace_holds(&volume, &beta, &[(common, "base")], Some(common)).unwrap();
+    drop(state);
+    let state = State::open(&dir.path().join("state.redb")).unwrap();
+    assert_eq!(names(&state, &volume), ["0 gamma base", "1 user keep me", "2 beta base"]);
+    assert_eq!(state.cursor(&volume, &beta).unwrap().unwrap().common, common);
+
+    state.forget_pair(&volume, &beta).unwrap();
+    assert_eq!(names(&state, &volume), ["0 gamma base", "1 user keep me"]);
+    assert_eq!(state.cursor(&volume, &beta).unwrap(), None);
+    state.forget_volume(&volume).unwrap();
+    assert!(names(&state, &volume).is_empty());
+    assert_eq!(names(&state, &other), ["9 beta base"]);
+}
+
+#[test]
+fn numbers_are_never_given_twice() {
+    let (_dir, state, volume, _) = fixture();
+    let lineage = state.lineage(&volume).unwrap();
+    assert_eq!(state.lineage(&volume).unwrap(), lineage);
+    let zero = SnapshotNumber(0);
+    assert_eq!(state.take_number(lineage, zero).unwrap(), SnapshotNumber(0));
+    assert_eq!(state.take_number(lineage, zero).unwrap(), SnapshotNumber(1));
+    // Nothing came of number 1.
+    state.return_number(lineage, SnapshotNumber(1)).unwrap();
+    assert_eq!(state.take_number(lineage, zero).unwrap(), SnapshotNumber(1));
+    // Number 5 was received and deleted, and 9 is on the store.
+    state.note_number(lineage, SnapshotNumber(5)).unwrap();
+    state.note_number(lineage, SnapshotNumber::local(0)).unwrap();
+    assert_eq!(state.take_number(lineage, zero).unwrap(), SnapshotNumber(6));
+    assert_eq!(state.take_number(lineage, SnapshotNumber(10)).unwrap(), SnapshotNumber(10));
+    state.forget_volume(&volume).unwrap();
+    assert_eq!(state.take_number(lineage, zero).unwrap(), SnapshotNumber(11));
+    assert_ne!(state.lineage(&volume).unwrap(), lineage);
+}
+
+#[test]
+fn the_history_is_bounded() {
+    let (_dir, state, volume, peer) = fixture();
+    for index in 0..HISTORY_LENGTH + 5 {
+        let error = Some(index.to_string());
+        let (at, peer) = (Timestamp::now(), peer.clone());
+        let record = TransferRecord { at, peer, direction: Direction::Sent, summary: None, error };
+        state.record(&volume, &record).unwrap();
+    }
+    let history = state.history(&volume, usize::MAX).unwrap();
+    assert_eq!(history.len(), HISTORY_LENGTH);
+    assert_eq!(history[0].error.as_deref(), Some("104"));
+    assert_eq!(history.last().unwrap().error.as_deref(), Some("5"));
+}

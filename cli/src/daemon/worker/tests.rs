@@ -1,0 +1,139 @@
+//! Workers on a clock that waits for nobody.
+
+use std::{
+    collections::VecDeque,
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, AtomicU32, Ordering},
+    },
+};
+
+use tokio::sync::Semaphore;
+use zumastor_net::{Phase, wire::RefusalCode};
+
+use super::*;
+use crate::api::WorkState;
+
+/// Runs take as long as the test wants, and come to what it says.
+struct Fake {
+    runs: AtomicU32,
+    nothing_to_do: AtomicBool,
+    gate: Semaphore,
+    results: Mutex<VecDeque<Result<PullSummary, Trouble>>>,
+}
+
+#[async_trait]
+impl Job for Fake {
+    async fn due(&self) -> bool {
+        !self.nothing_to_do.load(Ordering::SeqCst)
+    }
+
+    async fn run(&self, progress: &watch::Sender<Progress>) -> Result<PullSummary, Trouble> {
+        self.runs.fetch_add(1, Ordering::SeqCst);
+        progress.send_modify(|progress| progress.phase = Phase::Transferring);
+        self.gate.acquire().await.expect("never closed").forget();
+        self.results.lock().unwrap().pop_front().unwrap_or(Ok(got(0, false)))
+    }
+
+    async fn ended(&self, _: &Result<PullSummary, Trouble>) {}
+}
+
+fn got(number: u64, received: bool) -> PullSummary {
+    let number = Some(SnapshotNumber(number));
+    PullSummary { number, received, base: None, data: 0, wire: 0, resumed: 0, refetched: 0, millis: 0 }
+}
+
+fn trouble(passing: bool) -> Trouble {
+    Trouble { refusal: Refusal::new(RefusalCode::Failed, "broken"), passing }
+}
+
+fn fake(permits: usize, results: Vec<Result<PullSummary, Trouble>>) -> Arc<Fake> {
+    Arc::new(Fake {
+        runs: AtomicU32::new(0),
+        nothing_to_do: AtomicBool::new(false),
+        gate: Semaphore::new(permits),
+        results: Mutex::new(results.into()),
+    })
+}
+
+impl Fake {
+    fn runs(&self) -> u32 {
+        self.runs.load(Ordering::SeqCst)
+    }
+}
+
+async fn end(mut follow: watch::Receiver<PullState>) -> PullState {
+    follow.wait_for(|state| !matches!(state, PullState::Running(_))).await.unwrap().clone()
+}
+
+#[tokio::test(start_paused = true)]
+async fn it_runs_once_a_period_and_not_when_there_is_nothing_to_do() {
+    let job = fake(1000, vec![]);
+    let worker = Worker::spawn(job.clone(), Some(60), true);
+    tokio::time::sleep(Duration::from_secs(59)).await;
+    assert_eq!(job.runs(), 1);
+    tokio::time::sleep(Duration::from_secs(120)).await;
+    assert_eq!(job.runs(), 3);
+    job.nothing_to_do.store(true, Ordering::SeqCst);
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    assert_eq!(job.runs(), 3);
+    // What is asked for is done all the same.
+    assert_eq!(end(worker.ask(None)).await, PullState::Done(got(0, false)));
+    assert_eq!(job.runs(), 4);
+    worker.stop().await;
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    assert_eq!(job.runs(), 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn passing_errors_are_tried_again_and_lasting_ones_are_not() {
+    let results = vec![Err(trouble(true)), Err(trouble(true)), Ok(got(1, true)), Err(trouble(false))];
+    let job = fake(1000, results);
+    let worker = Worker::spawn(job.clone(), None, false);
+    assert_eq!(end(worker.ask(None)).await, PullState::Failed(trouble(true).refusal));
+    let status = worker.status();
+    assert_eq!((status.state, status.next.is_some()), (WorkState::Waiting, true));
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    assert_eq!(job.runs(), 3);
+    assert_eq!((worker.status().state, worker.status().error), (WorkState::Idle, None));
+
+    assert_eq!(end(worker.ask(None)).await, PullState::Failed(trouble(false).refusal));
+    assert_eq!(worker.status().state, WorkState::Stopped);
+    assert_eq!(worker.status().next, None);
+    tokio::time::sleep(Duration::from_secs(86400)).await;
+    assert_eq!(job.runs(), 4);
+    assert_eq!(end(worker.ask(None)).await, PullState::Done(got(0, false)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_asks_during_a_run_joins_it_and_gets_what_was_asked_for() {
+    let job = fake(0, vec![Ok(got(4, true)), Ok(got(5, true))]);
+    let worker = Worker::spawn(job.clone(), None, false);
+    let first = worker.ask(None);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(worker.status().state, WorkState::Transferring);
+    let satisfied = worker.ask(Some(SnapshotNumber(4)));
+    let later = worker.ask(Some(SnapshotNumber(5)));
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(matches!(*later.borrow(), PullState::Running(p) if p.phase == Phase::Transferring));
+    job.gate.add_permits(1);
+    assert_eq!(end(first).await, PullState::Done(got(4, true)));
+    assert_eq!(end(satisfied).await, PullState::Done(got(4, true)));
+    assert!(matches!(*later.borrow(), PullState::Running(_)));
+    job.gate.add_permits(1);
+    assert_eq!(end(later).await, PullState::Done(got(5, true)));
+    tokio::time::sleep(Duration::from_secs(100)).await;
+    assert_eq!(job.runs(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_announcement_counts_even_if_its_sender_is_gone() {
+    let job = fake(0, vec![Ok(got(4, true)), Ok(got(5, true))]);
+    let worker = Worker::spawn(job.clone(), None, true);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    drop(worker.ask(Some(SnapshotNumber(5))));
+    job.gate.add_permits(100);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(job.runs(), 2);
+    assert_eq!(worker.status().last.map(|last| last.summary), Some(got(5, true)));
+}
