@@ -15,7 +15,7 @@ use std::{
 use common::{Done, Mounted, Volume, wait};
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 use zumastor_backends::{
-    FileStore, Mode,
+    Faults, FileStore, Mode,
     conformance::{Bytes, deliver, plan_for},
 };
 use zumastor_core::{
@@ -243,6 +243,38 @@ fn layers_are_never_of_two_moments() {
     check_moment(&store, 1);
 }
 
+/// A write in the middle of the copying is noticed: the snapshot is of after it, or there is none.
+#[test]
+fn a_write_during_the_copying_is_noticed() {
+    for writes in [1, 2, 3, 9] {
+        let volume = Volume::new(&std::env::temp_dir(), Some(Mode::Layered));
+        let image = volume.image();
+        image.set_len(1 << 20).unwrap();
+        let mut turn = 0;
+        let store = volume.store_with(Faults::new(move |step| {
+            if step == "create: before reading" && turn < writes {
+                turn += 1;
+                image.write_all_at(&[turn; 8192], 70_000).unwrap();
+            }
+            false
+        }));
+        let store = store.unwrap();
+        let taken = take(&store, 0);
+        if writes < 3 {
+            taken.unwrap();
+            let reader = wait(store.open_snapshot(SnapshotNumber(0))).unwrap();
+            let mut bytes = vec![0; 1 << 20];
+            reader.read_at(0, &mut bytes).unwrap();
+            assert!(bytes == fs::read(volume.origin()).unwrap());
+            assert_eq!(wait(store.head()).unwrap(), HeadState::Shows(SnapshotNumber(0)));
+        } else {
+            assert!(matches!(taken, Err(StoreError::OriginBusy { .. })), "{taken:?}");
+            assert!(wait(store.snapshots()).unwrap().is_empty());
+            assert_eq!(fs::read_dir(volume.snapstore().join("data")).unwrap().count(), 0);
+        }
+    }
+}
+
 fn disk_use(path: &Path) -> u64 {
     let metadata = fs::symlink_metadata(path).unwrap();
     let below =
@@ -284,7 +316,7 @@ fn sparse_terabyte(place: &Path, mode: Mode) {
         for segment in &segments {
             staging.leaves().set_segment(*segment, &tree.segment(*segment).unwrap()).unwrap();
         }
-        staging.checkpoint(&segments).unwrap();
+        staging.checkpoint(&[], &segments).unwrap();
         staging.commit(tree.digest().unwrap()).unwrap();
         wait(replica.revert(snapshot)).unwrap();
         assert_eq!(wait(replica.head()).unwrap(), HeadState::Shows(snapshot));
@@ -333,9 +365,12 @@ fn full(mounted: &Mounted) {
     let staging = wait(store.stage(plan.clone())).unwrap();
     let ballast = fill_up(&place, 6 << 20);
     let failed = deliver(&*staging, &base, &target, 0..size as u64)
-        .and_then(|()| staging.checkpoint(&[SegmentIndex(0)]));
+        .and_then(|()| staging.checkpoint(&[], &[SegmentIndex(0)]));
     assert!(matches!(failed, Err(StoreError::NoSpace { .. })), "{failed:?}");
-    assert!(staging.checkpoint(&[SegmentIndex(0)]).is_err(), "recorded as finished after a failed write");
+    assert!(
+        staging.checkpoint(&[], &[SegmentIndex(0)]).is_err(),
+        "recorded as finished after a failed write"
+    );
     drop(staging);
     let check = |store: &FileStore| {
         let reader = wait(store.open_snapshot(SnapshotNumber(0))).unwrap();

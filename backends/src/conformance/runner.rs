@@ -202,7 +202,7 @@ impl Run<'_> {
         assert_eq!(staging.plan(), &plan);
         if receive.way != Way::Whole {
             deliver(&*staging, &base, &target, 0..size / 2)?;
-            staging.checkpoint(&[])?;
+            staging.checkpoint(&[], &[])?;
         }
         if matches!(receive.way, Way::Resumed | Way::Broken) {
             drop(staging);
@@ -217,7 +217,7 @@ impl Run<'_> {
         staging.read_at(0, &mut content)?;
         assert!(content == target.0, "what is staged is not what was written");
         let segments: Vec<_> = (0..SegmentIndex::count(size)).map(SegmentIndex).collect();
-        staging.checkpoint(&segments)?;
+        staging.checkpoint(&[], &segments)?;
         if receive.way == Way::WrongDigest {
             let wrong = Bytes(vec![1; 100]).digest();
             let refused = staging.commit(wrong);

@@ -118,7 +118,7 @@ impl Inner {
             self.mark_head(record, stamp)?;
             return self.rename_over(&path);
         };
-        let mut marker = AlternateMarker::load(&self.layout.alternate())?.unwrap_or_default();
+        let mut marker = AlternateMarker::recall(&self.layout.alternate());
         marker.0.retain(|alternate| alternate.shown.stamp.same_file(&stamp));
         marker.0.push(Alternate { shown, applying: None });
         marker.replace(&self.layout.alternate())?;
@@ -158,7 +158,7 @@ impl Inner {
 
     /// Records what the origin is now and what it is about to become, so that a crash between leaves no doubt.
     fn mark_head(&self, record: &SnapshotRecord, stamp: Stamp) -> Result<(), StoreError> {
-        let now = HeadMarker::load(&self.layout.head())?.unwrap_or_default();
+        let now = HeadMarker::recall(&self.layout.head());
         let mut candidates: Vec<Shown> = now.shown(&self.origin)?.cloned().into_iter().collect();
         candidates.push(Shown::new(record, stamp));
         HeadMarker(candidates).replace(&self.layout.head())?;
@@ -173,7 +173,7 @@ impl Inner {
             file => file.map_err(failed("opening", &path))?,
         };
         let stamp = Stamp::of(&file, &path)?;
-        let marker = AlternateMarker::load(&self.layout.alternate())?.unwrap_or_default();
+        let marker = AlternateMarker::recall(&self.layout.alternate());
         let known = marker.0.into_iter().find(|alternate| alternate.shown.stamp.same_file(&stamp));
         let usable = known.filter(|alternate| {
             let from = self.kept(alternate.shown.number);
@@ -193,7 +193,7 @@ impl Inner {
     /// Brings the alternate to what the origin shows, if it holds a snapshot that is about to be deleted: without that
     /// snapshot it could not be told what to change, and the next flip would copy the whole volume.
     pub(super) fn forward_alternate(&self, leaving: &SnapshotRecord) -> Result<(), StoreError> {
-        let marker = AlternateMarker::load(&self.layout.alternate())?.unwrap_or_default();
+        let marker = AlternateMarker::recall(&self.layout.alternate());
         let holds = marker.0.iter().any(|alternate| alternate.shown.guid == leaving.guid());
         let Some(shown) = self.shown()?.filter(|shown| holds && shown.guid != leaving.guid()) else {
             return Ok(());

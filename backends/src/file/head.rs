@@ -50,10 +50,12 @@ impl Stamp {
     pub(crate) fn unsettled(&self) -> Option<Duration> {
         let written = SystemTime::UNIX_EPOCH
             .checked_add(Duration::new(u64::try_from(self.seconds).ok()?, u32::try_from(self.nanos).ok()?))?;
+        // A file system without fractions of a second ticks once a second.
+        let tick = if self.nanos == 0 { Duration::from_secs(1) + TICK } else { TICK };
         match SystemTime::now().duration_since(written) {
-            Ok(age) => TICK.checked_sub(age),
+            Ok(age) => tick.checked_sub(age),
             // A time that is far in the future was set by hand: the next write changes it.
-            Err(ahead) => (ahead.duration() < TICK).then_some(TICK * 2),
+            Err(ahead) => (ahead.duration() < tick).then_some(tick * 2),
         }
     }
 }

@@ -282,7 +282,7 @@ impl Inner {
 
     /// The snapshot that the origin shows, if it is certain and the snapshot is still there.
     pub(crate) fn shown(&self) -> Result<Option<Shown>, StoreError> {
-        let marker = HeadMarker::load(&self.layout.head())?.unwrap_or_default();
+        let marker = HeadMarker::recall(&self.layout.head());
         let Some(shown) = marker.shown(&self.origin)? else { return Ok(None) };
         let there = self.kept(shown.number).is_ok_and(|kept| kept.record.guid() == shown.guid);
         Ok(there.then(|| shown.clone()))

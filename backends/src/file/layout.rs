@@ -168,6 +168,18 @@ pub(crate) trait Described: Serialize + DeserializeOwned {
         postcard::from_bytes(body).map(Some).map_err(|_| damaged("its content cannot be understood"))
     }
 
+    /// Reads a file that only saves work: one that is missing or damaged is as good as an empty one.
+    fn recall(path: &Path) -> Self
+    where
+        Self: Default,
+    {
+        let loaded = Self::load(path).unwrap_or_else(|error| {
+            tracing::warn!(%error, "ignored");
+            None
+        });
+        loaded.unwrap_or_default()
+    }
+
     /// Writes a file that is not yet visible, and makes it durable.
     fn write_new(&self, path: &Path) -> Result<(), StoreError> {
         let mut file = File::create(path).map_err(failed("writing", path))?;

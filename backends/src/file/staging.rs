@@ -15,7 +15,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use zumastor_core::{
     SegmentIndex, SnapshotRecord, StagePlan, Staging, StoreError,
-    digest::{Digest, LeafTree},
+    digest::{Digest, LeafTree, SegmentLeaves},
 };
 
 use super::{
@@ -161,7 +161,11 @@ impl FileStaging {
         Err(StoreError::Unsupported("what was being received was discarded or is received by another".into()))
     }
 
-    fn save(&self, finished: &[SegmentIndex]) -> Result<(), StoreError> {
+    fn save(
+        &self,
+        leaves: &[(SegmentIndex, SegmentLeaves)],
+        finished: &[SegmentIndex],
+    ) -> Result<(), StoreError> {
         let mut all = self.finished.lock().expect("no panic while locked");
         if self.failed.load(Ordering::Relaxed) {
             let what =
@@ -174,7 +178,14 @@ impl FileStaging {
         // Before the sync: a leaf that is written after it is not yet durable, and must not be named.
         let runs = self.body.runs();
         self.inner.faults.at("checkpoint: before sync")?;
-        self.noting(self.body.sync().and_then(|()| self.leaves.sync()))?;
+        // The tree vouches for data, so it comes after them.
+        self.noting(self.body.sync())?;
+        self.inner.faults.at("checkpoint: before the leaves")?;
+        let enter = || -> Result<(), StoreError> {
+            leaves.iter().try_for_each(|(segment, leaves)| self.leaves.set_segment(*segment, leaves))?;
+            self.leaves.sync()
+        };
+        self.noting(enter())?;
         self.inner.faults.at("checkpoint: after sync")?;
         let mut progress = Progress { finished: all.clone(), runs };
         progress.finished.extend(finished);
@@ -257,12 +268,16 @@ impl Staging for FileStaging {
         &self.leaves
     }
 
-    fn checkpoint(&self, finished: &[SegmentIndex]) -> Result<(), StoreError> {
-        self.save(finished)
+    fn checkpoint(
+        &self,
+        leaves: &[(SegmentIndex, SegmentLeaves)],
+        finished: &[SegmentIndex],
+    ) -> Result<(), StoreError> {
+        self.save(leaves, finished)
     }
 
     fn commit(self: Box<Self>, digest: Digest) -> Result<SnapshotRecord, StoreError> {
-        self.save(&[])?;
+        self.save(&[], &[])?;
         let found = self.leaves.root()?;
         let record = SnapshotRecord { digest: Some(digest), ..self.plan.plan.record.clone() };
         if found != digest {

@@ -96,7 +96,7 @@ impl Inner {
 
     /// The snapshot that the head probably differs least from: what it last showed, or the newest.
     fn parent_of_head(&self) -> Result<Option<(u64, LeafTree)>, StoreError> {
-        let marker = HeadMarker::load(&self.layout.head())?.unwrap_or_default();
+        let marker = HeadMarker::recall(&self.layout.head());
         let kept = {
             let state = self.state();
             let last = marker.0.last().and_then(|shown| state.snapshots.get(&shown.number));
