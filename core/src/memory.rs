@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use crate::{
     Changes, Extent, Geometry, HeadState, NewSnapshot, PAGE, SegmentIndex, SnapshotNumber, SnapshotReader,
     SnapshotRecord, SnapshotStore, StagePlan, Staging, StoreError, StoreInfo, Usage,
-    digest::{Digest, LeafTree, Source, digest_of},
+    digest::{Digest, LeafTree, SegmentLeaves, Source, digest_of},
     is_zero,
 };
 
@@ -316,7 +316,14 @@ impl Staging for MemoryStaging {
         &self.leaves
     }
 
-    fn checkpoint(&self, finished: &[SegmentIndex]) -> Result<(), StoreError> {
+    fn checkpoint(
+        &self,
+        leaves: &[(SegmentIndex, SegmentLeaves)],
+        finished: &[SegmentIndex],
+    ) -> Result<(), StoreError> {
+        for (segment, leaves) in leaves {
+            self.leaves.set_segment(*segment, leaves)?;
+        }
         let leaves = Arc::new(self.leaves.copy_anonymous(self.leaves.size())?);
         let mut inner = self.store.lock();
         let staged = inner.staged.as_mut().filter(|staged| staged.plan == self.plan);
@@ -329,7 +336,7 @@ impl Staging for MemoryStaging {
     }
 
     fn commit(self: Box<Self>, digest: Digest) -> Result<SnapshotRecord, StoreError> {
-        self.checkpoint(&[])?;
+        self.checkpoint(&[], &[])?;
         let Self { store, plan, content, leaves } = *self;
         let leaves = leaves.seal()?;
         let number = plan.record.number();

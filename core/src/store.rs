@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Changes, NewSnapshot, SegmentIndex, SnapshotNumber, SnapshotRecord, StoreError,
-    digest::{Digest, LeafTree},
+    digest::{Digest, LeafTree, SegmentLeaves},
 };
 
 /// Point-in-time copies of one volume, kept by one backend.
@@ -156,11 +156,17 @@ pub trait Staging: fmt::Debug + Send + Sync {
     /// Makes a range zero, giving back the space of whole chunks.
     fn zero(&self, range: Range<u64>) -> Result<(), StoreError>;
 
-    /// The tree of leaf hashes, which starts as the base's. Whoever writes keeps it true.
+    /// The tree of leaf hashes, which starts as the base's. It says of no leaf what is not durable: hashes enter it by
+    /// [`checkpoint`](Self::checkpoint).
     fn leaves(&self) -> &LeafTree;
 
-    /// Makes everything written so far durable, then records these segments as finished.
-    fn checkpoint(&self, finished: &[SegmentIndex]) -> Result<(), StoreError>;
+    /// Makes everything written so far durable, then enters these leaf hashes into the tree, then records these segments
+    /// as finished.
+    fn checkpoint(
+        &self,
+        leaves: &[(SegmentIndex, SegmentLeaves)],
+        finished: &[SegmentIndex],
+    ) -> Result<(), StoreError>;
 
     /// Makes everything durable, checks the root of the leaf tree against `digest`, and turns what is staged into a
     /// snapshot in one step. When this returns, a power cut cannot take the snapshot back.

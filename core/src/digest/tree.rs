@@ -178,6 +178,17 @@ impl LeafTree {
         self.file.write_all_at(&node.0, HEADER as u64 + segment.0 * 32).map_err(failed())
     }
 
+    /// Makes every node agree with its leaves again, where a power cut came between the two.
+    pub fn mend(&self) -> Result<(), StoreError> {
+        for segment in (0..SegmentIndex::count(self.size)).map(SegmentIndex) {
+            let leaves = self.segment(segment)?;
+            if self.node(segment)? != leaves.node(segment, self.size) {
+                self.set_segment(segment, &leaves)?;
+            }
+        }
+        Ok(())
+    }
+
     /// The root over what the tree holds now.
     pub fn root(&self) -> Result<Digest, StoreError> {
         Ok(Digest::from_nodes(self.size, self.nodes()?))

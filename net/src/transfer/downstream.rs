@@ -4,7 +4,7 @@ use std::{
     collections::HashSet,
     fmt, io,
     sync::{Arc, atomic::AtomicU64},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use tokio::time;
@@ -39,6 +39,15 @@ pub struct Replica {
     pub volume: String,
     /// Streams to fetch over.
     pub streams: usize,
+    /// How long something unfinished may go without being made durable: so much work an interruption costs at most.
+    pub checkpoint: Duration,
+}
+
+impl Replica {
+    /// A replica that is fetched over four streams and made durable every second.
+    pub fn new(store: Arc<dyn SnapshotStore>, holds: Arc<dyn Holds>, volume: impl Into<String>) -> Self {
+        Self { store, holds, volume: volume.into(), streams: 4, checkpoint: Duration::from_secs(1) }
+    }
 }
 
 /// Why a pull did not succeed. What was received so far stays, and the volume shows what it showed.
@@ -174,12 +183,11 @@ pub async fn pull(
         volume: &replica.volume,
         target: plan.record.guid(),
         staging: Arc::new(staging),
+        checkpoint: replica.checkpoint,
+        resumed,
         refetched: AtomicU64::new(0),
         writers: Writers::new(),
     };
-    if let (Find::Hashes, true, Some(seed)) = (find, resumed, start) {
-        job.forget_unfinished(&*replica.store.leaves(seed).await?)?;
-    }
     let fetched = fetch_all(&job, replica, find, plan.changed, digest).await;
     job.writers.ended().await;
     fetched?;
@@ -338,11 +346,24 @@ async fn fetch_all(
 ) -> Result<(), PullError> {
     let changed = match find {
         Find::Changes(_) => changed,
-        Find::Hashes => job.differing_segments().await?,
+        Find::Hashes => {
+            job.staging.leaves().mend()?;
+            job.differing_segments().await?
+        }
     };
-    let todo = outstanding(job, changed);
+    let mut todo = outstanding(job, changed);
     admit(replica, &todo).await?;
     job.reporter.phase(Phase::Transferring);
+    if job.resumed && matches!(find, Find::Changes(_)) {
+        // Of what was begun, only the leaves that are not right yet.
+        let base = match job.staging.plan().base {
+            Some(base) => Some(replica.store.leaves(base).await?),
+            None => None,
+        };
+        let begun;
+        (begun, todo) = job.begun(base.as_deref(), todo)?;
+        job.run(Find::Hashes, begun, replica.streams).await?;
+    }
     job.run(find, todo, replica.streams).await?;
 
     job.reporter.phase(Phase::Verifying);
@@ -377,7 +398,9 @@ async fn admit(replica: &Replica, todo: &[ChangedSegment]) -> Result<(), PullErr
 async fn repair(job: &Job<'_>, streams: usize) -> Result<(), PullError> {
     let differing = job.differing_segments().await?;
     tracing::warn!(segments = differing.len(), "the digest does not match, fetching what differs");
-    job.run(Find::Hashes, differing, streams).await
+    // All of this has been counted once already.
+    let uncounted = differing.into_iter().map(|changed| ChangedSegment { bytes: 0, ..changed }).collect();
+    job.run(Find::Hashes, uncounted, streams).await
 }
 
 async fn tell(

@@ -1,16 +1,17 @@
 //! Getting the data of a plan over several streams, with checkpoints.
 
 use std::{
-    collections::{BTreeMap, HashSet, VecDeque},
+    collections::{BTreeMap, VecDeque},
     sync::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
+    time::{Duration, Instant},
 };
 
 use tokio::{sync::mpsc, time};
 use zumastor_core::{
-    LeafIndex, SEGMENT, SegmentIndex, SnapshotGuid, Staging, StoreError,
+    LEAF, LeafIndex, SEGMENT, SegmentIndex, SnapshotGuid, Staging, StoreError,
     digest::{Hash, LeafTree, SegmentLeaves},
 };
 
@@ -37,6 +38,10 @@ pub(super) struct Job<'a> {
     pub volume: &'a str,
     pub target: SnapshotGuid,
     pub staging: Arc<Box<dyn Staging>>,
+    /// How long something unfinished may go without a checkpoint.
+    pub checkpoint: Duration,
+    /// Whether an earlier run has begun it.
+    pub resumed: bool,
     pub refetched: AtomicU64,
     pub writers: Writers,
 }
@@ -85,33 +90,33 @@ impl Job<'_> {
             loop {
                 let next = queue.lock().expect("no panic while locked").pop_front();
                 let Some(run) = next else { return Ok(()) };
-                self.fetch_run(find, &run).await?;
-                checkpoints.add(run.iter().map(|changed| changed.segment).collect()).await?;
+                let leaves = self.fetch_run(find, &run).await?;
+                checkpoints.add(leaves, run.iter().map(|changed| changed.segment)).await?;
             }
         };
         let workers = (0..streams.max(1)).map(|_| worker());
         try_join_all(workers).await
     }
 
-    /// After an interruption, only what was checkpointed is vouched for: gives all other segments the hashes of the
-    /// base again, so that the walk finds what they still lack.
-    pub fn forget_unfinished(&self, base: &LeafTree) -> Result<(), PullError> {
+    /// Splits segments, after an interruption, into those that it found begun and those it did not.
+    pub fn begun(
+        &self,
+        base: Option<&LeafTree>,
+        segments: Vec<ChangedSegment>,
+    ) -> Result<(Vec<ChangedSegment>, Vec<ChangedSegment>), PullError> {
         let size = self.staging.plan().record.size;
-        let finished: HashSet<SegmentIndex> = self.staging.finished().into_iter().collect();
-        for segment in (0..SegmentIndex::count(size)).map(SegmentIndex).filter(|s| !finished.contains(s)) {
-            let old = base.segment(segment).ok();
-            let mut leaves = SegmentLeaves::zeros(segment, size);
-            for position in 0..leaves.len().min(old.as_ref().map_or(0, SegmentLeaves::len)) {
-                let leaf = LeafIndex(segment.first_leaf() + position as u64);
-                let old = old.as_ref().expect("it has leaves");
-                let hash = (!old.is_zero(position)).then(|| old.hash(segment, position, base.size()));
-                // The hash of a leaf that has another length here says nothing.
-                let same_length = leaf.range(size) == leaf.range(base.size());
-                leaves.set(position, if same_length { hash } else { Some(Hash([0xff; 32])) });
-            }
-            self.staging.leaves().set_segment(segment, &leaves)?;
+        self.staging.leaves().mend()?;
+        let (mut begun, mut untouched) = (Vec::new(), Vec::new());
+        for changed in segments {
+            let there = base.filter(|base| changed.segment.0 < SegmentIndex::count(base.size()));
+            let before = match there {
+                Some(base) => base.node(changed.segment)?,
+                None => SegmentLeaves::zero_node(changed.segment, size),
+            };
+            let same = self.staging.leaves().node(changed.segment)? == before;
+            if same { untouched.push(changed) } else { begun.push(changed) }
         }
-        Ok(())
+        Ok((begun, untouched))
     }
 
     /// The segments whose node differs from what is staged: the digest walk's upper level.
@@ -132,31 +137,54 @@ impl Job<'_> {
         Ok(differing)
     }
 
-    async fn fetch_run(&self, find: Find, run: &[ChangedSegment]) -> Result<(), PullError> {
-        let what = match find {
+    /// Fetches a run and returns the leaf hashes of what was staged.
+    async fn fetch_run(&self, find: Find, run: &[ChangedSegment]) -> Result<Leaves, PullError> {
+        let (what, run) = match find {
             Find::Changes(base) => {
-                FetchWhat::Changes { base, segments: run.iter().map(|changed| changed.segment).collect() }
+                let segments = run.iter().map(|changed| changed.segment).collect();
+                (FetchWhat::Changes { base, segments }, run.to_vec())
             }
-            Find::Hashes => FetchWhat::Leaves(self.differing_leaves(run).await?),
+            Find::Hashes => {
+                let sets = self.differing_leaves(run).await?;
+                let run = self.discount(run, &sets);
+                (FetchWhat::Leaves(sets), run)
+            }
         };
-        let mismatches = self.fetch(what, run).await?;
-        if mismatches.is_empty() {
-            return Ok(());
+        let (mut leaves, mismatches) = self.fetch(what, &run, Leaves::new()).await?;
+        // A leaf may have been built on pages that are damaged here, or read wrongly there. Once more, in full.
+        if !mismatches.is_empty() {
+            tracing::warn!(
+                leaves = mismatches.len(),
+                "leaves did not match their hash, fetching them again in full"
+            );
+            self.refetched.fetch_add(mismatches.len() as u64, Ordering::Relaxed);
         }
-        // The leaf may have been built on pages that are damaged here, or read wrongly there. Once more, in full.
-        tracing::warn!(
-            leaves = mismatches.len(),
-            "leaves did not match their hash, fetching them again in full"
-        );
-        self.refetched.fetch_add(mismatches.len() as u64, Ordering::Relaxed);
-        let sets = leaf_sets(mismatches);
-        for sets in sets.chunks(MAX_LEAF_SEGMENTS as usize) {
-            let still = self.fetch(FetchWhat::Leaves(sets.to_vec()), &[]).await?;
+        for sets in leaf_sets(mismatches).chunks(MAX_LEAF_SEGMENTS as usize) {
+            let still;
+            (leaves, still) = self.fetch(FetchWhat::Leaves(sets.to_vec()), &[], leaves).await?;
             if let Some(leaf) = still.first() {
                 return Err(PullError::Corrupt { offset: leaf.range(u64::MAX).start });
             }
         }
-        Ok(())
+        Ok(leaves)
+    }
+
+    /// What a comparison of hashes has shown to be here already needs no fetching: counts it as done by an earlier run,
+    /// or else as nothing to do at all.
+    fn discount(&self, run: &[ChangedSegment], sets: &[SegmentLeafSet]) -> Vec<ChangedSegment> {
+        let mut equal = 0;
+        let discounted = run.iter().map(|changed| {
+            let set = sets.iter().find(|set| set.segment == changed.segment);
+            let differs = set.map_or(0, |set| set.leaves.len() as u64 * LEAF).min(u64::from(changed.bytes));
+            equal += u64::from(changed.bytes) - differs;
+            ChangedSegment { segment: changed.segment, bytes: differs as u32 }
+        });
+        let discounted = discounted.collect();
+        self.reporter.update(|progress| match self.resumed {
+            true => (progress.done, progress.resumed) = (progress.done + equal, progress.resumed + equal),
+            false => progress.total -= equal,
+        });
+        discounted
     }
 
     /// The leaves of some segments whose hash differs from what is staged: the digest walk's lower level.
@@ -199,25 +227,30 @@ impl Job<'_> {
         }
     }
 
-    /// Fetches and stages; returns the leaves that did not match their hash. `progress` are the segments to count.
-    async fn fetch(&self, what: FetchWhat, progress: &[ChangedSegment]) -> Result<Vec<LeafIndex>, PullError> {
+    /// Fetches and stages; returns the leaf hashes, and the leaves that did not match theirs. `progress` are the segments
+    /// to count.
+    async fn fetch(
+        &self,
+        what: FetchWhat,
+        progress: &[ChangedSegment],
+        leaves: Leaves,
+    ) -> Result<(Leaves, Vec<LeafIndex>), PullError> {
         let mut left: VecDeque<SegmentIndex> = match &what {
             FetchWhat::Changes { segments, .. } => segments.iter().copied().collect(),
             FetchWhat::Leaves(sets) => sets.iter().map(|set| set.segment).collect(),
         };
         let mut counted = Counted::new(self.reporter, progress);
         if left.is_empty() {
-            counted.all();
-            return Ok(Vec::new());
+            return Ok((leaves, Vec::new()));
         }
         let request = Fetch { volume: self.volume.to_owned(), target: self.target, what };
         let mut channel = self.ask(&Request::Fetch(request)).await?;
         let (queue, orders) = mpsc::channel(QUEUE);
         let staging = Arc::clone(&self.staging);
-        let running = self.writers.enter();
+        let (running, checkpoint) = (self.writers.enter(), self.checkpoint);
         let writer = tokio::task::spawn_blocking(move || {
             let _running = running;
-            write_batches(&**staging, orders)
+            write_batches(&**staging, checkpoint, leaves, orders)
         });
         let limits = Limits { header: MAX_BATCH_HEADER, payload: MAX_BATCH };
         let outcome = loop {
@@ -230,12 +263,12 @@ impl Job<'_> {
                     let wire = payload.len() as u64 + 40 * header.entries.len() as u64 + 16;
                     let data = header.data_bytes();
                     counted.batch(header.segment, data, wire);
-                    Order::Batch(header, payload)
+                    (header, payload)
                 }
                 FetchReply::SegmentDone(segment) if left.front() == Some(&segment) => {
                     left.pop_front();
                     counted.segment(segment);
-                    Order::SegmentDone
+                    continue;
                 }
                 FetchReply::End if left.is_empty() => break Ok(()),
                 FetchReply::Refused(refusal) => break Err(PullError::Refused(refusal)),
@@ -273,26 +306,23 @@ pub(super) async fn ask(
     Ok(channel)
 }
 
-enum Order {
-    Batch(BatchHeader, bytes::Bytes),
-    SegmentDone,
-}
-
+/// Stages batches as they come. What takes long is checkpointed on the way, so that an interruption costs little.
 fn write_batches(
     staging: &dyn Staging,
-    mut orders: mpsc::Receiver<Order>,
-) -> Result<Vec<LeafIndex>, BatchError> {
-    let mut receiver = Receiver::new(staging)?;
-    while let Some(order) = orders.blocking_recv() {
-        match order {
-            Order::Batch(header, payload) => {
-                receiver.batch(&header, &payload)?;
-            }
-            Order::SegmentDone => receiver.segment_done()?,
+    checkpoint: Duration,
+    leaves: Leaves,
+    mut batches: mpsc::Receiver<(BatchHeader, bytes::Bytes)>,
+) -> Result<(Leaves, Vec<LeafIndex>), BatchError> {
+    let mut receiver = Receiver::new(staging, leaves)?;
+    let mut saved = Instant::now();
+    while let Some((header, payload)) = batches.blocking_recv() {
+        receiver.batch(&header, &payload)?;
+        if saved.elapsed() >= checkpoint {
+            staging.checkpoint(&receiver.leaves(), &[])?;
+            saved = Instant::now();
         }
     }
-    receiver.segment_done()?;
-    Ok(receiver.into_mismatches())
+    Ok(receiver.finish())
 }
 
 /// Groups segments into runs that are checkpointed together: many when there is much, so that all streams have work,
@@ -326,11 +356,14 @@ fn leaf_sets(mut leaves: Vec<LeafIndex>) -> Vec<SegmentLeafSet> {
     sets.into_iter().map(|(segment, leaves)| SegmentLeafSet { segment, leaves }).collect()
 }
 
+/// What the next checkpoint is to enter: leaf hashes, and finished segments.
+type Pending = (Vec<(SegmentIndex, SegmentLeaves)>, Vec<SegmentIndex>);
+
 /// Checkpoints of all streams: those that wait while one is being made share the next.
 struct Checkpoints {
     staging: Arc<Box<dyn Staging>>,
     running: Option<mpsc::Sender<()>>,
-    pending: Mutex<Vec<SegmentIndex>>,
+    pending: Mutex<Pending>,
     turn: tokio::sync::Mutex<()>,
 }
 
@@ -341,18 +374,26 @@ impl Checkpoints {
     }
 
     /// Returns when these segments are durable and recorded.
-    async fn add(&self, segments: Vec<SegmentIndex>) -> Result<(), StoreError> {
-        self.pending.lock().expect("no panic while locked").extend(segments);
+    async fn add(
+        &self,
+        leaves: Leaves,
+        finished: impl Iterator<Item = SegmentIndex>,
+    ) -> Result<(), StoreError> {
+        {
+            let mut pending = self.pending.lock().expect("no panic while locked");
+            pending.0.extend(leaves);
+            pending.1.extend(finished);
+        }
         let _turn = self.turn.lock().await;
-        let batch = std::mem::take(&mut *self.pending.lock().expect("no panic while locked"));
-        if batch.is_empty() {
+        let (leaves, finished) = std::mem::take(&mut *self.pending.lock().expect("no panic while locked"));
+        if finished.is_empty() {
             return Ok(());
         }
         let staging = Arc::clone(&self.staging);
         let running = self.running.clone();
         let checkpoint = move || {
             let _running = running;
-            staging.checkpoint(&batch)
+            staging.checkpoint(&leaves, &finished)
         };
         tokio::task::spawn_blocking(checkpoint).await.expect("checkpoints do not panic")
     }
@@ -388,11 +429,6 @@ impl<'a> Counted<'a> {
         let rest = self.left.remove(&segment).unwrap_or(0);
         self.reporter.update(|progress| progress.done += rest);
     }
-
-    fn all(&mut self) {
-        let rest: u64 = std::mem::take(&mut self.left).into_values().sum();
-        self.reporter.update(|progress| progress.done += rest);
-    }
 }
 
 /// Waits for all, or for the first error; the others are dropped then.
@@ -419,6 +455,9 @@ where
     })
     .await
 }
+
+/// Leaf hashes of what was staged, by segment.
+type Leaves = BTreeMap<SegmentIndex, SegmentLeaves>;
 
 /// Batches between the connection and the writer.
 const QUEUE: usize = 2;

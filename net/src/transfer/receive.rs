@@ -1,5 +1,7 @@
 //! Checking batches and staging them. Blocking: it runs on a thread of its own.
 
+use std::collections::BTreeMap;
+
 use zumastor_core::{
     LeafIndex, SegmentIndex, Staging, StoreError,
     digest::{Hash, SegmentLeaves},
@@ -16,7 +18,9 @@ pub(super) struct Receiver<'a> {
     decompressor: zstd::bulk::Decompressor<'static>,
     data: Vec<u8>,
     leaf: Vec<u8>,
-    current: Option<(SegmentIndex, SegmentLeaves)>,
+    /// Leaf hashes of what was written and is not checkpointed yet.
+    leaves: BTreeMap<SegmentIndex, SegmentLeaves>,
+    current: Option<SegmentIndex>,
     /// Where the next leaf may be: leaves come in order, so a peer cannot send one for ever.
     next: LeafIndex,
     mismatches: Vec<LeafIndex>,
@@ -38,13 +42,18 @@ impl From<StoreError> for BatchError {
 }
 
 impl<'a> Receiver<'a> {
-    pub fn new(staging: &'a dyn Staging) -> Result<Self, StoreError> {
+    /// `leaves` are the hashes that an earlier receiver of the same segments has collected.
+    pub fn new(
+        staging: &'a dyn Staging,
+        leaves: BTreeMap<SegmentIndex, SegmentLeaves>,
+    ) -> Result<Self, StoreError> {
         Ok(Self {
             staging,
             size: staging.plan().record.size,
             decompressor: zstd::bulk::Decompressor::new().map_err(StoreError::io("zstd"))?,
             data: Vec::new(),
             leaf: Vec::new(),
+            leaves,
             current: None,
             next: LeafIndex(0),
             mismatches: Vec::new(),
@@ -84,17 +93,14 @@ impl<'a> Receiver<'a> {
         Ok(expected as u64)
     }
 
-    /// Keeps the leaf hashes of a segment whose batches have all come.
-    pub fn segment_done(&mut self) -> Result<(), StoreError> {
-        match self.current.take() {
-            Some((segment, leaves)) => self.staging.leaves().set_segment(segment, &leaves),
-            None => Ok(()),
-        }
+    /// The leaf hashes of all segments that were begun.
+    pub fn leaves(&self) -> Vec<(SegmentIndex, SegmentLeaves)> {
+        self.leaves.iter().map(|(segment, leaves)| (*segment, leaves.clone())).collect()
     }
 
-    /// Leaves whose content did not match their hash, in the order they came.
-    pub fn into_mismatches(self) -> Vec<LeafIndex> {
-        self.mismatches
+    /// The leaf hashes, and the leaves whose content did not match theirs, in the order they came.
+    pub fn finish(self) -> (BTreeMap<SegmentIndex, SegmentLeaves>, Vec<LeafIndex>) {
+        (self.leaves, self.mismatches)
     }
 
     /// Checks positions and masks; returns the length that the payload must have, and where the next batch begins.
@@ -132,11 +138,12 @@ impl<'a> Receiver<'a> {
     }
 
     fn enter(&mut self, segment: SegmentIndex) -> Result<(), StoreError> {
-        if self.current.as_ref().is_some_and(|(current, _)| *current == segment) {
-            return Ok(());
+        if self.current != Some(segment) {
+            self.current = Some(segment);
+            if !self.leaves.contains_key(&segment) {
+                self.leaves.insert(segment, self.staging.leaves().segment(segment)?);
+            }
         }
-        self.segment_done()?;
-        self.current = Some((segment, self.staging.leaves().segment(segment)?));
         Ok(())
     }
 
@@ -158,7 +165,7 @@ impl<'a> Receiver<'a> {
             let (leaf, rest) = payload.split_at(length);
             if Hash::of_leaf(leaf) == hash {
                 self.staging.write_at(start, leaf)?;
-                self.set(position, leaf, hash);
+                self.set(segment, position, leaf, hash);
             } else {
                 self.mismatches.push(index);
             }
@@ -194,7 +201,7 @@ impl<'a> Receiver<'a> {
             self.staging.zero(start + range.start as u64..start + range.end as u64)?;
         }
         let leaf = std::mem::take(&mut self.leaf);
-        self.set(position, &leaf, hash);
+        self.set(segment, position, &leaf, hash);
         self.leaf = leaf;
         Ok(rest)
     }
@@ -203,13 +210,13 @@ impl<'a> Receiver<'a> {
         let start = LeafIndex(segment.first_leaf() + u64::from(first)).range(self.size).start;
         let last = LeafIndex(segment.first_leaf() + u64::from(first) + u64::from(count) - 1);
         self.staging.zero(start..last.range(self.size).end)?;
-        let (_, leaves) = self.current.as_mut().expect("a segment was entered");
+        let leaves = self.leaves.get_mut(&segment).expect("the segment was entered");
         (first..first + count).for_each(|position| leaves.set(usize::from(position), None));
         Ok(())
     }
 
-    fn set(&mut self, position: u16, leaf: &[u8], hash: Hash) {
-        let (_, leaves) = self.current.as_mut().expect("a segment was entered");
+    fn set(&mut self, segment: SegmentIndex, position: u16, leaf: &[u8], hash: Hash) {
+        let leaves = self.leaves.get_mut(&segment).expect("the segment was entered");
         leaves.set(usize::from(position), (!is_zero(leaf)).then_some(hash));
     }
 

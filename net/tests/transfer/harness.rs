@@ -118,12 +118,7 @@ impl Downstream {
 
     pub fn with(store: MemoryStore) -> Self {
         let holds = Arc::<HoldLog>::default();
-        let replica = Replica {
-            store: Arc::new(store.clone()),
-            holds: Arc::clone(&holds) as _,
-            volume: "vol".into(),
-            streams: 3,
-        };
+        let replica = Replica::new(Arc::new(store.clone()), Arc::clone(&holds) as _, "vol");
         Self { store, holds, replica }
     }
 
