@@ -94,6 +94,7 @@ pub fn summary(summary: &PullSummary) -> String {
 /// Shows how far a transfer is: a bar on a terminal, else a line now and then.
 pub struct TransferBar {
     bar: Option<ProgressBar>,
+    begun: bool,
     said: Option<(Instant, Phase)>,
 }
 
@@ -104,12 +105,11 @@ impl TransferBar {
     /// Nothing has begun.
     pub fn new() -> Self {
         let bar = io::stderr().is_terminal().then(|| {
-            let style =
-                "{msg:13} {bar:30} {bytes:>10} of {total_bytes:10} {bytes_per_sec:>12} {eta:>5} left{prefix}";
+            let style = "{msg:12} {wide_bar} {bytes} of {total_bytes}{prefix}, {bytes_per_sec}, {eta} left";
             let style = ProgressStyle::with_template(style).expect("a valid template").progress_chars("━╸ ");
             ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr_with_hz(10)).with_style(style)
         });
-        Self { bar, said: None }
+        Self { bar, begun: false, said: None }
     }
 
     /// It is so far now.
@@ -119,11 +119,13 @@ impl TransferBar {
         bar.set_length(progress.total);
         if progress.resumed > 0 && bar.prefix().is_empty() {
             bar.set_prefix(format!(" ({} resumed)", HumanBytes(progress.resumed)));
-            // What was there before says nothing about the speed now.
-            bar.set_position(progress.resumed);
-            bar.reset_eta();
         }
         bar.set_position(progress.done);
+        if !self.begun && progress.total > 0 {
+            // What was there before says nothing about the speed now.
+            self.begun = true;
+            bar.reset_eta();
+        }
     }
 
     /// It has ended.

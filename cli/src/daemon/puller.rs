@@ -18,9 +18,6 @@ use super::{
 };
 use crate::{api::Direction, exit::chain};
 
-/// Streams that a transfer is fetched over.
-const STREAMS: usize = 4;
-
 /// Pulls one volume from its source.
 pub struct Pull {
     daemon: Arc<Daemon>,
@@ -38,13 +35,10 @@ impl Pull {
 
     async fn pull(&self, progress: &watch::Sender<Progress>) -> Result<PullSummary, Trouble> {
         let store = self.volume.store().await.map_err(|error| store_trouble(&error))?;
-        let (state, volume) = (self.daemon.state.clone(), self.volume.clone());
-        let replica = Replica {
-            store,
-            holds: Arc::new(PairHolds::new(state, volume, self.source.host.clone(), Side::Downstream)),
-            volume: self.source.name.clone().unwrap_or_else(|| self.volume.name.to_string()),
-            streams: STREAMS,
-        };
+        let (state, host) = (self.daemon.state.clone(), self.source.host.clone());
+        let holds = PairHolds::new(state, self.volume.clone(), host, Side::Downstream);
+        let remote = self.source.name.clone().unwrap_or_else(|| self.volume.name.to_string());
+        let replica = Replica::new(store, Arc::new(holds), remote);
         // A snapshot that is complete is shown, whether or not the upstream can be reached.
         finish(&replica).await.map_err(|error| pull_trouble(&error))?;
         let link = self.daemon.node().link(&self.source.host).await.map_err(|error| Trouble {

@@ -16,7 +16,7 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
 use zumastor_core::SnapshotNumber;
-use zumastor_net::{Progress, PullState, PullSummary, wire::Refusal};
+use zumastor_net::{Phase, Progress, PullState, PullSummary, wire::Refusal};
 
 use self::view::{Rate, View};
 use super::schedule::Schedule;
@@ -233,6 +233,10 @@ impl Running {
         let now = rate.note(Instant::now(), progress.wire);
         self.publish.send_modify(|view| {
             view.running = Some(progress);
+            if !matches!(progress.phase, Phase::Connecting | Phase::Planning) {
+                // Whatever it was, it has been got over.
+                view.error = None;
+            }
             view.rate = now;
         });
         for ask in self.waiting.iter().chain(&self.joined) {

@@ -9,7 +9,7 @@ use std::{
 };
 
 use tokio::sync::Semaphore;
-use zumastor_net::{Phase, wire::RefusalCode};
+use zumastor_net::wire::RefusalCode;
 
 use super::*;
 use crate::api::WorkState;
