@@ -372,6 +372,13 @@ fn many_snapshots_in_layers() {
     assert_eq!(fs::read_dir(volume.snapstore().join("data")).unwrap().count(), 0);
 }
 
+/// The identity of the alternate, under a second name, so that no other file can get the same.
+fn witness(volume: &Volume) -> u64 {
+    let name = volume.dir.path().join("witness");
+    fs::hard_link(volume.dir.path().join(".disk.img.zumastor-alt"), &name).unwrap();
+    fs::metadata(name).unwrap().ino()
+}
+
 /// The second file of a flip is brought up to date, unless somebody still has it open.
 #[test]
 fn a_flip_costs_what_changed_and_disturbs_nobody() {
@@ -380,7 +387,7 @@ fn a_flip_costs_what_changed_and_disturbs_nobody() {
     let flip = |n| wait(store.revert(SnapshotNumber(n))).unwrap();
     flip(0);
     flip(1);
-    let old = fs::metadata(volume.dir.path().join(".disk.img.zumastor-alt")).unwrap().ino();
+    let old = witness(&volume);
     flip(2);
     assert_eq!(fs::metadata(volume.origin()).unwrap().ino(), old, "the alternate was not used");
     assert!(fs::read(volume.origin()).unwrap() == expected(2).0);
@@ -392,6 +399,9 @@ fn a_flip_costs_what_changed_and_disturbs_nobody() {
     let mut bytes = vec![0; SIZE as usize];
     reader.read_exact_at(&mut bytes, 0).unwrap();
     assert!(bytes == expected(2).0, "a reader saw the head change");
+    // Any later write changes the time, however soon it comes.
+    let shown = fs::metadata(volume.origin()).unwrap().modified().unwrap();
+    assert!(shown.elapsed().is_ok_and(|age| age > std::time::Duration::from_millis(900)));
     // A head that was written is not kept as if it were the snapshot.
     volume.image().write_all_at(b"mine", 1000).unwrap();
     assert_eq!(wait(store.head()).unwrap(), HeadState::Written);
@@ -415,7 +425,7 @@ fn the_alternate_outlives_its_snapshot() {
     flip(0);
     flip(1);
     let alternate = volume.dir.path().join(".disk.img.zumastor-alt");
-    let old = fs::metadata(&alternate).unwrap().ino();
+    let old = witness(&volume);
     wait(store.delete_snapshot(SnapshotNumber(0))).unwrap();
     assert!(fs::read(&alternate).unwrap() == expected(1).0, "the alternate was not brought forward");
     flip(2);

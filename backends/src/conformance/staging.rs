@@ -3,8 +3,8 @@
 use std::{collections::BTreeSet, ops::Range};
 
 use zumastor_core::{
-    LEAF, Lineage, NewSnapshot, PAGE, SEGMENT, SegmentIndex, SnapshotNumber, SnapshotRecord, StagePlan,
-    Staging, StoreError, digest::Hash, is_zero,
+    Changes, Extent, ExtentKind, LEAF, Lineage, NewSnapshot, PAGE, SEGMENT, SegmentIndex, SnapshotNumber,
+    SnapshotRecord, StagePlan, Staging, StoreError, digest::Hash, is_zero,
 };
 
 use super::model::Bytes;
@@ -32,27 +32,27 @@ pub fn deliver(
 ) -> Result<(), StoreError> {
     let size = target.0.len() as u64;
     let mut touched = BTreeSet::new();
+    let mut changes = Changes::new();
     let mut start = window.start / PAGE * PAGE;
-    let mut run: Option<Range<u64>> = None;
     while start < window.end.min(size) {
         let end = (start + PAGE).min(size);
         let new = &target.0[start as usize..end as usize];
         // What the base does not have begins as zeros.
         let same = (start..end).all(|i| base.0.get(i as usize).copied().unwrap_or(0) == target.0[i as usize]);
-        if same {
-            flush(staging, target, run.take())?;
-        } else {
+        if !same {
             touched.insert(start / LEAF);
-            if is_zero(new) {
-                flush(staging, target, run.take())?;
-                staging.zero(start..end)?;
-            } else {
-                run = Some(run.map_or(start, |run| run.start)..end);
-            }
+            changes.push(if is_zero(new) { Extent::zero(start..end) } else { Extent::data(start..end) });
         }
         start = end;
     }
-    flush(staging, target, run)?;
+    for Extent { range, kind } in &changes {
+        match kind {
+            ExtentKind::Zero => staging.zero(range.clone())?,
+            ExtentKind::Data => {
+                staging.write_at(range.start, &target.0[range.start as usize..range.end as usize])?;
+            }
+        }
+    }
     for leaf in touched {
         let segment = SegmentIndex(leaf * LEAF / SEGMENT);
         let mut leaves = staging.leaves().segment(segment)?;
@@ -62,11 +62,4 @@ pub fn deliver(
         staging.leaves().set_segment(segment, &leaves)?;
     }
     Ok(())
-}
-
-fn flush(staging: &dyn Staging, target: &Bytes, run: Option<Range<u64>>) -> Result<(), StoreError> {
-    match run {
-        Some(run) => staging.write_at(run.start, &target.0[run.start as usize..run.end as usize]),
-        None => Ok(()),
-    }
 }
