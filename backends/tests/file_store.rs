@@ -433,6 +433,28 @@ fn the_alternate_outlives_its_snapshot() {
     assert!(fs::read(volume.origin()).unwrap() == expected(2).0);
 }
 
+/// A leaf that became zero stays zero, whichever of two layers is merged into the other.
+#[test]
+fn zeros_survive_merges() {
+    for zeros in [1, 7] {
+        let volume = layered();
+        let size = 8 * LEAF;
+        fill(&volume, size, &[(0, size, 1)]);
+        let store = volume.store();
+        take(&store, 0);
+        fill(&volume, size, &[(0, zeros * LEAF, 0), (7 * LEAF, 10, 2)]);
+        take(&store, 1);
+        fill(&volume, size, &[(0, 10, 3)]);
+        take(&store, 2);
+        let before = [content(&store, 1), content(&store, 2)];
+        wait(store.delete_snapshot(SnapshotNumber(0))).unwrap();
+        assert!(before == [content(&store, 1), content(&store, 2)]);
+        wait(store.delete_snapshot(SnapshotNumber(1))).unwrap();
+        assert!(before[1] == content(&store, 2));
+        assert_eq!(fs::read_dir(volume.snapstore().join("data")).unwrap().count(), 1);
+    }
+}
+
 /// Readers, snapshots and deletions at once: whoever opened a snapshot reads that snapshot, whatever is merged.
 #[test]
 fn readers_are_not_disturbed_by_merges() {
