@@ -40,6 +40,14 @@ fn a_bad_configuration_is_refused_with_file_and_line() {
     fs::write(node.path("etc/peers.toml"), "\n[peer.beta]\nkey = 7\n").unwrap();
     let error = node.fails(1, &["daemon"]);
     assert!(error.contains("etc/peers.toml, line 3: invalid type: integer"), "{error}");
+    fs::write(node.path("etc/peers.toml"), "").unwrap();
+    // A path that is too long for a socket is said to be so, by the daemon and by its client.
+    node.root.push("x".repeat(100));
+    for command in ["daemon", "status"] {
+        let error = node.fails(1, &[command]);
+        assert!(error.contains("control socket") && error.contains("ZUMASTOR_ROOT"), "{error}");
+    }
+    assert!(!node.root.exists());
 }
 
 #[test]

@@ -3,7 +3,7 @@
 mod common;
 
 use common::{Node, image, introduce, master_and_replica, ran, wait_for, write};
-use zumastor::api::{HeadStatus, WorkState};
+use zumastor::api::{HeadStatus, Health, WorkState};
 use zumastor_core::SnapshotNumber;
 
 const MIB: u64 = 1 << 20;
@@ -132,7 +132,36 @@ fn a_killed_upstream_is_waited_for() {
     assert_eq!(ran(&waiting.wait_with_output().unwrap()).code, 1);
     alpha.up();
     alpha.ok(&["define", "target", "v", "beta"]);
-    assert!(alpha.run(&["replicate", "v", "beta", "--wait"]).code == 0);
+    // Even if the downstream has not noticed yet that the old connection is dead.
+    alpha.ok(&["replicate", "v", "beta", "--wait"]);
     assert_eq!(beta.digest("v"), alpha.digest("v"));
     assert_eq!(beta.volume("v").head, Some(HeadStatus::Snapshot(SnapshotNumber(0))));
+}
+
+#[test]
+fn a_replica_that_was_written_to_stops_until_a_person_decides() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut alpha, mut beta) = master_and_replica(dir.path(), MIB, &[], &["--period", "1"]);
+    let shows = |number| {
+        move |v: &zumastor::api::VolumeStatus| v.head == Some(HeadStatus::Snapshot(SnapshotNumber(number)))
+    };
+    beta.wait_until("v", "the first snapshot", shows(0));
+    write(&beta.path("v.img"), 100, b"mine");
+    let stopped = beta.wait_until("v", "the stop", |v| v.health == Health::Stopped);
+    assert_eq!(stopped.source.unwrap().work.next, None);
+    let error = beta.fails(3, &["replicate", "v", "alpha", "--wait"]);
+    assert!(error.contains("was written to since it showed snapshot 0"), "{error}");
+    // The upstream, if it asks, is told the same.
+    alpha.ok(&["snapshot", "v"]);
+    let error = alpha.fails(3, &["replicate", "v", "beta", "--wait"]);
+    assert!(error.contains("was written to"), "{error}");
+
+    // Moved away, and shown again, although the upstream is not there.
+    assert_eq!((alpha.down(), beta.down()), (0, 0));
+    std::fs::rename(beta.path("v.img"), beta.path("mine.img")).unwrap();
+    beta.up();
+    beta.wait_until("v", "the old snapshot", shows(0));
+    alpha.up();
+    beta.wait_until("v", "the new snapshot", shows(1));
+    assert_eq!(beta.volume("v").health, Health::Ok);
 }

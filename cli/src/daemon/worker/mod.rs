@@ -182,10 +182,7 @@ impl Running {
         job.ended(&result).await;
         match result {
             Ok(summary) => self.succeeded(summary),
-            Err(trouble) => {
-                self.failed(&trouble);
-                false
-            }
+            Err(trouble) => self.failed(&trouble),
         }
     }
 
@@ -210,7 +207,9 @@ impl Running {
         !self.waiting.is_empty() || (summary.received && self.newest > summary.number)
     }
 
-    fn failed(&mut self, trouble: &Trouble) {
+    /// True if somebody came while it ran: what it failed of, such as a connection that was dead already, may not
+    /// concern them.
+    fn failed(&mut self, trouble: &Trouble) -> bool {
         if trouble.passing {
             self.schedule.fail(Instant::now(), rand::random());
         } else {
@@ -224,9 +223,18 @@ impl Running {
         self.publish.send_modify(|view| {
             *view = View { error: Some(error), last: view.last, wanted: view.wanted, ..View::default() };
         });
-        for ask in self.waiting.drain(..).chain(self.joined.drain(..)) {
+        let joined = std::mem::take(&mut self.joined);
+        for ask in self.waiting.drain(..) {
             ask.to.send_replace(PullState::Failed(trouble.refusal.clone()));
         }
+        if trouble.passing {
+            self.waiting = joined;
+            return !self.waiting.is_empty();
+        }
+        for ask in joined {
+            ask.to.send_replace(PullState::Failed(trouble.refusal.clone()));
+        }
+        false
     }
 
     fn show(&mut self, progress: Progress, rate: &mut Rate) {

@@ -137,3 +137,26 @@ async fn an_announcement_counts_even_if_its_sender_is_gone() {
     assert_eq!(job.runs(), 2);
     assert_eq!(worker.status().last.map(|last| last.summary), Some(got(5, true)));
 }
+
+#[tokio::test(start_paused = true)]
+async fn who_joins_a_run_that_fails_gets_a_run_of_their_own() {
+    let job = fake(0, vec![Err(trouble(true)), Err(trouble(true)), Err(trouble(false))]);
+    let worker = Worker::spawn(job.clone(), None, false);
+    let first = worker.ask(None);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let second = worker.ask(Some(SnapshotNumber(1)));
+    job.gate.add_permits(1);
+    assert_eq!(end(first).await, PullState::Failed(trouble(true).refusal));
+    assert!(matches!(*second.borrow(), PullState::Running(_)));
+    job.gate.add_permits(1);
+    assert_eq!(end(second).await, PullState::Failed(trouble(true).refusal));
+    assert_eq!(job.runs(), 2);
+    // Unless a person has to decide: that goes for all.
+    let third = worker.ask(None);
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let fourth = worker.ask(None);
+    job.gate.add_permits(1);
+    assert_eq!(end(third).await, PullState::Failed(trouble(false).refusal));
+    assert_eq!(end(fourth).await, PullState::Failed(trouble(false).refusal));
+    assert_eq!(job.runs(), 3);
+}
