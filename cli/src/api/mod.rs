@@ -17,7 +17,7 @@
 //! | `POST /peers` | [`AddPeer`] | [`Outcome`] |
 //! | `DELETE /peers/NAME` | | [`Outcome`] |
 //!
-//! Every error is a [`Failure`](crate::exit::Failure). Snapshot numbers are numbers; a local one is 2^48 and more.
+//! Every error is a [`Failure`]. Snapshot numbers are numbers; a local one is 2^48 and more.
 
 mod status;
 
