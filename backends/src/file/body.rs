@@ -1,10 +1,11 @@
 //! Where the bytes of a snapshot go while it is received.
 
-use std::{fmt::Debug, fs::File, ops::Range, os::unix::fs::FileExt, path::PathBuf};
+use std::{fmt::Debug, ops::Range, path::PathBuf};
 
 use zumastor_core::{SnapshotReader, StoreError, files};
 
 use super::{
+    bulk::BulkFile,
     layout::failed,
     reader::{check_bounds, read_exact},
     runs::Runs,
@@ -23,14 +24,14 @@ pub(crate) trait Body: Debug + Send + Sync {
 /// An image of its own that is written in place.
 #[derive(Debug)]
 pub(crate) struct ImageBody {
-    pub file: File,
+    pub file: BulkFile,
     pub path: PathBuf,
     pub size: u64,
 }
 
 impl Body for ImageBody {
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), StoreError> {
-        read_exact(&self.file, &self.path, offset, buf)
+        read_exact(self.file.file(), &self.path, offset, buf)
     }
 
     fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), StoreError> {
@@ -40,12 +41,12 @@ impl Body for ImageBody {
     fn zero(&self, range: Range<u64>) -> Result<(), StoreError> {
         // To the end of the last block, so that it is given back too.
         let end = if range.end == self.size { range.end.next_multiple_of(4096) } else { range.end };
-        files::punch_hole(&self.file, range.start..end.max(range.start))
+        files::punch_hole(self.file.file(), range.start..end.max(range.start))
             .map_err(failed("writing", &self.path))
     }
 
     fn sync(&self) -> Result<(), StoreError> {
-        self.file.sync_data().map_err(failed("syncing", &self.path))
+        self.file.file().sync_data().map_err(failed("syncing", &self.path))
     }
 
     fn runs(&self) -> Runs {

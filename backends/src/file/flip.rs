@@ -11,20 +11,23 @@ use std::{
     ops::Range,
     os::{
         fd::AsRawFd,
-        unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown},
+        unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, chown},
     },
     path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
+    thread,
 };
 
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use serde::{Deserialize, Serialize};
 use zumastor_core::{
-    Changes, ExtentKind, SEGMENT, SnapshotGuid, SnapshotNumber, SnapshotReader, SnapshotRecord, StoreError,
-    files,
+    Changes, ExtentKind, HeadState, SegmentIndex, SnapshotGuid, SnapshotNumber, SnapshotReader,
+    SnapshotRecord, StoreError, files,
 };
 
 use super::{
     Mode,
+    bulk::BulkFile,
     head::{HeadMarker, Shown, Stamp, set_past},
     header::directory,
     inner::Inner,
@@ -49,18 +52,28 @@ impl Described for AlternateMarker {
 }
 
 impl Inner {
-    /// Makes the origin show a snapshot.
-    pub(crate) fn revert(&self, number: SnapshotNumber) -> Result<(), StoreError> {
+    /// Makes the origin show a snapshot. With `keep`, not if that would lose what somebody wrote there.
+    pub(crate) fn revert(&self, number: SnapshotNumber, keep: bool) -> Result<(), StoreError> {
         let _control = self.control()?;
         let record = self.kept(number)?.record;
+        if keep {
+            self.check_unwritten()?;
+        }
         let flipped = match self.header.mode {
-            Mode::Reflink => self.flip_to_clone(&record),
-            Mode::Layered => self.flip_to_copy(&record),
+            Mode::Reflink => self.flip_to_clone(&record, keep),
+            Mode::Layered => self.flip_to_copy(&record, keep),
         };
         if flipped.is_err() && !self.faults.stopped() {
             let _ = fs::remove_file(self.flip_path());
         }
         flipped
+    }
+
+    fn check_unwritten(&self) -> Result<(), StoreError> {
+        match self.head()? {
+            HeadState::Written => Err(StoreError::HeadWritten { path: self.origin.clone() }),
+            HeadState::Empty | HeadState::Shows(_) => Ok(()),
+        }
     }
 
     /// Removes what a broken flip left beside the origin.
@@ -86,17 +99,17 @@ impl Inner {
         directory(&self.origin).join(format!(".{name}.zumastor-{what}"))
     }
 
-    fn flip_to_clone(&self, record: &SnapshotRecord) -> Result<(), StoreError> {
+    fn flip_to_clone(&self, record: &SnapshotRecord, keep: bool) -> Result<(), StoreError> {
         let path = self.flip_path();
         let file = new_head(&path)?;
         clone(self.image(record.number())?.file(), &file, &path)?;
         self.faults.at("flip: after cloning")?;
         let stamp = self.finish_head(&file, &path, record)?;
         self.mark_head(record, stamp)?;
-        self.rename_over(&path)
+        self.rename_over(&path, keep)
     }
 
-    fn flip_to_copy(&self, record: &SnapshotRecord) -> Result<(), StoreError> {
+    fn flip_to_copy(&self, record: &SnapshotRecord, keep: bool) -> Result<(), StoreError> {
         let shown = self.shown()?;
         let alternate = self.usable_alternate(record)?;
         let (path, file) = match alternate {
@@ -116,7 +129,7 @@ impl Inner {
         // What the origin is now becomes the alternate, if it is certain what that is.
         let Some(shown) = shown else {
             self.mark_head(record, stamp)?;
-            return self.rename_over(&path);
+            return self.rename_over(&path, keep);
         };
         let mut marker = AlternateMarker::recall(&self.layout.alternate());
         marker.0.retain(|alternate| alternate.shown.stamp.same_file(&stamp));
@@ -124,8 +137,12 @@ impl Inner {
         marker.replace(&self.layout.alternate())?;
         self.mark_head(record, stamp)?;
         self.faults.at("flip: before exchange")?;
+        if keep {
+            // Preparing may have taken long.
+            self.check_unwritten()?;
+        }
         if renameat_with(CWD, &path, CWD, &self.origin, RenameFlags::EXCHANGE).is_err() {
-            return self.rename_over(&path);
+            return self.rename_over(&path, keep);
         }
         self.faults.at("flip: after exchange")?;
         if path != self.alternate_path() {
@@ -135,7 +152,10 @@ impl Inner {
         sync_dir(&directory(&self.origin))
     }
 
-    fn rename_over(&self, path: &Path) -> Result<(), StoreError> {
+    fn rename_over(&self, path: &Path, keep: bool) -> Result<(), StoreError> {
+        if keep {
+            self.check_unwritten()?;
+        }
         self.faults.at("flip: before rename")?;
         fs::rename(path, &self.origin).map_err(failed("renaming", path))?;
         self.faults.at("flip: after rename")?;
@@ -235,30 +255,39 @@ impl Inner {
     ) -> Result<(), StoreError> {
         file.set_len(record.size).map_err(failed("resizing", path))?;
         let reader = self.reader(record.number())?;
-        let mut start = 0;
-        while start < record.size {
-            let window = start..(start + STRIDE).min(record.size);
-            start = window.end;
-            write_changes(&self.changes(from, record.number(), window)?, &*reader, file, path)?;
-        }
-        Ok(())
+        let file = BulkFile::new(file.try_clone().map_err(failed("opening", path))?, path);
+        let next = AtomicU64::new(0);
+        let work = || -> Result<(), StoreError> {
+            loop {
+                let window = SegmentIndex(next.fetch_add(1, Ordering::Relaxed)).range(record.size);
+                if window.is_empty() {
+                    return Ok(());
+                }
+                write_changes(&self.changes(from, record.number(), window)?, &*reader, &file, path)?;
+            }
+        };
+        // Reading and writing wait for the disk in turns.
+        thread::scope(|scope| {
+            let workers: Vec<_> = (0..COPYING).map(|_| scope.spawn(work)).collect();
+            workers.into_iter().try_for_each(|worker| worker.join().expect("copying does not panic"))
+        })
     }
 }
 
-/// Bytes of volume for which changes are listed at a time.
-const STRIDE: u64 = 64 * SEGMENT;
+/// Threads that copy.
+const COPYING: usize = 4;
 
 fn write_changes(
     changes: &Changes,
     reader: &dyn SnapshotReader,
-    file: &File,
+    file: &BulkFile,
     path: &Path,
 ) -> Result<(), StoreError> {
     let mut buffer = vec![0; 1 << 20];
     for extent in changes {
         let Range { mut start, end } = extent.range.clone();
         if extent.kind == ExtentKind::Zero {
-            files::punch_hole(file, start..end).map_err(failed("writing", path))?;
+            files::punch_hole(file.file(), start..end).map_err(failed("writing", path))?;
             continue;
         }
         while start < end {

@@ -2,6 +2,7 @@
 //! directory. No privileges and no kernel module are needed.
 
 mod body;
+mod bulk;
 mod fiemap;
 mod flip;
 mod head;
@@ -141,7 +142,11 @@ impl SnapshotStore for FileStore {
     }
 
     async fn revert(&self, number: SnapshotNumber) -> Result<(), StoreError> {
-        self.blocking(move |inner| inner.revert(number)).await
+        self.blocking(move |inner| inner.revert(number, false)).await
+    }
+
+    async fn show(&self, number: SnapshotNumber) -> Result<(), StoreError> {
+        self.blocking(move |inner| inner.revert(number, true)).await
     }
 
     async fn head(&self) -> Result<HeadState, StoreError> {

@@ -13,6 +13,7 @@ use zumastor_core::{StagePlan, StoreError, digest::LeafTree};
 use super::{
     Mode,
     body::{Body, ImageBody, StagedReader},
+    bulk::BulkFile,
     inner::{Inner, State},
     layered::LayerBody,
     layout::{Described, failed, sync_dir},
@@ -86,7 +87,7 @@ impl Inner {
                     clone(self.image(base)?.file(), &file, &path)?;
                 }
                 file.set_len(size).map_err(failed("resizing", &path))?;
-                Box::new(ImageBody { file, path, size })
+                Box::new(ImageBody { file: BulkFile::new(file, &path), path, size })
             }
         };
         self.faults.at("stage: after cloning")?;
@@ -143,7 +144,7 @@ impl Inner {
                 let path = dir.join("image");
                 fs::set_permissions(&path, Permissions::from_mode(0o600))
                     .map_err(failed("opening", &path))?;
-                Box::new(ImageBody { file: open(&path)?, path, size })
+                Box::new(ImageBody { file: BulkFile::new(open(&path)?, &path), path, size })
             }
         };
         Ok(FileStaging::new(self.clone(), plan, leaves, body, progress))

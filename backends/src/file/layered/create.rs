@@ -18,6 +18,7 @@ use zumastor_core::{
 
 use super::layer::{Descriptor, forced_by_size};
 use crate::file::{
+    bulk::BulkFile,
     head::{HeadMarker, Stamp, TICK},
     inner::{Inner, RecordFile},
     layout::{Described, failed, sync_dir},
@@ -59,7 +60,7 @@ impl Inner {
         origin: &File,
     ) -> Result<(SnapshotRecord, Option<Stamp>), StoreError> {
         let parent = self.parent_of_head()?;
-        let data = new_file(&self.layout.data(id))?;
+        let data = BulkFile::new(new_file(&self.layout.data(id))?, &self.layout.data(id));
         for _ in 0..ATTEMPTS {
             let Some(before) = self.settle(origin)? else { continue };
             self.faults.at("create: before reading")?;
@@ -77,7 +78,7 @@ impl Inner {
             }
             let (runs, tree) = read?;
             self.faults.at("create: after reading")?;
-            data.sync_all().map_err(failed("syncing", &self.layout.data(id)))?;
+            data.file().sync_all().map_err(failed("syncing", &self.layout.data(id)))?;
             sync_dir(&self.layout.data_dir())?;
             let tree = tree.seal()?;
             let parent = parent.as_ref().map(|(layer, _)| *layer);
@@ -137,7 +138,7 @@ struct Scan<'a> {
     origin_path: &'a Path,
     size: u64,
     parent: Option<&'a LeafTree>,
-    data: &'a File,
+    data: &'a BulkFile,
     data_path: &'a Path,
 }
 
@@ -148,12 +149,14 @@ impl Scan<'_> {
     /// Fills the data file and a new tree at `leaves`; returns which leaves differ.
     fn run(&self, leaves: &Path) -> Result<(Runs, LeafTree), StoreError> {
         for size in [0, self.size] {
-            self.data.set_len(size).map_err(failed("resizing", self.data_path))?;
+            self.data.file().set_len(size).map_err(failed("resizing", self.data_path))?;
         }
         let tree = LeafTree::create(leaves, self.size)?;
         let count = SegmentIndex::count(self.size);
         let next = AtomicU64::new(0);
-        let threads = thread::available_parallelism().map_or(1, |n| n.get() as u64).clamp(1, count.max(1));
+        // Twice the processors: writing waits for the disk.
+        let threads =
+            thread::available_parallelism().map_or(2, |n| 2 * n.get() as u64).clamp(1, count.max(1));
         let work = || -> Result<Vec<(u64, Runs)>, StoreError> {
             let mut buffer = vec![0; READ as usize];
             let mut found = Vec::new();

@@ -3,7 +3,6 @@
 use std::{
     fs::File,
     ops::Range,
-    os::unix::fs::FileExt,
     path::PathBuf,
     sync::{
         Mutex, MutexGuard,
@@ -16,6 +15,7 @@ use zumastor_core::{LEAF, LeafIndex, SEGMENT, SegmentIndex, SnapshotReader, Stor
 use super::{chain::Chain, layer::forced_by_size};
 use crate::file::{
     body::Body,
+    bulk::BulkFile,
     layout::failed,
     reader::{check_bounds, read_exact},
     runs::Runs,
@@ -24,7 +24,7 @@ use crate::file::{
 /// The layer that is being received. Leaves it does not have are read from the base.
 #[derive(Debug)]
 pub(crate) struct LayerBody {
-    data: File,
+    data: BulkFile,
     path: PathBuf,
     size: u64,
     base: Option<Chain>,
@@ -47,7 +47,7 @@ impl LayerBody {
     ) -> Result<Self, StoreError> {
         let words = LeafIndex::count(size).div_ceil(64);
         let body = Self {
-            data,
+            data: BulkFile::new(data, &path),
             path,
             size,
             base,
@@ -100,7 +100,7 @@ impl LayerBody {
     fn punch(&self, range: Range<u64>) -> Result<(), StoreError> {
         // To the end of the last block, so that it is given back too.
         let end = if range.end == self.size { range.end.next_multiple_of(4096) } else { range.end };
-        files::punch_hole(&self.data, range.start..end).map_err(failed("writing", &self.path))
+        files::punch_hole(self.data.file(), range.start..end).map_err(failed("writing", &self.path))
     }
 
     fn lock(&self, segment: SegmentIndex) -> MutexGuard<'_, ()> {
@@ -164,7 +164,7 @@ impl Body for LayerBody {
             let next = next.min(end);
             let part = &mut buf[(position - offset) as usize..(next - offset) as usize];
             match &self.base {
-                _ if here => read_exact(&self.data, &self.path, position, part)?,
+                _ if here => read_exact(self.data.file(), &self.path, position, part)?,
                 Some(base) => base.read_at(position, part)?,
                 None => part.fill(0),
             }
@@ -215,7 +215,7 @@ impl Body for LayerBody {
     }
 
     fn sync(&self) -> Result<(), StoreError> {
-        self.data.sync_data().map_err(failed("syncing", &self.path))
+        self.data.file().sync_data().map_err(failed("syncing", &self.path))
     }
 
     fn runs(&self) -> Runs {
