@@ -18,7 +18,7 @@ use zumastor_backends::{
 };
 use zumastor_core::{
     HeadState, LEAF, Lineage, NewSnapshot, SEGMENT, SegmentIndex, SnapshotNumber, SnapshotStore, StoreError,
-    digest::digest_of,
+    digest::{Hash, digest_of},
 };
 
 fn layered() -> Volume {
@@ -287,8 +287,11 @@ fn crash_points(place: &Path, mode: Mode) {
     let plan = plan_for(SnapshotNumber(8), Lineage::generate(), Some(SnapshotNumber(1)), &target);
     let receive = |store: &FileStore| {
         let staging = wait(store.stage(plan.clone()))?;
-        deliver(&*staging, &expected(1), &target, 0..SIZE)?;
-        staging.checkpoint(&[], &[SegmentIndex(0)])?;
+        // As the leaves stand when a transfer takes long: first a part of the segment, then all of it.
+        let leaves = deliver(&*staging, &expected(1), &target, 0..SIZE / 2)?;
+        staging.checkpoint(&leaves, &[])?;
+        let leaves = deliver(&*staging, &expected(1), &target, 0..SIZE)?;
+        staging.checkpoint(&leaves, &[SegmentIndex(0)])?;
         staging.commit(target.digest()).map(drop)
     };
     let received = every_step(&place, &receive, &|_, store, step| {
@@ -298,9 +301,18 @@ fn crash_points(place: &Path, mode: Mode) {
             assert!(staged.is_none() || staged == Some(plan.clone()), "{step}");
             // I4: what is called finished is there.
             let staging = wait(store.stage(plan.clone())).unwrap();
+            let mut bytes = vec![0; SIZE as usize];
+            staging.read_at(0, &mut bytes).unwrap();
+            // What the tree vouches for is there, whatever the step was: it will not be fetched again.
+            let leaves = staging.leaves().segment(SegmentIndex(0)).unwrap();
+            for (index, (leaf, wanted)) in bytes.chunks(65_536).zip(target.0.chunks(65_536)).enumerate() {
+                let vouched = leaves.hash(SegmentIndex(0), index, SIZE) == Hash::of_leaf(wanted);
+                assert!(
+                    !vouched || leaf == wanted,
+                    "leaf {index} is not what the tree says after a stop at {step}"
+                );
+            }
             if !staging.finished().is_empty() {
-                let mut bytes = vec![0; SIZE as usize];
-                staging.read_at(0, &mut bytes).unwrap();
                 assert!(bytes == target.0, "{step}");
                 assert_eq!(staging.leaves().root().unwrap(), target.digest(), "{step}");
             }
@@ -313,7 +325,12 @@ fn crash_points(place: &Path, mode: Mode) {
     let all: BTreeSet<_> =
         [created, deleted, deleted_first, flipped, received].into_iter().flatten().collect();
     let mut wanted = vec!["publish: after rename", "delete: after rename", "flip: after marking"];
-    wanted.extend(["stage: before rename", "checkpoint: after sync", "commit: before sealing"]);
+    wanted.extend([
+        "stage: before rename",
+        "checkpoint: before the leaves",
+        "checkpoint: after the leaves",
+        "commit: before sealing",
+    ]);
     if mode == Mode::Layered {
         wanted.extend(["merge: after copying", "merge: after the descriptor", "flip: after exchange"]);
         wanted.extend(["flip: before applying", "collect: before removing data"]);
@@ -551,8 +568,8 @@ fn segments(place: &Path, mode: Mode) {
         for segment in [0, 2].map(SegmentIndex) {
             let (staging, base, target) = (&*staging, &base, &target);
             scope.spawn(move || {
-                deliver(staging, base, target, segment.range(size)).unwrap();
-                staging.checkpoint(&[], &[segment]).unwrap();
+                let leaves = deliver(staging, base, target, segment.range(size)).unwrap();
+                staging.checkpoint(&leaves, &[segment]).unwrap();
             });
         }
     });
@@ -565,7 +582,8 @@ fn segments(place: &Path, mode: Mode) {
     let store = volume.store();
     let staging = wait(store.stage(plan)).unwrap();
     assert_eq!(staging.finished(), [SegmentIndex(0), SegmentIndex(2)]);
-    deliver(&*staging, &base, &target, SegmentIndex(1).range(size)).unwrap();
+    let leaves = deliver(&*staging, &base, &target, SegmentIndex(1).range(size)).unwrap();
+    staging.checkpoint(&leaves, &[SegmentIndex(1)]).unwrap();
     staging.commit(target.digest()).unwrap();
     assert!(content(&store, 1) == target.0);
     wait(store.delete_snapshot(SnapshotNumber(0))).unwrap();

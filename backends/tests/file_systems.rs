@@ -13,7 +13,7 @@ use std::{
 };
 
 use common::{Done, Mounted, Volume, wait};
-use rand::{Rng, SeedableRng, rngs::SmallRng};
+use rand::{RngExt, SeedableRng, rngs::SmallRng};
 use zumastor_backends::{
     Faults, FileStore, Mode,
     conformance::{Bytes, deliver, plan_for},
@@ -379,7 +379,7 @@ fn full(mounted: &Mounted) {
     let staging = wait(store.stage(plan.clone())).unwrap();
     let ballast = fill_up(&place, 6 << 20);
     let failed = deliver(&*staging, &base, &target, 0..size as u64)
-        .and_then(|()| staging.checkpoint(&[], &[SegmentIndex(0)]));
+        .and_then(|leaves| staging.checkpoint(&leaves, &[SegmentIndex(0)]));
     assert!(matches!(failed, Err(StoreError::NoSpace { .. })), "{failed:?}");
     assert!(
         staging.checkpoint(&[], &[SegmentIndex(0)]).is_err(),
@@ -402,7 +402,8 @@ fn full(mounted: &Mounted) {
     check(&store);
     let staging = wait(store.stage(plan)).unwrap();
     assert_eq!(staging.finished(), []);
-    deliver(&*staging, &base, &target, 0..size as u64).unwrap();
+    let leaves = deliver(&*staging, &base, &target, 0..size as u64).unwrap();
+    staging.checkpoint(&leaves, &[SegmentIndex(0)]).unwrap();
     staging.commit(target.digest()).unwrap();
     check(&store);
     let reader = wait(store.open_snapshot(SnapshotNumber(1))).unwrap();

@@ -149,7 +149,8 @@ impl TransferBar {
 pub fn transfer_line(progress: &Progress) -> String {
     let number = progress.number.map(|number| format!(" snapshot {number}")).unwrap_or_default();
     let mut line = format!("{}{number}", progress.phase);
-    if let Some(percent) = (progress.done.min(progress.total) * 100).checked_div(progress.total) {
+    if progress.total > 0 {
+        let percent = u128::from(progress.done.min(progress.total)) * 100 / u128::from(progress.total);
         line.push_str(&format!(": {percent} % of {}", HumanBytes(progress.total)));
     }
     if progress.resumed > 0 {

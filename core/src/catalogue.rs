@@ -3,7 +3,10 @@
 use std::fmt;
 
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
+use serde::{
+    Deserialize, Deserializer, Serialize,
+    de::{Error, SeqAccess, Visitor},
+};
 
 use crate::{Lineage, NodeName, SnapshotGuid, SnapshotNumber, digest::Digest};
 
@@ -19,11 +22,15 @@ pub struct NewSnapshot {
     /// When it was taken.
     #[serde(with = "millis")]
     pub created: Timestamp,
-    /// The rotations it belongs to; none for a manual snapshot.
+    /// The rotations it belongs to; none for a manual snapshot. At most [`MAX_ROTATIONS`](Self::MAX_ROTATIONS).
+    #[serde(deserialize_with = "rotations")]
     pub rotations: Vec<String>,
 }
 
 impl NewSnapshot {
+    /// Most rotations that a snapshot belongs to.
+    pub const MAX_ROTATIONS: usize = 64;
+
     /// A manual snapshot of `lineage`, taken now.
     pub fn manual(number: SnapshotNumber, lineage: Lineage) -> Self {
         Self { number, guid: SnapshotGuid::generate(), lineage, created: now(), rotations: Vec::new() }
@@ -90,6 +97,31 @@ pub struct Hold {
 fn now() -> Timestamp {
     // The resolution that is kept, so that a record read back equals the one written.
     Timestamp::from_millisecond(Timestamp::now().as_millisecond()).expect("the present is a valid time")
+}
+
+/// Reads the names of rotations, and stops where there are more than there can be.
+fn rotations<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<String>, D::Error> {
+    struct Bounded;
+
+    impl<'de> Visitor<'de> for Bounded {
+        type Value = Vec<String>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write!(f, "at most {} names", NewSnapshot::MAX_ROTATIONS)
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut names: A) -> Result<Vec<String>, A::Error> {
+            let mut all = Vec::new();
+            while let Some(name) = names.next_element()? {
+                if all.len() == NewSnapshot::MAX_ROTATIONS {
+                    return Err(A::Error::invalid_length(all.len() + 1, &self));
+                }
+                all.push(name);
+            }
+            Ok(all)
+        }
+    }
+    d.deserialize_seq(Bounded)
 }
 
 /// Times are kept as milliseconds since 1970-01-01T00:00:00Z.

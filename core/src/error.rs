@@ -53,6 +53,12 @@ pub enum StoreError {
         /// The origin.
         path: PathBuf,
     },
+    /// The head holds something that no snapshot has: replacing it would lose that.
+    #[error("{} was written to since it showed a snapshot", path.display())]
+    HeadWritten {
+        /// The head.
+        path: PathBuf,
+    },
     /// Out of space. Nothing that was there before is touched, and what is staged stays for another try.
     #[error("no space left: {what}")]
     NoSpace {

@@ -227,6 +227,13 @@ impl SnapshotStore for MemoryStore {
         Ok(())
     }
 
+    async fn show(&self, number: SnapshotNumber) -> Result<(), StoreError> {
+        match self.head().await? {
+            HeadState::Written => Err(StoreError::HeadWritten { path: "(in memory)".into() }),
+            HeadState::Empty | HeadState::Shows(_) => self.revert(number).await,
+        }
+    }
+
     async fn head(&self) -> Result<HeadState, StoreError> {
         let inner = self.lock();
         Ok(match inner.shows {

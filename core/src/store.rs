@@ -64,6 +64,12 @@ pub trait SnapshotStore: fmt::Debug + Send + Sync + 'static {
     /// content or the new, never a mix, and a crash leaves one of the two.
     async fn revert(&self, number: SnapshotNumber) -> Result<(), StoreError>;
 
+    /// As [`revert`](Self::revert), but never replaces what is not on the store: for a volume whose head is a replica.
+    ///
+    /// # Errors
+    /// [`StoreError::HeadWritten`] when the head is [`HeadState::Written`], also if it became so during the call.
+    async fn show(&self, number: SnapshotNumber) -> Result<(), StoreError>;
+
     /// What the head holds, as far as this store can vouch for it.
     async fn head(&self) -> Result<HeadState, StoreError>;
 

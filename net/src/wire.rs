@@ -3,7 +3,12 @@
 //! Messages are encoded with postcard, which numbers variants by position: new ones are appended, retired ones keep
 //! their place. Everything a peer sends is bounded before it is believed; the bounds stand here.
 
-use serde::{Deserialize, Serialize};
+use std::{fmt, marker::PhantomData};
+
+use serde::{
+    Deserialize, Deserializer, Serialize,
+    de::{Error, SeqAccess, Visitor},
+};
 use zumastor_core::{
     LEAVES_PER_SEGMENT, PAGE, SegmentIndex, SnapshotGuid, SnapshotNumber, SnapshotRecord, digest::Hash,
 };
@@ -29,8 +34,12 @@ pub const MAX_BATCH_HEADER: usize = 64 << 10;
 pub const MAX_BATCH: usize = 1 << 20;
 /// Most segments in one request for data.
 pub const MAX_SEGMENTS: usize = 65_536;
+/// Most segments in a plan: those of the largest volume.
+pub const MAX_PLAN_SEGMENTS: usize = (MAX_VOLUME / zumastor_core::SEGMENT) as usize;
 /// Most segments whose leaf hashes one request asks for: 2 MiB of hashes.
 pub const MAX_LEAF_SEGMENTS: u64 = 64;
+/// Most sets of leaves in one request for data.
+pub const MAX_LEAF_SETS: usize = MAX_LEAF_SEGMENTS as usize;
 /// Most nodes that one request asks for: 2 MiB of hashes.
 pub const MAX_NODES: u64 = 65_536;
 /// Longest text in an error, in bytes.
@@ -81,6 +90,7 @@ pub struct Want {
     /// The volume's name at the upstream.
     pub volume: String,
     /// The snapshots it has, newest last.
+    #[serde(deserialize_with = "bounded::<_, _, MAX_HAVE>")]
     pub have: Vec<SnapshotGuid>,
     /// The snapshot it was receiving when it was interrupted.
     pub resume: Option<SnapshotGuid>,
@@ -109,6 +119,7 @@ pub struct Plan {
     /// The newest snapshot that both have and that is older.
     pub base: Option<SnapshotGuid>,
     /// The segments that carry changes since the base (without one: data), ascending.
+    #[serde(deserialize_with = "bounded::<_, _, MAX_PLAN_SEGMENTS>")]
     pub changed: Vec<ChangedSegment>,
 }
 
@@ -117,7 +128,8 @@ pub struct Plan {
 pub struct ChangedSegment {
     /// Which.
     pub segment: SegmentIndex,
-    /// At most so many bytes of it changed, as far as the upstream's store can tell without reading.
+    /// At most so many bytes of data changed, as far as the upstream's store can tell without reading; zeros that took the
+    /// place of data do not count.
     pub bytes: u32,
 }
 
@@ -140,10 +152,11 @@ pub enum FetchWhat {
         /// The base.
         base: Option<SnapshotGuid>,
         /// The segments.
+        #[serde(deserialize_with = "bounded::<_, _, MAX_SEGMENTS>")]
         segments: Vec<SegmentIndex>,
     },
     /// These leaves in full, by segment, ascending.
-    Leaves(Vec<SegmentLeafSet>),
+    Leaves(#[serde(deserialize_with = "bounded::<_, _, MAX_LEAF_SETS>")] Vec<SegmentLeafSet>),
 }
 
 /// Leaves of one segment.
@@ -152,6 +165,7 @@ pub struct SegmentLeafSet {
     /// The segment.
     pub segment: SegmentIndex,
     /// Positions within the segment, ascending: at most 1,024.
+    #[serde(deserialize_with = "bounded::<_, _, 1024>")]
     pub leaves: Vec<u16>,
 }
 
@@ -268,7 +282,8 @@ pub enum CommittedReply {
 pub struct Refusal {
     /// For programs.
     pub code: RefusalCode,
-    /// For people; at most [`MAX_TEXT`] bytes.
+    /// For people; at most [`MAX_TEXT`] bytes, without control characters.
+    #[serde(deserialize_with = "plain_text")]
     pub text: String,
 }
 
@@ -292,12 +307,45 @@ pub enum RefusalCode {
 impl Refusal {
     /// A refusal; an overlong text is cut.
     pub fn new(code: RefusalCode, text: impl Into<String>) -> Self {
-        let mut text = text.into();
-        if text.len() > MAX_TEXT {
-            text.truncate(text.floor_char_boundary(MAX_TEXT));
-        }
-        Self { code, text }
+        Self { code, text: plain(&text.into()) }
     }
+}
+
+/// What can be shown and kept: cut at [`MAX_TEXT`] bytes, without what a terminal would obey.
+fn plain(text: &str) -> String {
+    let text = &text[..text.floor_char_boundary(MAX_TEXT)];
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+fn plain_text<'de, D: Deserializer<'de>>(d: D) -> Result<String, D::Error> {
+    Ok(plain(&String::deserialize(d)?))
+}
+
+/// Reads a sequence, and stops where it has more items than it may: memory is not spent on the rest.
+fn bounded<'de, D: Deserializer<'de>, T: Deserialize<'de>, const MAX: usize>(
+    d: D,
+) -> Result<Vec<T>, D::Error> {
+    struct Bounded<T, const MAX: usize>(PhantomData<T>);
+
+    impl<'de, T: Deserialize<'de>, const MAX: usize> Visitor<'de> for Bounded<T, MAX> {
+        type Value = Vec<T>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write!(f, "at most {MAX} items")
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Vec<T>, A::Error> {
+            let mut all = Vec::new();
+            while let Some(item) = items.next_element()? {
+                if all.len() == MAX {
+                    return Err(A::Error::invalid_length(MAX + 1, &self));
+                }
+                all.push(item);
+            }
+            Ok(all)
+        }
+    }
+    d.deserialize_seq(Bounded::<T, MAX>(PhantomData))
 }
 
 impl Fetch {

@@ -201,8 +201,8 @@ impl Run<'_> {
         let mut staging = self.store().stage(plan.clone()).await?;
         assert_eq!(staging.plan(), &plan);
         if receive.way != Way::Whole {
-            deliver(&*staging, &base, &target, 0..size / 2)?;
-            staging.checkpoint(&[], &[])?;
+            let leaves = deliver(&*staging, &base, &target, 0..size / 2)?;
+            staging.checkpoint(&leaves, &[])?;
         }
         if matches!(receive.way, Way::Resumed | Way::Broken) {
             drop(staging);
@@ -212,12 +212,12 @@ impl Run<'_> {
             }
             staging = self.store().stage(plan.clone()).await?;
         }
-        deliver(&*staging, &base, &target, 0..size)?;
+        let leaves = deliver(&*staging, &base, &target, 0..size)?;
         let mut content = vec![0xEE; size as usize];
         staging.read_at(0, &mut content)?;
         assert!(content == target.0, "what is staged is not what was written");
         let segments: Vec<_> = (0..SegmentIndex::count(size)).map(SegmentIndex).collect();
-        staging.checkpoint(&[], &segments)?;
+        staging.checkpoint(&leaves, &segments)?;
         if receive.way == Way::WrongDigest {
             let wrong = Bytes(vec![1; 100]).digest();
             let refused = staging.commit(wrong);

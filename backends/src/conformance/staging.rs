@@ -1,10 +1,15 @@
 //! Receiving a snapshot as replication does it: only what differs, pages and leaf hashes together.
 
-use std::{collections::BTreeSet, ops::Range};
+use std::{
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
+    ops::Range,
+};
 
 use zumastor_core::{
     Changes, Extent, ExtentKind, LEAF, Lineage, NewSnapshot, PAGE, SEGMENT, SegmentIndex, SnapshotNumber,
-    SnapshotRecord, StagePlan, Staging, StoreError, digest::Hash, is_zero,
+    SnapshotRecord, StagePlan, Staging, StoreError,
+    digest::{Hash, SegmentLeaves},
+    is_zero,
 };
 
 use super::model::Bytes;
@@ -23,18 +28,19 @@ pub fn plan_for(
     }
 }
 
-/// Brings what is staged within `window` from `base` to `target`, and the leaf hashes with it.
+/// Brings what is staged within `window` from `base` to `target`; returns the leaf hashes for the next checkpoint.
 pub fn deliver(
     staging: &dyn Staging,
     base: &Bytes,
     target: &Bytes,
     window: Range<u64>,
-) -> Result<(), StoreError> {
+) -> Result<Vec<(SegmentIndex, SegmentLeaves)>, StoreError> {
     let size = target.0.len() as u64;
     let mut touched = BTreeSet::new();
     let mut changes = Changes::new();
-    let mut start = window.start / PAGE * PAGE;
-    while start < window.end.min(size) {
+    // Whole leaves: the hash speaks of all of it.
+    let mut start = window.start / LEAF * LEAF;
+    while start < window.end.next_multiple_of(LEAF).min(size) {
         let end = (start + PAGE).min(size);
         let new = &target.0[start as usize..end as usize];
         // What the base does not have begins as zeros.
@@ -53,13 +59,16 @@ pub fn deliver(
             }
         }
     }
+    let mut all = BTreeMap::new();
     for leaf in touched {
         let segment = SegmentIndex(leaf * LEAF / SEGMENT);
-        let mut leaves = staging.leaves().segment(segment)?;
+        let leaves = match all.entry(segment) {
+            Entry::Vacant(entry) => entry.insert(staging.leaves().segment(segment)?),
+            Entry::Occupied(entry) => entry.into_mut(),
+        };
         let bytes = &target.0[(leaf * LEAF) as usize..((leaf + 1) * LEAF).min(size) as usize];
         let hash = (!is_zero(bytes)).then(|| Hash::of_leaf(bytes));
         leaves.set((leaf - segment.first_leaf()) as usize, hash);
-        staging.leaves().set_segment(segment, &leaves)?;
     }
-    Ok(())
+    Ok(all.into_iter().collect())
 }

@@ -180,18 +180,26 @@ impl FileStaging {
         self.inner.faults.at("checkpoint: before sync")?;
         // The tree vouches for data, so it comes after them.
         self.noting(self.body.sync())?;
+        self.inner.faults.at("checkpoint: after sync")?;
+        let path = self.inner.layout.staging().join("progress");
+        let _control = self.inner.control()?;
+        self.check_current()?;
+        // In layers, the record says which leaves are here at all. It must not lag behind the tree: a leaf that the tree
+        // vouches for and the record does not know would read as the base's.
+        if !leaves.is_empty() && runs.leaves() > 0 {
+            let known = Progress { finished: all.clone(), runs: runs.clone() };
+            self.noting(known.replace(&path))?;
+        }
         self.inner.faults.at("checkpoint: before the leaves")?;
         let enter = || -> Result<(), StoreError> {
             leaves.iter().try_for_each(|(segment, leaves)| self.leaves.set_segment(*segment, leaves))?;
             self.leaves.sync()
         };
         self.noting(enter())?;
-        self.inner.faults.at("checkpoint: after sync")?;
+        self.inner.faults.at("checkpoint: after the leaves")?;
         let mut progress = Progress { finished: all.clone(), runs };
         progress.finished.extend(finished);
-        let _control = self.inner.control()?;
-        self.check_current()?;
-        self.noting(progress.replace(&self.inner.layout.staging().join("progress")))?;
+        self.noting(progress.replace(&path))?;
         self.inner.faults.at("checkpoint: after record")?;
         *all = progress.finished;
         Ok(())

@@ -57,7 +57,7 @@ impl Daemon {
             // What is known of the upstream is what it announced.
             lag.behind = match (wanted, newest) {
                 (Some(wanted), Some(newest)) => wanted.0.saturating_sub(newest.0),
-                (Some(wanted), None) => wanted.0 + 1,
+                (Some(wanted), None) => wanted.0.saturating_add(1),
                 (None, _) => 0,
             };
             SourceStatus { connected: self.node().connected(&source.host), config: source, lag, work }

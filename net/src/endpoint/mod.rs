@@ -14,7 +14,7 @@ use std::{
 use async_trait::async_trait;
 use quinn::{Connection, ConnectionError, Endpoint, VarInt};
 use rustls::pki_types::CertificateDer;
-use tokio::time::timeout;
+use tokio::{sync::Semaphore, time::timeout};
 use zumastor_core::{NodeName, config::DEFAULT_PORT};
 
 use self::hello::Hello;
@@ -188,7 +188,8 @@ impl Node {
         let state = &mut *guard;
         let peers: HashMap<_, _> = peers.into_iter().map(|peer| (peer.name.clone(), peer)).collect();
         state.connections.retain(|name, connections| {
-            let same = state.peers.get(name).map(|peer| peer.key) == peers.get(name).map(|peer| peer.key);
+            let key = peers.get(name).map(|peer| peer.key);
+            let same = key.is_some() && state.peers.get(name).map(|peer| peer.key) == key;
             if !same {
                 connections
                     .iter()
@@ -252,7 +253,8 @@ impl Node {
             self.hello.write(&mut send, CONNECT).await?;
             Hello::read(&mut recv, CONNECT).await
         };
-        match exchange.await {
+        let exchange = timeout(CONNECT, exchange).await.unwrap_or(Err(FrameError::Stalled(CONNECT)));
+        match exchange {
             Ok(theirs) => {
                 if self.hello.agree(&theirs).is_none() {
                     connection.close(code::VERSION, version_reason(&self.hello, &theirs).as_bytes());
@@ -260,8 +262,10 @@ impl Node {
                     return Err(ConnectError::Version { name, theirs: theirs.protocol, ours });
                 }
                 tracing::debug!(peer = %peer.name, %address, "connected");
-                self.keep(peer.name.clone(), connection.clone());
-                Ok(connection)
+                match self.keep(peer.name.clone(), connection.clone()) {
+                    true => Ok(connection),
+                    false => Err(ConnectError::Unknown(peer.name.clone())),
+                }
             }
             // The peer checks our key after we have checked its own: a refusal arrives here.
             Err(error) => match connection.close_reason() {
@@ -323,19 +327,27 @@ impl Node {
             return Err(reason.into());
         }
         tracing::debug!(peer = %name, address = %connection.remote_address(), "accepted");
-        self.keep(name, connection);
-        Ok(())
+        if self.keep(name, connection) { Ok(()) } else { Err("its key is not trusted any more".into()) }
     }
 
     /// Who is at the other end, if it is still trusted.
     fn identify(&self, connection: &Connection) -> Option<NodeName> {
-        let identity = connection.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
-        self.trust.name(&peer_key(identity.first()?)?)
+        self.trust.name(&key_of(connection)?)
     }
 
-    fn keep(&self, name: NodeName, connection: Connection) {
+    /// Answers on a connection from now on, and uses it; unless its key has lost the trust it had at the beginning.
+    fn keep(&self, name: NodeName, connection: Connection) -> bool {
+        let mut state = self.lock();
+        let key = key_of(&connection);
+        if key.is_none() || state.peers.get(&name).map(|peer| peer.key) != key {
+            connection.close(code::NOT_TRUSTED, b"not trusted any more");
+            return false;
+        }
         tokio::spawn(answer(connection.clone(), name.clone(), Arc::clone(&self.host), self.patience));
-        self.lock().connections.entry(name).or_default().push(connection);
+        let connections = state.connections.entry(name).or_default();
+        connections.retain(|connection| connection.close_reason().is_none());
+        connections.push(connection);
+        true
     }
 
     fn live(&self, name: &NodeName) -> Option<Connection> {
@@ -356,6 +368,12 @@ impl fmt::Debug for Node {
     }
 }
 
+/// The key at the other end.
+fn key_of(connection: &Connection) -> Option<PublicKey> {
+    let identity = connection.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
+    peer_key(identity.first()?)
+}
+
 struct QuicLink(Connection);
 
 #[async_trait]
@@ -368,6 +386,8 @@ impl Link for QuicLink {
 
 /// Answers what the peer asks on a connection, until it ends.
 async fn answer(connection: Connection, peer: NodeName, host: Arc<dyn Host>, patience: Patience) {
+    // So many requests are read at the same time; the others wait where flow control holds them.
+    let reading = Arc::new(Semaphore::new(MAX_READING));
     loop {
         let (send, recv) = match connection.accept_bi().await {
             Ok(stream) => stream,
@@ -378,8 +398,9 @@ async fn answer(connection: Connection, peer: NodeName, host: Arc<dyn Host>, pat
         };
         let channel = Channel { send: Box::new(send), recv: Box::new(recv) };
         let (connection, peer, host) = (connection.clone(), peer.clone(), Arc::clone(&host));
+        let reading = Arc::clone(&reading);
         tokio::spawn(async move {
-            match serve(channel, &peer, &*host, &patience).await {
+            match serve(channel, &peer, &*host, &patience, &reading).await {
                 Ok(()) => {}
                 Err(error @ (FrameError::Malformed { .. } | FrameError::TooLarge { .. })) => {
                     tracing::warn!(%peer, %error, "closing the connection");
@@ -442,8 +463,11 @@ mod code {
     pub const PROTOCOL: VarInt = VarInt::from_u32(3);
 }
 
+/// Requests of one connection that are read at the same time: each may take megabytes.
+const MAX_READING: usize = 16;
+
 /// To connect, and to greet.
-const CONNECT: Duration = Duration::from_secs(10);
+const CONNECT: Duration = Duration::from_secs(5);
 
 #[cfg(test)]
 mod tests {

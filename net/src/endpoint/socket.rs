@@ -68,7 +68,7 @@ pub(super) fn transport_config() -> Arc<TransportConfig> {
         .max_concurrent_uni_streams(VarInt::from_u32(0))
         .datagram_receive_buffer_size(None)
         .stream_receive_window(VarInt::from_u32(8 << 20))
-        .receive_window(VarInt::from_u32(32 << 20))
+        .receive_window(VarInt::from_u32(64 << 20))
         .send_window(16 << 20)
         .mtu_discovery_config(Some(discovery))
         .keep_alive_interval(Some(Duration::from_secs(5)))
@@ -77,7 +77,7 @@ pub(super) fn transport_config() -> Arc<TransportConfig> {
 }
 
 /// Streams that a peer may have open at the same time.
-pub(super) const MAX_STREAMS: u32 = 64;
+pub(super) const MAX_STREAMS: u32 = 512;
 
 /// Bytes of a socket's buffer, each way.
 const BUFFER: usize = 8 << 20;

@@ -10,7 +10,7 @@ use std::{
 use tokio::time;
 use zumastor_core::{
     HeadState, HumanBytes, Lineage, NewSnapshot, SEGMENT, SegmentIndex, SnapshotNumber, SnapshotRecord,
-    SnapshotStore, StagePlan, StoreError, digest::Digest,
+    SnapshotStore, StagePlan, StoreError, VolumeName, digest::Digest,
 };
 
 use super::{
@@ -143,7 +143,6 @@ pub async fn pull(
     let started = Instant::now();
     reporter.phase(Phase::Planning);
     finish(replica).await?;
-    keep_foreign_head(replica).await?;
     let here = replica.store.snapshots().await?;
     let staged = replica.store.staged().await?;
     let plan = match want(link, replica, &here, staged.as_ref(), patience).await? {
@@ -152,6 +151,8 @@ pub async fn pull(
             if !here.iter().any(|record| record.number() == number) {
                 return Err(PullError::Malformed("the number of a snapshot that is not here"));
             }
+            none_beyond(&here, number.next())?;
+            replica.store.discard_staged().await?;
             replica.holds.common(number).await?;
             return Ok(summary(Some(number), started));
         }
@@ -165,9 +166,14 @@ pub async fn pull(
     reporter.update(|progress| progress.number = Some(number));
 
     // Without a common snapshot, whatever is here is still likely to hold most of it: only what differs is fetched.
-    let seed = if base.is_none() { here.iter().max_by_key(|record| record.new.created) } else { None };
+    let begun = staged.as_ref().filter(|staged| staged.record.guid() == plan.record.guid());
+    let seed = match (base, begun) {
+        (Some(_), _) => None,
+        (None, Some(begun)) => begun.base,
+        (None, None) => seed(replica, here).await?,
+    };
     let find = if seed.is_some() { Find::Hashes } else { Find::Changes(plan.base) };
-    let start = base.or(seed.map(SnapshotRecord::number));
+    let start = base.or(seed);
     let stage_plan = StagePlan { record: plan.record.clone(), base: start };
     let resumed = staged.as_ref() == Some(&stage_plan);
     if staged.is_some() && !resumed {
@@ -195,9 +201,9 @@ pub async fn pull(
     let staging = Arc::into_inner(job.staging).expect("all streams have ended");
     let record = blocking(move || staging.commit(digest)).await?;
 
-    reporter.phase(Phase::Flipping);
-    replica.store.revert(number).await?;
     replica.holds.common(number).await?;
+    reporter.phase(Phase::Flipping);
+    show(replica, number).await?;
     if let Err(error) = tell(link, replica, &record, patience).await {
         // It learns it from the next `Want`; its hold stays where it was until then.
         tracing::debug!(error = %describe(&error), "the upstream does not know yet that the snapshot has arrived");
@@ -227,30 +233,43 @@ pub async fn finish(replica: &Replica) -> Result<(), PullError> {
     };
     match replica.store.head().await? {
         HeadState::Shows(number) if number == newest => Ok(()),
-        HeadState::Shows(_) | HeadState::Empty => Ok(replica.store.revert(newest).await?),
-        HeadState::Written => {
-            let place =
-                replica.store.device(None).map_or_else(String::new, |path| format!(" ({})", path.display()));
-            Err(PullError::Divergence(format!(
-                "the volume{place} was written to since it showed snapshot {newest}, and a replica never overwrites \
-                 what is not its own: move the file away to keep what was written, and the snapshot is shown again"
-            )))
-        }
+        _ => show(replica, newest).await,
     }
 }
 
-/// What a volume held before it became a replica is kept as a local snapshot, and seeds the first transfer.
-async fn keep_foreign_head(replica: &Replica) -> Result<(), PullError> {
-    let store = &replica.store;
-    let snapshots = store.snapshots().await?;
-    if snapshots.iter().any(|record| !record.number().is_local()) || store.head().await? != HeadState::Written
-    {
-        return Ok(());
+/// Makes the volume show a snapshot, unless that would lose what somebody wrote to it.
+async fn show(replica: &Replica, number: SnapshotNumber) -> Result<(), PullError> {
+    match replica.store.show(number).await {
+        Err(StoreError::HeadWritten { path }) => Err(PullError::Divergence(format!(
+            "the volume ({}) was written to since it showed a snapshot, and a replica never overwrites what is not its \
+             own: move the file away to keep what was written, and snapshot {number} is shown",
+            path.display()
+        ))),
+        shown => Ok(shown?),
     }
-    let number = snapshots.last().map_or(SnapshotNumber::local(0), |last| last.number().next());
-    tracing::info!(%number, "keeping what the volume holds as a local snapshot");
-    store.create_snapshot(NewSnapshot::manual(number, Lineage::generate())).await?;
-    Ok(())
+}
+
+/// What a first transfer begins with, if anything is here: the newest of what was kept before, or what the volume held
+/// before it became a replica, which is kept as a local snapshot now.
+async fn seed(replica: &Replica, mut here: Vec<SnapshotRecord>) -> Result<Option<SnapshotNumber>, PullError> {
+    let store = &replica.store;
+    let received = here.iter().any(|record| !record.number().is_local());
+    if !received && store.head().await? == HeadState::Written {
+        let number = here.last().map_or(SnapshotNumber::local(0), |last| last.number().next());
+        tracing::info!(%number, "keeping what the volume holds as a local snapshot");
+        here.push(store.create_snapshot(NewSnapshot::manual(number, Lineage::generate())).await?);
+        // Just after a write the store cannot tell whether another one followed. A moment later it can.
+        for _ in 0..KEEP_ATTEMPTS {
+            if store.head().await? != HeadState::Written {
+                break;
+            }
+            time::sleep(KEEP_WAIT).await;
+            store.delete_snapshot(number).await?;
+            here.pop();
+            here.push(store.create_snapshot(NewSnapshot::manual(number, Lineage::generate())).await?);
+        }
+    }
+    Ok(here.iter().max_by_key(|record| record.new.created).map(SnapshotRecord::number))
 }
 
 async fn want(
@@ -288,11 +307,11 @@ async fn want(
 fn validate(plan: &Plan) -> Result<Digest, PullError> {
     let record = &plan.record;
     let digest = record.digest.ok_or(PullError::Malformed("a plan without a digest"))?;
-    if record.size > MAX_VOLUME || record.number().is_local() || record.new.rotations.len() > 64 {
+    if record.size > MAX_VOLUME || record.number().is_local() {
         return Err(PullError::Malformed("a plan beyond the limits"));
     }
-    if record.new.rotations.iter().any(|name| name.len() > 64) {
-        return Err(PullError::Malformed("a plan beyond the limits"));
+    if record.new.rotations.iter().any(|name| name.parse::<VolumeName>().is_err()) {
+        return Err(PullError::Malformed("a plan with rotations that cannot be names"));
     }
     let count = SegmentIndex::count(record.size);
     let ascending = plan.changed.windows(2).all(|pair| pair[0].segment < pair[1].segment);
@@ -322,15 +341,8 @@ fn diverges_not(plan: &Plan, here: &[SnapshotRecord]) -> Result<Option<SnapshotN
             other.new.lineage
         ));
     }
-    if let Some(other) = received.iter().find(|other| other.number() >= record.number()) {
-        return stop(format!(
-            "snapshot {} is here ({}), which the upstream does not have: its newest is {} ({})",
-            other.number(),
-            other.guid(),
-            record.number(),
-            record.guid()
-        ));
-    }
+    // The same number would be another snapshot: what both have is not sent again.
+    none_beyond(here, record.number())?;
     let Some(base) = plan.base else { return Ok(None) };
     let found = received.iter().find(|record| record.guid() == base);
     found.map(|record| Some(record.number())).ok_or(PullError::Malformed("a plan on a base that is not here"))
@@ -347,12 +359,16 @@ async fn fetch_all(
     let changed = match find {
         Find::Changes(_) => changed,
         Find::Hashes => {
-            job.staging.leaves().mend()?;
+            if job.resumed {
+                job.with_staged(|staging| staging.leaves().mend()).await?;
+            }
             job.differing_segments().await?
         }
     };
     let mut todo = outstanding(job, changed);
-    admit(replica, &todo).await?;
+    if let Find::Changes(_) = find {
+        admit(replica, &todo).await?;
+    }
     job.reporter.phase(Phase::Transferring);
     if job.resumed && matches!(find, Find::Changes(_)) {
         // Of what was begun, only the leaves that are not right yet.
@@ -361,18 +377,32 @@ async fn fetch_all(
             None => None,
         };
         let begun;
-        (begun, todo) = job.begun(base.as_deref(), todo)?;
+        (begun, todo) = job.begun(base, todo).await?;
         job.run(Find::Hashes, begun, replica.streams).await?;
     }
     job.run(find, todo, replica.streams).await?;
 
     job.reporter.phase(Phase::Verifying);
-    if job.staging.leaves().root()? == digest {
+    if job.with_staged(|staging| staging.leaves().root()).await? == digest {
         return Ok(());
     }
     repair(job, replica.streams).await?;
-    let found = job.staging.leaves().root()?;
+    let found = job.with_staged(|staging| staging.leaves().root()).await?;
     if found == digest { Ok(()) } else { Err(PullError::DigestMismatch { expected: digest, found }) }
+}
+
+/// Checks that no received snapshot has this number or a higher one, which the upstream would have to know.
+fn none_beyond(here: &[SnapshotRecord], number: SnapshotNumber) -> Result<(), PullError> {
+    let newer = here.iter().find(|other| !other.number().is_local() && other.number() >= number);
+    newer.map_or(Ok(()), |other| {
+        Err(PullError::Divergence(format!(
+            "snapshot {} ({}) is here, but the upstream does not have it and is not beyond it: was it set back, or is it \
+             another volume? Nothing was changed. If the volume here may be replaced, `forget` it and define it again \
+             with an empty snapshot store",
+            other.number(),
+            other.guid()
+        )))
+    })
 }
 
 /// What is left to fetch; counts what is not.
@@ -429,6 +459,10 @@ fn summary(number: Option<SnapshotNumber>, started: Instant) -> PullSummary {
         millis: started.elapsed().as_millis() as u64,
     }
 }
+
+/// How often, and after what time, it is looked again whether a volume that is kept is still being written.
+const KEEP_ATTEMPTS: u32 = 5;
+const KEEP_WAIT: Duration = Duration::from_millis(50);
 
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,

@@ -99,21 +99,23 @@ impl Job<'_> {
     }
 
     /// Splits segments, after an interruption, into those that it found begun and those it did not.
-    pub fn begun(
+    pub async fn begun(
         &self,
-        base: Option<&LeafTree>,
+        base: Option<Arc<LeafTree>>,
         segments: Vec<ChangedSegment>,
     ) -> Result<(Vec<ChangedSegment>, Vec<ChangedSegment>), PullError> {
         let size = self.staging.plan().record.size;
-        self.staging.leaves().mend()?;
+        let (before, now) = self
+            .with_staged(move |staging| {
+                staging.leaves().mend()?;
+                Ok((base.map(|base| base.nodes()).transpose()?, staging.leaves().nodes()?))
+            })
+            .await?;
         let (mut begun, mut untouched) = (Vec::new(), Vec::new());
         for changed in segments {
-            let there = base.filter(|base| changed.segment.0 < SegmentIndex::count(base.size()));
-            let before = match there {
-                Some(base) => base.node(changed.segment)?,
-                None => SegmentLeaves::zero_node(changed.segment, size),
-            };
-            let same = self.staging.leaves().node(changed.segment)? == before;
+            let index = changed.segment.0 as usize;
+            let old = before.as_ref().and_then(|nodes| nodes.get(index).copied());
+            let same = now[index] == old.unwrap_or_else(|| SegmentLeaves::zero_node(changed.segment, size));
             if same { untouched.push(changed) } else { begun.push(changed) }
         }
         Ok((begun, untouched))
@@ -122,19 +124,33 @@ impl Job<'_> {
     /// The segments whose node differs from what is staged: the digest walk's upper level.
     pub async fn differing_segments(&self) -> Result<Vec<ChangedSegment>, PullError> {
         let size = self.staging.plan().record.size;
+        let ours = self.with_staged(|staging| staging.leaves().nodes()).await?;
         let count = SegmentIndex::count(size);
         let mut differing = Vec::new();
         for first in (0..count).step_by(MAX_NODES as usize) {
             let expected = MAX_NODES.min(count - first);
             let theirs = self.walk(WalkLevel::Nodes, SegmentIndex(first), expected, expected).await?;
             for (segment, theirs) in (first..).map(SegmentIndex).zip(theirs) {
-                if self.staging.leaves().node(segment)? != theirs {
+                if ours[segment.0 as usize] != theirs {
                     let range = segment.range(size);
                     differing.push(ChangedSegment { segment, bytes: (range.end - range.start) as u32 });
                 }
             }
         }
         Ok(differing)
+    }
+
+    /// Does something with what is staged that waits for the disk.
+    pub async fn with_staged<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&dyn Staging) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let (staging, running) = (Arc::clone(&self.staging), self.writers.enter());
+        let work = move || {
+            let _running = running;
+            work(&**staging)
+        };
+        tokio::task::spawn_blocking(work).await.expect("stores do not panic")
     }
 
     /// Fetches a run and returns the leaf hashes of what was staged.
@@ -239,6 +255,10 @@ impl Job<'_> {
             FetchWhat::Changes { segments, .. } => segments.iter().copied().collect(),
             FetchWhat::Leaves(sets) => sets.iter().map(|set| set.segment).collect(),
         };
+        let asked = match &what {
+            FetchWhat::Changes { .. } => None,
+            FetchWhat::Leaves(sets) => Some(sets.clone()),
+        };
         let mut counted = Counted::new(self.reporter, progress);
         if left.is_empty() {
             return Ok((leaves, Vec::new()));
@@ -250,7 +270,7 @@ impl Job<'_> {
         let (running, checkpoint) = (self.writers.enter(), self.checkpoint);
         let writer = tokio::task::spawn_blocking(move || {
             let _running = running;
-            write_batches(&**staging, checkpoint, leaves, orders)
+            write_batches(&**staging, checkpoint, leaves, asked, orders)
         });
         let limits = Limits { header: MAX_BATCH_HEADER, payload: MAX_BATCH };
         let outcome = loop {
@@ -311,9 +331,10 @@ fn write_batches(
     staging: &dyn Staging,
     checkpoint: Duration,
     leaves: Leaves,
+    asked: Option<Vec<SegmentLeafSet>>,
     mut batches: mpsc::Receiver<(BatchHeader, bytes::Bytes)>,
 ) -> Result<(Leaves, Vec<LeafIndex>), BatchError> {
-    let mut receiver = Receiver::new(staging, leaves)?;
+    let mut receiver = Receiver::new(staging, leaves, asked)?;
     let mut saved = Instant::now();
     while let Some((header, payload)) = batches.blocking_recv() {
         receiver.batch(&header, &payload)?;

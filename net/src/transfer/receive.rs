@@ -1,6 +1,6 @@
 //! Checking batches and staging them. Blocking: it runs on a thread of its own.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, ops::Range};
 
 use zumastor_core::{
     LeafIndex, SegmentIndex, Staging, StoreError,
@@ -9,7 +9,7 @@ use zumastor_core::{
 };
 
 use super::batch::{all_pages, page_range};
-use crate::wire::{BatchEntry, BatchHeader, Codec, MAX_BATCH, PAGES_PER_LEAF};
+use crate::wire::{BatchEntry, BatchHeader, Codec, MAX_BATCH, PAGES_PER_LEAF, SegmentLeafSet};
 
 /// Checks the batches of one stream and writes them to what is staged.
 pub(super) struct Receiver<'a> {
@@ -21,6 +21,8 @@ pub(super) struct Receiver<'a> {
     /// Leaf hashes of what was written and is not checkpointed yet.
     leaves: BTreeMap<SegmentIndex, SegmentLeaves>,
     current: Option<SegmentIndex>,
+    /// The leaves that were asked for; all of the segments' if nothing.
+    asked: Option<Vec<SegmentLeafSet>>,
     /// Where the next leaf may be: leaves come in order, so a peer cannot send one for ever.
     next: LeafIndex,
     mismatches: Vec<LeafIndex>,
@@ -42,10 +44,12 @@ impl From<StoreError> for BatchError {
 }
 
 impl<'a> Receiver<'a> {
-    /// `leaves` are the hashes that an earlier receiver of the same segments has collected.
+    /// `leaves` are the hashes that an earlier receiver of the same segments has collected. With `asked`, other leaves
+    /// than those are not taken.
     pub fn new(
         staging: &'a dyn Staging,
         leaves: BTreeMap<SegmentIndex, SegmentLeaves>,
+        asked: Option<Vec<SegmentLeafSet>>,
     ) -> Result<Self, StoreError> {
         Ok(Self {
             staging,
@@ -55,6 +59,7 @@ impl<'a> Receiver<'a> {
             leaf: Vec::new(),
             leaves,
             current: None,
+            asked,
             next: LeafIndex(0),
             mismatches: Vec::new(),
         })
@@ -80,15 +85,35 @@ impl<'a> Receiver<'a> {
         }
         self.enter(header.segment)?;
         self.next = end;
-        let mut rest = bytes;
+        let mut at = 0;
+        let mut run = Run { start: 0, bytes: 0..0 };
         for entry in &header.entries {
             match entry {
                 BatchEntry::Leaf { leaf, data, zero, hash } => {
-                    rest = self.leaf(header.segment, *leaf, *data, *zero, *hash, rest)?;
+                    let index = LeafIndex(header.segment.first_leaf() + u64::from(*leaf));
+                    let range = index.range(self.size);
+                    let length = (range.end - range.start) as usize;
+                    if *data == all_pages(length as u64) {
+                        // Most leaves of a full copy: written as they are, neighbours together.
+                        let whole = at..at + length;
+                        at = whole.end;
+                        if Hash::of_leaf(&bytes[whole.clone()]) != *hash {
+                            self.mismatches.push(index);
+                            continue;
+                        }
+                        self.set(header.segment, *leaf, &bytes[whole.clone()], *hash);
+                        if !run.take(range.start, &whole) {
+                            run.write(self.staging, bytes)?;
+                            run = Run { start: range.start, bytes: whole };
+                        }
+                    } else {
+                        at += self.part(header.segment, *leaf, *data, *zero, *hash, &bytes[at..])?;
+                    }
                 }
                 BatchEntry::Zeros { first, count } => self.zeros(header.segment, *first, *count)?,
             }
         }
+        run.write(self.staging, bytes)?;
         self.data = data;
         Ok(expected as u64)
     }
@@ -121,6 +146,9 @@ impl<'a> Receiver<'a> {
             if first < next || end > count || first == end {
                 return Err(BatchError::Malformed("leaves out of order or beyond the end of the volume"));
             }
+            if !self.was_asked(header.segment, first..end) {
+                return Err(BatchError::Malformed("leaves that were not asked for"));
+            }
             next = end;
             if let BatchEntry::Leaf { data, zero, .. } = entry {
                 let length = self.leaf_length(header.segment, first);
@@ -137,6 +165,14 @@ impl<'a> Receiver<'a> {
         Ok((expected, LeafIndex(leaves.start + next)))
     }
 
+    fn was_asked(&self, segment: SegmentIndex, mut leaves: Range<u64>) -> bool {
+        let Some(asked) = &self.asked else { return true };
+        let set = asked.iter().find(|set| set.segment == segment);
+        set.is_some_and(|set| {
+            leaves.all(|leaf| u16::try_from(leaf).is_ok_and(|leaf| set.leaves.binary_search(&leaf).is_ok()))
+        })
+    }
+
     fn enter(&mut self, segment: SegmentIndex) -> Result<(), StoreError> {
         if self.current != Some(segment) {
             self.current = Some(segment);
@@ -147,30 +183,20 @@ impl<'a> Receiver<'a> {
         Ok(())
     }
 
-    /// Stages one leaf and returns what is left of the payload.
-    fn leaf<'p>(
+    /// Stages pages of one leaf, which come first in the payload, and returns how many bytes they are.
+    fn part(
         &mut self,
         segment: SegmentIndex,
         position: u16,
         data: u16,
         zero: u16,
         hash: Hash,
-        payload: &'p [u8],
-    ) -> Result<&'p [u8], StoreError> {
+        payload: &[u8],
+    ) -> Result<usize, StoreError> {
         let index = LeafIndex(segment.first_leaf() + u64::from(position));
         let start = index.range(self.size).start;
         let length = self.leaf_length(segment, u64::from(position));
         let all = all_pages(length as u64);
-        if data == all {
-            let (leaf, rest) = payload.split_at(length);
-            if Hash::of_leaf(leaf) == hash {
-                self.staging.write_at(start, leaf)?;
-                self.set(segment, position, leaf, hash);
-            } else {
-                self.mismatches.push(index);
-            }
-            return Ok(rest);
-        }
         self.leaf.resize(length, 0);
         if data | zero == all {
             self.leaf.fill(0);
@@ -190,7 +216,7 @@ impl<'a> Receiver<'a> {
         }
         if Hash::of_leaf(&self.leaf) != hash {
             self.mismatches.push(index);
-            return Ok(rest);
+            return Ok(payload.len() - rest.len());
         }
         for (first, end) in runs(data) {
             let range = page_range(first, length).start..page_range(end - 1, length).end;
@@ -203,7 +229,7 @@ impl<'a> Receiver<'a> {
         let leaf = std::mem::take(&mut self.leaf);
         self.set(segment, position, &leaf, hash);
         self.leaf = leaf;
-        Ok(rest)
+        Ok(payload.len() - rest.len())
     }
 
     fn zeros(&mut self, segment: SegmentIndex, first: u16, count: u16) -> Result<(), StoreError> {
@@ -223,6 +249,27 @@ impl<'a> Receiver<'a> {
     fn leaf_length(&self, segment: SegmentIndex, position: u64) -> usize {
         let range = LeafIndex(segment.first_leaf() + position).range(self.size);
         (range.end - range.start) as usize
+    }
+}
+
+/// Neighbouring whole leaves: where they begin in the volume, and where they are in the batch.
+struct Run {
+    start: u64,
+    bytes: Range<usize>,
+}
+
+impl Run {
+    /// Adds a leaf if it follows.
+    fn take(&mut self, start: u64, bytes: &Range<usize>) -> bool {
+        let follows = self.start + self.bytes.len() as u64 == start && self.bytes.end == bytes.start;
+        if follows {
+            self.bytes.end = bytes.end;
+        }
+        follows
+    }
+
+    fn write(&self, staging: &dyn Staging, batch: &[u8]) -> Result<(), StoreError> {
+        if self.bytes.is_empty() { Ok(()) } else { staging.write_at(self.start, &batch[self.bytes.clone()]) }
     }
 }
 

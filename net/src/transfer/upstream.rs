@@ -2,9 +2,12 @@
 
 use std::{ops::Range, sync::Arc, time::Duration};
 
-use tokio::{sync::mpsc, time};
+use tokio::{
+    sync::{Semaphore, mpsc},
+    time,
+};
 use zumastor_core::{
-    LEAF, SegmentIndex, SnapshotGuid, SnapshotNumber, SnapshotRecord, SnapshotStore, StoreError,
+    ExtentKind, LEAF, SegmentIndex, SnapshotGuid, SnapshotNumber, SnapshotRecord, SnapshotStore, StoreError,
 };
 
 use super::{
@@ -25,6 +28,8 @@ use crate::{
 
 /// Answers the one request that comes on a stream which `peer` has opened.
 ///
+/// `reading` bounds how many requests are being read at the same time.
+///
 /// # Errors
 /// What the peer sent is no request, or the stream broke. A request that is understood but refused is no error.
 pub async fn serve(
@@ -32,12 +37,22 @@ pub async fn serve(
     peer: &zumastor_core::NodeName,
     host: &dyn Host,
     patience: &Patience,
+    reading: &Semaphore,
 ) -> Result<(), FrameError> {
-    let limits = Limits { header: MAX_REQUEST, payload: 0 };
-    let (request, _) = frame::read::<_, Request>(&mut channel.recv, limits, patience.answer).await?;
+    let request = {
+        let _reading = reading.acquire().await.expect("the semaphore is never closed");
+        let limits = Limits { header: MAX_REQUEST, payload: 0 };
+        let read = frame::read::<_, Request>(&mut channel.recv, limits, patience.answer);
+        time::timeout(patience.answer, read).await.map_err(|_| FrameError::Stalled(patience.answer))??.0
+    };
     match request {
         Request::Announce(announce) => {
-            let state = host.announced(peer, &announce).await;
+            let state = match announce.number.is_local() {
+                false => host.announced(peer, &announce).await,
+                true => {
+                    Err(Refusal::new(RefusalCode::Malformed, "a number that no master gives was announced"))
+                }
+            };
             follow(&mut channel, state, patience).await
         }
         Request::Want(want) => {
@@ -213,8 +228,10 @@ async fn changed_segments(
             continue;
         }
         for segment in (first..=last).map(SegmentIndex) {
-            let bytes: u64 = changes.within(&segment.range(size)).map(|extent| extent.len()).sum();
-            if bytes > 0 {
+            let window = segment.range(size);
+            if changes.within(&window).next().is_some() {
+                let data = changes.within(&window).filter(|extent| extent.kind == ExtentKind::Data);
+                let bytes: u64 = data.map(|extent| extent.len()).sum();
                 let bytes = u32::try_from(bytes).expect("a segment has 64 MiB");
                 changed.push(ChangedSegment { segment, bytes });
             }
@@ -242,6 +259,7 @@ async fn send_data(
             return frame::write(&mut channel.send, &reply, patience.stall).await;
         }
     };
+    let _producing = PRODUCERS.acquire().await.expect("the semaphore is never closed");
     let (queue, mut batches) = mpsc::channel(QUEUE);
     let producer = tokio::task::spawn_blocking(move || {
         let mut sink = |encoded: super::batch::Encoded| {
@@ -291,12 +309,14 @@ async fn send_limited(
     bytes: &[u8],
     patience: &Patience,
 ) -> Result<(), FrameError> {
+    // The downstream takes nothing while its disk is busy. That it is alive, QUIC finds out.
+    let stall = patience.stall * 5;
     let Some(limiter) = &served.limiter else {
-        return frame::write(&mut channel.send, bytes, patience.stall).await;
+        return frame::write(&mut channel.send, bytes, stall).await;
     };
     for piece in bytes.chunks(limiter.quantum()) {
         limiter.acquire(piece.len()).await;
-        frame::write(&mut channel.send, piece, patience.stall).await?;
+        frame::write(&mut channel.send, piece, stall).await?;
     }
     Ok(())
 }
@@ -406,6 +426,10 @@ async fn finish(channel: &mut Channel, patience: &Patience) -> Result<(), FrameE
     let ended = time::timeout(patience.stall, shutdown).await;
     ended.map_err(|_| FrameError::Stalled(patience.stall))?.map_err(FrameError::Io)
 }
+
+/// Threads that read for peers, in the whole process. Each of them waits for another from the same pool of 512 when it
+/// asks its store what changed, so there must be far fewer.
+static PRODUCERS: Semaphore = Semaphore::const_new(64);
 
 /// How often something is said while there is nothing to say: well within the other end's patience.
 fn heartbeat(patience: &Patience) -> Duration {

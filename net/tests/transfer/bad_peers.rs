@@ -61,6 +61,7 @@ async fn plans_that_make_no_sense_are_refused() {
         bad(|plan| plan.changed[0].bytes = u32::MAX),
         bad(|plan| plan.changed.push(plan.changed[0])),
         bad(|plan| plan.record.new.rotations = vec!["x".repeat(10_000)]),
+        bad(|plan| plan.record.new.rotations = vec!["../up".into()]),
         want(WantReply::UpToDate(SnapshotNumber(77))),
     ];
     for (index, answer) in answers.into_iter().enumerate() {
@@ -76,7 +77,9 @@ async fn frames_that_are_none_are_refused() {
     let huge = [&u32::MAX.to_le_bytes()[..], &[0; 4], b"rest"].concat();
     let nonsense = [&5u32.to_le_bytes()[..], &[0; 4], &[0xff; 5]].concat();
     let cut = want(WantReply::Plan(plan()))[..20].to_vec();
-    for answer in [huge, nonsense, cut, Vec::new()] {
+    let mut crowded = plan();
+    crowded.record.new.rotations = vec![String::new(); 1 << 20];
+    for answer in [huge, nonsense, cut, Vec::new(), want(WantReply::Plan(crowded))] {
         let downstream = Downstream::new();
         let error = downstream.pull(&Rogue::answering([answer])).await.unwrap_err();
         assert!(matches!(error, PullError::Frame(_)), "{error}");
@@ -137,6 +140,27 @@ async fn a_wrong_leaf_hash_is_never_staged() {
     let rogue = Rogue::answering([want(WantReply::Plan(plan())), answer.clone(), answer]);
     let error = downstream.pull(&rogue).await.unwrap_err();
     assert!(matches!(error, PullError::Corrupt { offset: 131_072 }), "{error}");
+    assert_untouched(&downstream).await;
+}
+
+#[tokio::test]
+async fn a_leaf_that_was_not_asked_for_again_is_not_taken() {
+    let page = noise(65_536, 1);
+    let end = [
+        frame::encode(&FetchReply::SegmentDone(SegmentIndex(0)), &[]).to_vec(),
+        frame::encode(&FetchReply::End, &[]).to_vec(),
+    ]
+    .concat();
+    let wrong = batch(0, Codec::Raw, vec![leaf(2, 0xffff, 0, Hash([3; 32]))], &page);
+    let other = batch(0, Codec::Raw, vec![leaf(7, 0xffff, 0, Hash::of_leaf(&page))], &page);
+    let downstream = Downstream::new();
+    let rogue = Rogue::answering([
+        want(WantReply::Plan(plan())),
+        [wrong, end.clone()].concat(),
+        [other, end].concat(),
+    ]);
+    let error = downstream.pull(&rogue).await.unwrap_err();
+    assert!(matches!(error, PullError::Malformed(what) if what.contains("not asked for")), "{error}");
     assert_untouched(&downstream).await;
 }
 

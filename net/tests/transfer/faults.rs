@@ -96,6 +96,9 @@ impl SnapshotStore for Rotten {
     async fn revert(&self, number: SnapshotNumber) -> Result<(), StoreError> {
         self.store.revert(number).await
     }
+    async fn show(&self, number: SnapshotNumber) -> Result<(), StoreError> {
+        self.store.show(number).await
+    }
     async fn head(&self) -> Result<HeadState, StoreError> {
         self.store.head().await
     }
@@ -272,6 +275,23 @@ async fn what_was_begun_is_finished_before_something_newer() {
     let newer = downstream.pull(&Pipes::to(&upstream)).await.unwrap();
     assert_eq!((newer.number, newer.data), (Some(SnapshotNumber(1)), 4096));
     downstream.assert_shows(&upstream, 1).await;
+}
+
+#[tokio::test]
+async fn what_is_written_during_the_transfer_is_not_overwritten() {
+    let size = 3 * SEGMENT;
+    let upstream = Arc::new(Upstream::new(size));
+    upstream.store.write_head(0, &noise(size as usize, 9));
+    upstream.snapshot(0).await;
+    let downstream = Downstream::with(MemoryStore::new(MIB));
+    downstream.pull(&Pipes::breaking_after(&upstream, (SEGMENT * 2) as i64)).await.unwrap_err();
+    downstream.store.write_head(0, b"mine");
+    let error = downstream.pull(&Pipes::to(&upstream)).await.unwrap_err();
+    assert!(matches!(&error, PullError::Divergence(_)), "{error}");
+    assert_eq!(&downstream.store.head_content()[..4], b"mine");
+    // The snapshot itself is complete, held, and waits for a person to decide.
+    assert_eq!(downstream.store.snapshots().await.unwrap().len(), 1);
+    assert_eq!(downstream.holds.last(), Some((Some(0), None)));
 }
 
 #[tokio::test]

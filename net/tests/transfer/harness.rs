@@ -172,7 +172,8 @@ impl Link for Pipes {
         tokio::spawn(async move {
             let (recv, send) = tokio::io::split(theirs);
             let channel = Channel { send: Box::new(send), recv: Box::new(recv) };
-            let _ = serve(channel, &peer, &*host, &Patience::default()).await;
+            let reading = tokio::sync::Semaphore::new(1);
+            let _ = serve(channel, &peer, &*host, &Patience::default(), &reading).await;
         });
         let (recv, send) = tokio::io::split(ours);
         let recv = Breaking { inner: recv, budget: Arc::clone(&self.budget) };
