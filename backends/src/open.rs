@@ -33,10 +33,14 @@ pub async fn open_volume(
     let (origin, snapstore) = (origin.to_owned(), snapstore.to_owned());
     let open = move || -> Result<Arc<dyn SnapshotStore>, StoreError> {
         check(&origin, &snapstore, must)?;
-        Ok(Arc::new(FileStore::open_or_create(origin, snapstore, FileStoreOptions::default())?))
+        let options = FileStoreOptions { prepare: Some(WORTHWHILE), ..FileStoreOptions::default() };
+        Ok(Arc::new(FileStore::open_or_create(origin, snapstore, options)?))
     };
     tokio::task::spawn_blocking(open).await.expect("opening a store does not panic")
 }
+
+/// Bytes from which on a copy takes long enough for somebody to notice.
+const WORTHWHILE: u64 = 1 << 30;
 
 fn check(origin: &PathBuf, snapstore: &PathBuf, must: OriginMust) -> Result<(), StoreError> {
     for path in [origin, snapstore] {

@@ -549,6 +549,37 @@ fn plain_files_have_the_digest_of_their_content() {
 }
 
 /// More than one segment: finished segments survive, the others are written again.
+#[test]
+fn the_next_flip_is_prepared_while_nobody_waits() {
+    let volume = layered();
+    fill(&volume, SIZE, &[(0, 300_000, 1)]);
+    let options = || FileStoreOptions { prepare: Some(1), ..FileStoreOptions::default() };
+    let open = || FileStore::open_or_create(volume.origin(), volume.snapstore(), options()).unwrap();
+    let store = open();
+    take(&store, 0);
+    let alternate = volume.origin().with_file_name(".disk.img.zumastor-alt");
+    wait(store.show(SnapshotNumber(0))).unwrap();
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    while !alternate.exists() {
+        assert!(std::time::Instant::now() < deadline, "nothing was prepared");
+        std::thread::yield_now();
+    }
+    assert!(fs::read(&alternate).unwrap() == fs::read(volume.origin()).unwrap());
+    let prepared = fs::metadata(&alternate).unwrap().ino();
+    fill(&volume, SIZE, &[(0, 300_000, 1), (100_000, 5000, 9)]);
+    take(&store, 1);
+    wait(store.show(SnapshotNumber(1))).unwrap();
+    assert_eq!(fs::metadata(volume.origin()).unwrap().ino(), prepared, "the volume was copied instead");
+    assert!(content(&store, 1) == fs::read(volume.origin()).unwrap());
+    // What a store that was closed too soon leaves is removed.
+    drop(store);
+    let left = volume.origin().with_file_name(".disk.img.zumastor-next");
+    fs::write(&left, "half").unwrap();
+    let store = open();
+    assert!(!left.exists());
+    assert_eq!(wait(store.head()).unwrap(), HeadState::Shows(SnapshotNumber(1)));
+}
+
 fn segments(place: &Path, mode: Mode) {
     let volume = Volume::new(place, Some(mode));
     let size = 2 * SEGMENT + 12_345;

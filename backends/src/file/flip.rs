@@ -76,13 +76,22 @@ impl Inner {
         }
     }
 
-    /// Removes what a broken flip left beside the origin.
+    /// Removes what a broken flip, or a broken preparation for one, left beside the origin.
     pub(super) fn clear_flip(&self) -> Result<(), StoreError> {
-        let path = self.flip_path();
-        match fs::remove_file(&path) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(failed("removing", &path)(e)),
-            _ => Ok(()),
+        for path in [self.flip_path(), self.next_path()] {
+            match fs::remove_file(&path) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(failed("removing", &path)(e)),
+                _ => {}
+            }
         }
+        Ok(())
+    }
+
+    /// Makes a file that shows a snapshot the alternate; there is none.
+    pub(super) fn adopt_alternate(&self, path: &Path, shown: Shown) -> Result<(), StoreError> {
+        AlternateMarker(vec![Alternate { shown, applying: None }]).replace(&self.layout.alternate())?;
+        fs::rename(path, self.alternate_path()).map_err(failed("renaming", path))?;
+        sync_dir(&directory(&self.origin))
     }
 
     /// The file that the next flip uses, in layered mode.
@@ -94,7 +103,7 @@ impl Inner {
         self.beside("flip")
     }
 
-    fn beside(&self, what: &str) -> PathBuf {
+    pub(super) fn beside(&self, what: &str) -> PathBuf {
         let name = self.origin.file_name().expect("checked when opened").to_string_lossy();
         directory(&self.origin).join(format!(".{name}.zumastor-{what}"))
     }
@@ -277,7 +286,7 @@ impl Inner {
 /// Threads that copy.
 const COPYING: usize = 4;
 
-fn write_changes(
+pub(super) fn write_changes(
     changes: &Changes,
     reader: &dyn SnapshotReader,
     file: &BulkFile,
@@ -301,7 +310,7 @@ fn write_changes(
 }
 
 /// A new file beside the origin.
-fn new_head(path: &Path) -> Result<File, StoreError> {
+pub(super) fn new_head(path: &Path) -> Result<File, StoreError> {
     let _ = fs::remove_file(path);
     let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path);
     file.map_err(failed("making", path))

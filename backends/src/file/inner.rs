@@ -36,6 +36,9 @@ pub(crate) struct Inner {
     pub header: Header,
     pub info: StoreInfo,
     pub faults: Faults,
+    /// From which size on the alternate is made ahead, and whether that is going on.
+    pub prepares: Option<u64>,
+    pub preparing: AtomicBool,
     /// Held by whoever changes what is on the store, from beginning to end.
     control: Mutex<()>,
     /// Held while leaf trees are computed, so that two who ask do not both compute.
@@ -100,6 +103,8 @@ impl Inner {
             header,
             info,
             faults: options.faults,
+            prepares: options.prepare,
+            preparing: AtomicBool::new(false),
             control: Mutex::new(()),
             computing: Mutex::new(()),
             held: Mutex::default(),

@@ -11,6 +11,7 @@ mod inner;
 mod layered;
 mod layout;
 mod leaves;
+mod prepare;
 mod reader;
 mod reflink;
 mod runs;
@@ -38,6 +39,8 @@ use inner::Inner;
 pub struct FileStoreOptions {
     /// The mode of a store that is made now; tried out when absent. A store that exists keeps the one it has.
     pub mode: Option<Mode>,
+    /// In layered mode, a copy that the next flip will need is made in the background if it takes as many bytes.
+    pub prepare: Option<u64>,
     /// Where to stop, for tests.
     pub faults: Faults,
 }
@@ -146,7 +149,12 @@ impl SnapshotStore for FileStore {
     }
 
     async fn show(&self, number: SnapshotNumber) -> Result<(), StoreError> {
-        self.blocking(move |inner| inner.revert(number, true)).await
+        self.blocking(move |inner| {
+            inner.revert(number, true)?;
+            inner.prepare_alternate();
+            Ok(())
+        })
+        .await
     }
 
     async fn head(&self) -> Result<HeadState, StoreError> {

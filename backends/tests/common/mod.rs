@@ -35,7 +35,7 @@ impl Volume {
     }
 
     pub fn store_with(&self, faults: Faults) -> Result<FileStore, StoreError> {
-        let options = FileStoreOptions { mode: self.mode, faults };
+        let options = FileStoreOptions { mode: self.mode, faults, ..FileStoreOptions::default() };
         FileStore::open_or_create(self.origin(), self.snapstore(), options)
     }
 
