@@ -1,0 +1,214 @@
+//! The volume that the benchmark moves: holes, text, and what does not compress; the same on every machine.
+
+use std::{
+    fs::File,
+    io,
+    os::unix::fs::FileExt,
+    path::Path,
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use rand::{Rng, RngExt, SeedableRng, rngs::SmallRng, seq::index};
+
+/// Bytes of a chunk: what is all of one kind, and what changes as a whole.
+pub const CHUNK: u64 = 64 << 10;
+
+/// What a chunk holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Nothing: a hole.
+    Hole,
+    /// Words.
+    Text,
+    /// What does not compress.
+    Random,
+}
+
+impl Kind {
+    /// What the chunk at this position holds: a quarter holes, half text, a quarter random.
+    pub fn of(chunk: u64) -> Self {
+        match seeded(chunk, u64::MAX).random_range(0..4) {
+            0 => Self::Hole,
+            1 | 2 => Self::Text,
+            _ => Self::Random,
+        }
+    }
+
+    /// Writes the content that a chunk of this kind has after `generation` changes.
+    fn fill(self, words: &Words, chunk: u64, generation: u64, buffer: &mut [u8]) {
+        let mut random = seeded(chunk, generation);
+        match self {
+            Self::Hole => buffer.fill(0),
+            Self::Text => words.fill(&mut random, buffer),
+            Self::Random => random.fill_bytes(buffer),
+        }
+    }
+}
+
+/// Makes the image, and gives the bytes of it that are not holes.
+pub fn create(path: &Path, size: u64) -> io::Result<u64> {
+    let file = File::create(path)?;
+    file.set_len(size)?;
+    let words = Words::new();
+    let (next, written) = (AtomicU64::new(0), AtomicU64::new(0));
+    let work = || -> io::Result<()> {
+        let mut buffer = vec![0; CHUNK as usize];
+        loop {
+            let chunk = next.fetch_add(1, Ordering::Relaxed);
+            let kind = Kind::of(chunk);
+            if chunk * CHUNK >= size {
+                return Ok(());
+            }
+            if kind != Kind::Hole {
+                kind.fill(&words, chunk, 0, &mut buffer);
+                let length = (size - chunk * CHUNK).min(CHUNK);
+                file.write_all_at(&buffer[..length as usize], chunk * CHUNK)?;
+                written.fetch_add(length, Ordering::Relaxed);
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        workers.into_iter().try_for_each(|worker| worker.join().expect("writing does not panic"))
+    })?;
+    file.sync_all()?;
+    Ok(written.into_inner())
+}
+
+/// Rewrites one in a hundred of all chunks, none of them a hole, with new content of the same kind; others each
+/// `generation`. Gives the bytes that were written.
+pub fn change(path: &Path, size: u64, generation: u64) -> io::Result<u64> {
+    let file = File::options().write(true).open(path)?;
+    let words = Words::new();
+    let full: Vec<u64> = (0..size / CHUNK).filter(|chunk| Kind::of(*chunk) != Kind::Hole).collect();
+    let count = ((size / CHUNK / 100).max(1) as usize).min(full.len());
+    let mut buffer = vec![0; CHUNK as usize];
+    for at in index::sample(&mut seeded(u64::MAX, generation), full.len(), count) {
+        let chunk = full[at];
+        Kind::of(chunk).fill(&words, chunk, generation, &mut buffer);
+        file.write_all_at(&buffer, chunk * CHUNK)?;
+    }
+    file.sync_all()?;
+    Ok(count as u64 * CHUNK)
+}
+
+fn seeded(chunk: u64, generation: u64) -> SmallRng {
+    SmallRng::seed_from_u64(SEED ^ chunk.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ generation.rotate_left(40))
+}
+
+/// Any number would do.
+const SEED: u64 = 0x5A75_6D61;
+
+/// What text is made of: phrases of a few words, the first ones the most often.
+struct Words(Vec<Vec<u8>>);
+
+impl Words {
+    fn new() -> Self {
+        let mut random = SmallRng::seed_from_u64(SEED);
+        let vocabulary: Vec<Vec<u8>> = (1..=VOCABULARY).map(|rank| word(rank, &mut random)).collect();
+        let phrase = |_| {
+            let words = random.random_range(1..=LONGEST_PHRASE);
+            (0..words).flat_map(|_| vocabulary[skewed(&mut random, VOCABULARY)].iter().copied()).collect()
+        };
+        Self((0..PHRASES).map(phrase).collect())
+    }
+
+    /// Phrases one after the other, with something unique or a line's end here and there.
+    fn fill(&self, random: &mut SmallRng, buffer: &mut [u8]) {
+        let mut at = 0;
+        while at < buffer.len() {
+            let number;
+            let piece: &[u8] = match random.next_u32() {
+                dice if dice % 16 == 0 => b"\n",
+                dice if dice % 16 < UNIQUE => {
+                    number = random.random::<[u8; 12]>().map(|byte| SYMBOLS[byte as usize % SYMBOLS.len()]);
+                    &number
+                }
+                _ => &self.0[skewed(random, PHRASES)],
+            };
+            let length = piece.len().min(buffer.len() - at);
+            buffer[at..at + length].copy_from_slice(&piece[..length]);
+            at += length;
+        }
+    }
+}
+
+/// A word, the longer the rarer, and a space.
+fn word(rank: usize, random: &mut SmallRng) -> Vec<u8> {
+    let length = 2 + rank.ilog2() / 2 + random.random_range(0..4);
+    let letter = |_| {
+        let square = random.random_range(0..LETTERS.len() * LETTERS.len());
+        LETTERS[square.isqrt()]
+    };
+    (0..length).map(letter).chain([b' ']).collect()
+}
+
+/// A number below `end`; small ones come more often.
+fn skewed(random: &mut SmallRng, end: usize) -> usize {
+    let unit = (random.next_u64() >> 11) as f64 / (1u64 << 53) as f64;
+    (unit * unit * unit * end as f64) as usize
+}
+
+const VOCABULARY: usize = 3000;
+
+const PHRASES: usize = 1500;
+
+/// Of sixteen pieces so many less one are unique, as names, numbers and keys are.
+const UNIQUE: u32 = 8;
+
+/// What they are made of.
+const SYMBOLS: &[u8; 64] = b"0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ-_";
+
+/// Words of the longest phrase.
+const LONGEST_PHRASE: usize = 12;
+
+/// The later ones come more often.
+const LETTERS: &[u8; 26] = b"zqxjkvbywgpfmucdlhrsniotae";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ratio(kind: Kind, level: i32) -> f64 {
+        let words = Words::new();
+        let mut buffer = vec![0; CHUNK as usize];
+        let mut compressed = 0;
+        for chunk in 0..64 {
+            kind.fill(&words, chunk, 0, &mut buffer);
+            compressed += zstd::bulk::compress(&buffer, level).unwrap().len();
+        }
+        (64 * CHUNK) as f64 / compressed as f64
+    }
+
+    #[test]
+    fn text_compresses_as_text_does() {
+        let (fast, usual) = (ratio(Kind::Text, -1), ratio(Kind::Text, 1));
+        println!("zstd level -1: {fast:.2}, level 1: {usual:.2}");
+        assert!((2.2..2.7).contains(&usual), "{usual:.2}");
+        assert!((1.7..2.7).contains(&fast), "{fast:.2}");
+        assert!(ratio(Kind::Random, 1) < 1.001);
+    }
+
+    #[test]
+    fn images_are_the_same_and_changes_are_new() {
+        let dir = tempfile::tempdir().unwrap();
+        let (one, two) = (dir.path().join("1"), dir.path().join("2"));
+        let size = 32 << 20;
+        let written = create(&one, size).unwrap();
+        assert!((size * 7 / 10..size * 8 / 10).contains(&written), "{written}");
+        create(&two, size).unwrap();
+        assert!(std::fs::read(&one).unwrap() == std::fs::read(&two).unwrap());
+        for generation in 1..3 {
+            let before = std::fs::read(&one).unwrap();
+            assert_eq!(change(&one, size, generation).unwrap(), 5 * CHUNK);
+            let after = std::fs::read(&one).unwrap();
+            let differ = before
+                .chunks(CHUNK as usize)
+                .zip(after.chunks(CHUNK as usize))
+                .filter(|(before, after)| before != after)
+                .count();
+            assert_eq!(differ, 5);
+        }
+    }
+}

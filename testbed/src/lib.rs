@@ -1,0 +1,15 @@
+//! The testbed: nodes in processes and network namespaces of their own, file systems to fill, and what a process costs.
+//!
+//! The scenario tests in `tests/` and the benchmark stand on this.
+
+mod network;
+mod node;
+mod process;
+mod scratch;
+mod tools;
+
+pub use network::{Namespaces, lo_bytes};
+pub use node::{Node, NodeOptions, Ran, introduce, ran};
+pub use process::{Cpu, cpu, peak_memory, reset_peak_memory};
+pub use scratch::{FileSystem, Scratch, disk_use, image, write_at};
+pub use tools::{TOOLS, Tool, find, is_root, output, skip};

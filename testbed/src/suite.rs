@@ -1,0 +1,108 @@
+//! `zumastor-testbed test`: the workspace's tests, with what they need.
+
+use std::{
+    collections::BTreeSet,
+    ffi::OsString,
+    fs,
+    process::{Command, ExitStatus, Stdio},
+};
+
+use zumastor::exit::Failure;
+use zumastor_testbed::{TOOLS, Tool, find, is_root};
+
+/// Run all tests of the workspace
+///
+/// As root, what they need is installed first (with apt-get), and no test may be left out. Otherwise, what was left
+/// out is listed in the end.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Arguments for `cargo test`
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "CARGO TEST ARGS")]
+    arguments: Vec<OsString>,
+}
+
+/// Runs the tests and gives the exit code of `cargo test`.
+pub fn run(args: Args) -> Result<u8, Failure> {
+    let lacking = provide();
+    let list = tempfile::NamedTempFile::new().map_err(Failure::doing("a temporary file"))?;
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(cargo);
+    command.args(["test", "--workspace"]).args(args.arguments).env("ZUMASTOR_SKIPPED", list.path());
+    if is_root() {
+        command.env("ZUMASTOR_REQUIRE_ROOT_TESTS", "1");
+    } else {
+        command.env_remove("ZUMASTOR_REQUIRE_ROOT_TESTS");
+    }
+    let status = command.status().map_err(Failure::doing("starting cargo"))?;
+    let skipped = fs::read_to_string(list.path()).unwrap_or_default();
+    eprint!("{}", summary(&skipped, &lacking));
+    Ok(code(status))
+}
+
+/// Installs what is missing, if this is root and there is apt-get; gives what is still missing.
+fn provide() -> Vec<Tool> {
+    let missing = || TOOLS.into_iter().filter(|tool| find(tool.name).is_none()).collect::<Vec<_>>();
+    let lacking = missing();
+    if lacking.is_empty() {
+        return lacking;
+    }
+    let names = join(lacking.iter().map(|tool| tool.name));
+    let packages = lacking.iter().map(|tool| tool.package).collect::<BTreeSet<_>>();
+    if !is_root() {
+        eprintln!("not installed: {names} (packages {}); tests that use them are left out", join(packages));
+        return lacking;
+    }
+    if find("apt-get").is_none() {
+        eprintln!("not installed, and there is no apt-get to install them: {names}");
+        return lacking;
+    }
+    eprintln!("installing {}", join(packages.clone()));
+    let apt = |arguments: &[&str], names: &[&str]| {
+        let mut command = Command::new("apt-get");
+        command.args(arguments).args(names).env("DEBIAN_FRONTEND", "noninteractive").stdin(Stdio::null());
+        command.status().is_ok_and(|status| status.success())
+    };
+    let install = ["install", "-q", "-y", "--no-install-recommends"];
+    if !(apt(&["update", "-q"], &[]) && apt(&install, &packages.into_iter().collect::<Vec<_>>())) {
+        eprintln!("apt-get failed; going on without");
+    }
+    missing()
+}
+
+/// What was left out, and why.
+fn summary(skipped: &str, lacking: &[Tool]) -> String {
+    let left_out: BTreeSet<&str> = skipped.lines().filter(|line| !line.is_empty()).collect();
+    if left_out.is_empty() {
+        return "No test was left out.\n".to_owned();
+    }
+    let mut text = format!("\nLeft out: {} tests\n", left_out.len());
+    for line in left_out {
+        text.push_str(&format!("  {line}\n"));
+    }
+    if !lacking.is_empty() {
+        text.push_str(&format!("Not installed: {}\n", join(lacking.iter().map(|tool| tool.name))));
+    }
+    text.push_str("As root, this command installs what is missing and runs them all.\n");
+    text
+}
+
+fn code(status: ExitStatus) -> u8 {
+    status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1)
+}
+
+fn join<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
+    names.into_iter().collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_left_out_is_named_once() {
+        let text = summary("root_b: needs root\nroot_a: needs root\nroot_b: needs root\n", &[TOOLS[0]]);
+        assert!(text.contains("Left out: 2 tests\n  root_a: needs root\n  root_b: needs root\n"), "{text}");
+        assert!(text.contains("Not installed: mkfs.xfs"), "{text}");
+        assert_eq!(summary("", &[]), "No test was left out.\n");
+    }
+}
