@@ -9,7 +9,7 @@ use std::{
 
 use tokio::time;
 use zumastor_core::{
-    HeadState, HumanBytes, Lineage, NewSnapshot, SEGMENT, SegmentIndex, SnapshotNumber, SnapshotRecord,
+    HeadState, HumanBytes, LEAF, Lineage, NewSnapshot, SEGMENT, SegmentIndex, SnapshotNumber, SnapshotRecord,
     SnapshotStore, StagePlan, StoreError, VolumeName, digest::Digest,
 };
 
@@ -17,6 +17,7 @@ use super::{
     Patience,
     fetch::{Find, Job, Writers, ask},
     upstream::describe,
+    verify::damaged_in,
 };
 use crate::{
     frame::{self, FrameError, Limits},
@@ -75,6 +76,15 @@ pub enum PullError {
          the upstream's disk or memory gives wrong data, or its leaf hashes are damaged"
     )]
     Corrupt {
+        /// Where in the volume.
+        offset: u64,
+    },
+    /// A leaf was right when it was written, twice, and was not when it was read back.
+    #[error(
+        "the 64 KiB at offset {offset} were written twice and read back wrong twice: the disk under the snapshot store, or \
+         this machine's memory, gives wrong data; nothing was committed"
+    )]
+    Rotten {
         /// Where in the volume.
         offset: u64,
     },
@@ -370,25 +380,37 @@ async fn fetch_all(
         admit(replica, &todo).await?;
     }
     job.reporter.phase(Phase::Transferring);
+    let base = match job.staging.plan().base {
+        Some(base) => Some(replica.store.leaves(base).await?),
+        None => None,
+    };
     if job.resumed && matches!(find, Find::Changes(_)) {
         // Of what was begun, only the leaves that are not right yet.
-        let base = match job.staging.plan().base {
-            Some(base) => Some(replica.store.leaves(base).await?),
-            None => None,
-        };
         let begun;
-        (begun, todo) = job.begun(base, todo).await?;
+        (begun, todo) = job.begun(base.clone(), todo).await?;
         job.run(Find::Hashes, begun, replica.streams).await?;
     }
     job.run(find, todo, replica.streams).await?;
 
     job.reporter.phase(Phase::Verifying);
-    if job.with_staged(|staging| staging.leaves().root()).await? == digest {
+    let mut found = job.with_staged(|staging| staging.leaves().root()).await?;
+    if found != digest {
+        repair(job, replica.streams).await?;
+        found = job.with_staged(|staging| staging.leaves().root()).await?;
+    }
+    if found != digest {
+        return Err(PullError::DigestMismatch { expected: digest, found });
+    }
+    let damaged = job.with_staged(damaged_in(base.clone())).await?;
+    if damaged.is_empty() {
         return Ok(());
     }
-    repair(job, replica.streams).await?;
-    let found = job.with_staged(|staging| staging.leaves().root()).await?;
-    if found == digest { Ok(()) } else { Err(PullError::DigestMismatch { expected: digest, found }) }
+    tracing::warn!(leaves = damaged.len(), "what was staged is not what was written, fetching it again");
+    job.refetch(damaged).await?;
+    match job.with_staged(damaged_in(base)).await?.first() {
+        None => Ok(()),
+        Some(leaf) => Err(PullError::Rotten { offset: leaf.0 * LEAF }),
+    }
 }
 
 /// Checks that no received snapshot has this number or a higher one, which the upstream would have to know.

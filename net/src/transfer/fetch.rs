@@ -166,15 +166,30 @@ impl Job<'_> {
                 (FetchWhat::Leaves(sets), run)
             }
         };
-        let (mut leaves, mismatches) = self.fetch(what, &run, Leaves::new()).await?;
+        let (leaves, mismatches) = self.fetch(what, &run, Leaves::new()).await?;
         // A leaf may have been built on pages that are damaged here, or read wrongly there. Once more, in full.
         if !mismatches.is_empty() {
             tracing::warn!(
                 leaves = mismatches.len(),
                 "leaves did not match their hash, fetching them again in full"
             );
-            self.refetched.fetch_add(mismatches.len() as u64, Ordering::Relaxed);
         }
+        self.fetch_in_full(mismatches, leaves).await
+    }
+
+    /// Fetches leaves once more, whatever is staged in their place, and makes them durable.
+    pub async fn refetch(&self, leaves: Vec<LeafIndex>) -> Result<(), PullError> {
+        let entered: Vec<_> = self.fetch_in_full(leaves, Leaves::new()).await?.into_iter().collect();
+        Ok(self.with_staged(move |staging| staging.checkpoint(&entered, &[])).await?)
+    }
+
+    /// Fetches these leaves entirely and adds their hashes to those of what was staged before.
+    async fn fetch_in_full(
+        &self,
+        mismatches: Vec<LeafIndex>,
+        mut leaves: Leaves,
+    ) -> Result<Leaves, PullError> {
+        self.refetched.fetch_add(mismatches.len() as u64, Ordering::Relaxed);
         for sets in leaf_sets(mismatches).chunks(MAX_LEAF_SEGMENTS as usize) {
             let still;
             (leaves, still) = self.fetch(FetchWhat::Leaves(sets.to_vec()), &[], leaves).await?;

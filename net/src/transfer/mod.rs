@@ -7,6 +7,7 @@ mod patience;
 mod receive;
 mod send;
 mod upstream;
+mod verify;
 
 pub use downstream::{PullError, Replica, finish, pull};
 pub use patience::Patience;

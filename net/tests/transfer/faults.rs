@@ -12,8 +12,9 @@ use std::{
 
 use async_trait::async_trait;
 use zumastor_core::{
-    Changes, Geometry, HeadState, MemoryStore, NewSnapshot, SEGMENT, SnapshotNumber, SnapshotReader,
-    SnapshotRecord, SnapshotStore, StagePlan, Staging, StoreError, StoreInfo, Usage, digest::LeafTree,
+    Changes, Geometry, HeadState, MemoryStore, NewSnapshot, SEGMENT, SegmentIndex, SnapshotNumber,
+    SnapshotReader, SnapshotRecord, SnapshotStore, StagePlan, Staging, StoreError, StoreInfo, Usage,
+    digest::LeafTree,
 };
 use zumastor_net::PullError;
 
@@ -178,6 +179,34 @@ async fn a_base_that_rotted_here_is_noticed_and_made_good() {
     let pulled = downstream.pull(&Pipes::to(&upstream)).await.unwrap();
     assert_eq!(pulled.refetched, 1);
     downstream.assert_shows(&upstream, 1).await;
+}
+
+#[tokio::test]
+async fn what_rots_while_it_is_staged_is_noticed_before_it_is_shown() {
+    let size = 2 * SEGMENT + 5 * MIB;
+    for with_base in [false, true] {
+        let upstream = Arc::new(Upstream::new(size));
+        let downstream = Downstream::new();
+        upstream.store.write_head(0, &noise(size as usize, 4));
+        if with_base {
+            upstream.snapshot(0).await;
+            downstream.pull(&Pipes::to(&upstream)).await.unwrap();
+            upstream.store.write_head(0, &noise(size as usize / 2, 5));
+        }
+        upstream.snapshot(1).await;
+        // Broken off when segments were finished; then a byte of a finished one changes where it lies.
+        downstream.pull(&Pipes::breaking_after(&upstream, (SEGMENT + 30 * MIB) as i64)).await.unwrap_err();
+        let plan = downstream.store.staged().await.unwrap().unwrap();
+        let staging = downstream.store.stage(plan).await.unwrap();
+        let mut byte = [0];
+        staging.read_at(20 * MIB, &mut byte).unwrap();
+        staging.write_at(20 * MIB, &[byte[0] ^ 1]).unwrap();
+        staging.checkpoint(&[], &[SegmentIndex(0)]).unwrap();
+        drop(staging);
+        let pulled = downstream.pull(&Pipes::to(&upstream)).await.unwrap();
+        assert!(pulled.refetched >= 1, "{pulled:?}");
+        downstream.assert_shows(&upstream, 1).await;
+    }
 }
 
 /// Cuts the connection again and again; each run goes on where the last checkpoint was.
