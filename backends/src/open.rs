@@ -7,9 +7,10 @@ use std::{
     sync::Arc,
 };
 
+use uuid::Uuid;
 use zumastor_core::{SnapshotStore, StoreError};
 
-use crate::{FileStore, FileStoreOptions};
+use crate::{FileStore, FileStoreOptions, file};
 
 /// Whether a volume may be opened before its origin exists.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,10 +34,49 @@ pub async fn open_volume(
     let (origin, snapstore) = (origin.to_owned(), snapstore.to_owned());
     let open = move || -> Result<Arc<dyn SnapshotStore>, StoreError> {
         check(&origin, &snapstore, must)?;
-        let options = FileStoreOptions { prepare: Some(WORTHWHILE), ..FileStoreOptions::default() };
-        Ok(Arc::new(FileStore::open_or_create(origin, snapstore, options)?))
+        Ok(Arc::new(FileStore::open_or_create(origin, snapstore, options())?))
     };
     tokio::task::spawn_blocking(open).await.expect("opening a store does not panic")
+}
+
+/// Opens the store of a volume that was defined before, and never makes one: a file system that is not mounted leaves
+/// an empty directory behind, which must not pass for a volume without snapshots. The origin may be absent, as it is
+/// until a replica received its first snapshot.
+///
+/// # Errors
+/// As [`open_volume`]; [`StoreError::Unsupported`] also when there is no store, or another one than `expected`.
+pub async fn reopen_volume(
+    origin: &Path,
+    snapstore: &Path,
+    expected: Option<Uuid>,
+) -> Result<Arc<dyn SnapshotStore>, StoreError> {
+    let (origin, snapstore) = (origin.to_owned(), snapstore.to_owned());
+    let open = move || -> Result<Arc<dyn SnapshotStore>, StoreError> {
+        check(&origin, &snapstore, OriginMust::MayBeAbsent)?;
+        let there = store_id(&snapstore)?;
+        match (there, expected) {
+            (None, _) => Err(StoreError::Unsupported(format!(
+                "there is no snapshot store in {} (any more): is its file system mounted?",
+                snapstore.display()
+            ))),
+            (Some(id), Some(expected)) if id != expected => Err(StoreError::Unsupported(format!(
+                "the snapshot store in {} is not the one that this volume was defined with: is the right file system \
+                 mounted there?",
+                snapstore.display()
+            ))),
+            _ => Ok(Arc::new(FileStore::open(origin, snapstore, options())?)),
+        }
+    };
+    tokio::task::spawn_blocking(open).await.expect("opening a store does not panic")
+}
+
+/// The identity of the snapshot store in a directory, given to it when it was made; nothing where there is none.
+pub fn store_id(snapstore: &Path) -> Result<Option<Uuid>, StoreError> {
+    file::store_id(snapstore)
+}
+
+fn options() -> FileStoreOptions {
+    FileStoreOptions { prepare: Some(WORTHWHILE), ..FileStoreOptions::default() }
 }
 
 /// Bytes from which on a copy takes long enough for somebody to notice.
@@ -57,6 +97,10 @@ fn check(origin: &PathBuf, snapstore: &PathBuf, must: OriginMust) -> Result<(), 
         Some(metadata) if !metadata.is_file() => {
             Err(StoreError::Unsupported(format!("the origin {} is no regular file", origin.display())))
         }
+        None if fs::symlink_metadata(origin).is_ok() => Err(StoreError::Unsupported(format!(
+            "the origin {} is a link to something that does not exist",
+            origin.display()
+        ))),
         None if must == OriginMust::Exist => {
             Err(StoreError::Unsupported(format!("the origin {} does not exist", origin.display())))
         }

@@ -14,7 +14,7 @@ use common::{Done, Mounted, Volume, wait};
 use zumastor_backends::{
     Faults, FileStore, FileStoreOptions, Mode, OriginMust,
     conformance::{Bytes, deliver, plan_for},
-    open_volume, plain_source,
+    open_volume, plain_source, reopen_volume, store_id,
 };
 use zumastor_core::{
     HeadState, LEAF, Lineage, NewSnapshot, SEGMENT, SegmentIndex, SnapshotNumber, SnapshotStore, StoreError,
@@ -93,6 +93,45 @@ fn the_kind_of_a_volume_is_seen() {
     if let Some(device) = device {
         let refused = open(&device, OriginMust::Exist).unwrap_err();
         assert!(refused.to_string().contains("block device"), "{refused}");
+    }
+}
+
+/// A volume that was defined is never begun anew, however empty its place looks.
+#[test]
+fn only_a_definition_makes_a_store() {
+    let volume = layered();
+    fill(&volume, 100_000, &[(0, 100_000, 1)]);
+    let reopen = |id| wait(reopen_volume(&volume.origin(), &volume.snapstore(), id));
+    assert_eq!(store_id(&volume.snapstore()).unwrap(), None);
+    fs::create_dir(volume.snapstore()).unwrap();
+    let refused = reopen(None).unwrap_err().to_string();
+    assert!(refused.contains("no snapshot store") && refused.contains("mounted"), "{refused}");
+    assert_eq!(fs::read_dir(volume.snapstore()).unwrap().count(), 0);
+    take(&volume.store(), 0);
+    let id = store_id(&volume.snapstore()).unwrap();
+    assert!(id.is_some());
+    for id in [None, id] {
+        assert_eq!(numbers(&*reopen(id).unwrap()), [0]);
+    }
+    let refused = reopen(Some(uuid::Uuid::now_v7())).unwrap_err().to_string();
+    assert!(refused.contains("not the one"), "{refused}");
+}
+
+#[test]
+fn an_origin_that_cannot_be_replaced_is_refused() {
+    let volume = layered();
+    std::os::unix::fs::symlink("nowhere", volume.origin()).unwrap();
+    let refused = volume.store_with(Faults::none()).unwrap_err().to_string();
+    assert!(refused.contains("is a link"), "{refused}");
+    let opened = wait(open_volume(&volume.origin(), &volume.snapstore(), OriginMust::MayBeAbsent));
+    assert!(opened.unwrap_err().to_string().contains("is a link"));
+    let inside = volume.snapstore().join("disk.img");
+    for origin in [volume.snapstore(), inside.clone()] {
+        if origin == inside {
+            fs::create_dir_all(volume.snapstore()).unwrap();
+        }
+        let refused = FileStore::open_or_create(origin, volume.snapstore(), FileStoreOptions::default());
+        assert!(refused.unwrap_err().to_string().contains("lies in the snapshot store"));
     }
 }
 

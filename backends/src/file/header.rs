@@ -44,6 +44,11 @@ impl Described for Header {
     const MAGIC: &'static [u8; 8] = b"ZUMASTR\x01";
 }
 
+/// The identity of the store in a directory, if there is one.
+pub(crate) fn store_id(snapstore: &Path) -> Result<Option<Uuid>, StoreError> {
+    Ok(Header::load(&Layout::new(snapstore.to_owned()).store())?.map(|header| header.id))
+}
+
 /// Opens the store's header, or makes one in an empty directory. Returns the lock, held while the file is open.
 pub(crate) fn open(
     layout: &Layout,

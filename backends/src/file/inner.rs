@@ -87,6 +87,7 @@ impl Inner {
         options: FileStoreOptions,
     ) -> Result<Self, StoreError> {
         let origin = resolve(origin)?;
+        check_apart(&origin, &snapstore)?;
         let layout = Layout::new(snapstore);
         let (header, lock) = header::open(&layout, &origin, create, options.mode)?;
         layout.prepare()?;
@@ -326,10 +327,30 @@ fn resolve(origin: &Path) -> Result<PathBuf, StoreError> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => {}
         Err(e) => return Err(failed("looking at the origin", origin)(e)),
     }
+    // A flip would replace the link, and what it should have led to would be looked for in vain.
+    if fs::symlink_metadata(origin).is_ok() {
+        return Err(StoreError::Unsupported(format!(
+            "the origin {} is a link to something that does not exist",
+            origin.display()
+        )));
+    }
     let name = origin.file_name();
     let name = name.ok_or_else(|| StoreError::Unsupported(format!("{} names no file", origin.display())))?;
     let dir = header::directory(origin);
     Ok(fs::canonicalize(&dir).map_err(failed("looking at the directory of the origin,", &dir))?.join(name))
+}
+
+/// Refuses an origin among what the store keeps, where it would be taken for something of the store's or swept away.
+fn check_apart(origin: &Path, snapstore: &Path) -> Result<(), StoreError> {
+    let root = fs::canonicalize(snapstore).or_else(|_| std::path::absolute(snapstore));
+    if root.is_ok_and(|root| origin.starts_with(root)) {
+        return Err(StoreError::Unsupported(format!(
+            "the origin {} lies in the snapshot store {}: give another directory",
+            origin.display(),
+            snapstore.display()
+        )));
+    }
+    Ok(())
 }
 
 /// Bytes of the blocks that files below `dir` take; what is deleted meanwhile takes nothing.

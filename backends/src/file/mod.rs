@@ -26,6 +26,7 @@ use std::{
 
 use async_trait::async_trait;
 pub use header::Mode;
+pub(crate) use header::store_id;
 use zumastor_core::{
     Changes, Geometry, HeadState, NewSnapshot, SnapshotNumber, SnapshotReader, SnapshotRecord, SnapshotStore,
     StagePlan, Staging, StoreError, StoreInfo, Usage, digest::LeafTree,
