@@ -428,11 +428,20 @@ fn many_snapshots_in_layers() {
     assert_eq!(fs::read_dir(volume.snapstore().join("data")).unwrap().count(), 0);
 }
 
-/// The identity of the alternate, under a second name, so that no other file can get the same.
-fn witness(volume: &Volume) -> u64 {
-    let name = volume.dir.path().join("witness");
-    fs::hard_link(volume.dir.path().join(".disk.img.zumastor-alt"), &name).unwrap();
-    fs::metadata(name).unwrap().ino()
+/// The identity of a file: with the time of its birth, because numbers are used again.
+fn identity(path: &Path) -> (u64, Option<std::time::SystemTime>) {
+    let metadata = fs::metadata(path).unwrap();
+    (metadata.ino(), metadata.created().ok())
+}
+
+fn alternate(volume: &Volume) -> std::path::PathBuf {
+    volume.dir.path().join(".disk.img.zumastor-alt")
+}
+
+/// The files that were renamed because somebody wrote to them.
+fn kept_aside(volume: &Volume) -> Vec<std::path::PathBuf> {
+    let entries = fs::read_dir(volume.dir.path()).unwrap().map(|entry| entry.unwrap().path());
+    entries.filter(|path| path.to_string_lossy().contains(".disk.img.zumastor-kept-")).collect()
 }
 
 /// The second file of a flip is brought up to date, unless somebody still has it open.
@@ -443,9 +452,9 @@ fn a_flip_costs_what_changed_and_disturbs_nobody() {
     let flip = |n| wait(store.revert(SnapshotNumber(n))).unwrap();
     flip(0);
     flip(1);
-    let old = witness(&volume);
+    let old = identity(&alternate(&volume));
     flip(2);
-    assert_eq!(fs::metadata(volume.origin()).unwrap().ino(), old, "the alternate was not used");
+    assert_eq!(identity(&volume.origin()), old, "the alternate was not used");
     assert!(fs::read(volume.origin()).unwrap() == expected(2).0);
     // Whoever opened the head before reads on what it was, however often it is flipped.
     let reader = fs::File::open(volume.origin()).unwrap();
@@ -465,11 +474,75 @@ fn a_flip_costs_what_changed_and_disturbs_nobody() {
         flip(number);
         assert!(fs::read(volume.origin()).unwrap() == expected(number).0, "flip to {number}");
     }
-    // Nor is an alternate that somebody wrote to.
-    let alternate = OpenOptions::new().write(true).open(volume.dir.path().join(".disk.img.zumastor-alt"));
-    alternate.unwrap().write_all_at(b"mine", 400_000).unwrap();
+    // Nor is an alternate that somebody wrote to, and what was written is not removed.
+    assert!(kept_aside(&volume).is_empty());
+    let written = OpenOptions::new().write(true).open(alternate(&volume));
+    written.unwrap().write_all_at(b"mine", 400_000).unwrap();
     flip(0);
     assert!(fs::read(volume.origin()).unwrap() == expected(0).0);
+    assert_eq!(fs::read(&kept_aside(&volume)[0]).unwrap()[400_000..400_004], *b"mine");
+}
+
+/// A second name that somebody gave to the volume's file holds what it held then.
+#[test]
+fn a_flip_leaves_links_to_the_volume_alone() {
+    let volume = three(&std::env::temp_dir(), Mode::Layered);
+    let store = volume.store();
+    let flip = |n| wait(store.show(SnapshotNumber(n))).unwrap();
+    flip(0);
+    let link = volume.dir.path().join("mine");
+    fs::hard_link(volume.origin(), &link).unwrap();
+    for number in [1, 2, 1] {
+        flip(number);
+        assert!(fs::read(&link).unwrap() == expected(0).0, "a link saw the flip to {number}");
+        assert!(fs::read(volume.origin()).unwrap() == expected(number).0);
+    }
+}
+
+/// Who has the volume open for writing would write to a file that is no longer the volume.
+fn no_flip_under_a_writer(place: &Path, mode: Mode) {
+    let volume = three(place, mode);
+    let mut store = volume.store();
+    wait(store.revert(SnapshotNumber(0))).unwrap();
+    let writer = volume.image();
+    let refused = wait(store.show(SnapshotNumber(1)));
+    assert!(
+        matches!(&refused, Err(StoreError::HeadBusy { path }) if path.ends_with("disk.img")),
+        "{refused:?}"
+    );
+    assert_eq!(wait(store.head()).unwrap(), HeadState::Shows(SnapshotNumber(0)));
+    drop(writer);
+    wait(store.show(SnapshotNumber(1))).unwrap();
+    drop(store);
+    // Also one who comes while the flip is being prepared.
+    let (place, late) = (volume.origin(), Mutex::new(None));
+    let late = Arc::new(late);
+    let opened = late.clone();
+    store = volume
+        .store_with(Faults::new(move |step| {
+            if step == "flip: after marking" {
+                *opened.lock().unwrap() = Some(OpenOptions::new().write(true).open(&place).unwrap());
+            }
+            false
+        }))
+        .unwrap();
+    let refused = wait(store.show(SnapshotNumber(2)));
+    assert!(matches!(refused, Err(StoreError::HeadBusy { .. })), "{refused:?}");
+    late.lock().unwrap().take().unwrap().write_all_at(b"mine", 5).unwrap();
+    assert_eq!(fs::read(volume.origin()).unwrap()[5..9], *b"mine");
+    let refused = wait(store.show(SnapshotNumber(2)));
+    assert!(matches!(refused, Err(StoreError::HeadWritten { .. })), "{refused:?}");
+}
+
+#[test]
+fn a_volume_that_is_open_for_writing_is_not_flipped() {
+    no_flip_under_a_writer(&std::env::temp_dir(), Mode::Layered);
+}
+
+#[test]
+fn root_a_volume_that_is_open_for_writing_is_not_flipped_on_xfs() {
+    let Some(mounted) = Mounted::make("xfs", 400) else { return };
+    no_flip_under_a_writer(&mounted.path(), Mode::Reflink);
 }
 
 /// A replica that keeps only its newest snapshots still flips by what changed.
@@ -480,12 +553,12 @@ fn the_alternate_outlives_its_snapshot() {
     let flip = |n| wait(store.revert(SnapshotNumber(n))).unwrap();
     flip(0);
     flip(1);
-    let alternate = volume.dir.path().join(".disk.img.zumastor-alt");
-    let old = witness(&volume);
+    let alternate = alternate(&volume);
+    let old = identity(&alternate);
     wait(store.delete_snapshot(SnapshotNumber(0))).unwrap();
     assert!(fs::read(&alternate).unwrap() == expected(1).0, "the alternate was not brought forward");
     flip(2);
-    assert_eq!(fs::metadata(volume.origin()).unwrap().ino(), old, "the alternate was not used");
+    assert_eq!(identity(&volume.origin()), old, "the alternate was not used");
     assert!(fs::read(volume.origin()).unwrap() == expected(2).0);
 }
 
@@ -587,7 +660,6 @@ fn plain_files_have_the_digest_of_their_content() {
     assert!(plain_source(volume.dir.path()).is_err());
 }
 
-/// More than one segment: finished segments survive, the others are written again.
 #[test]
 fn the_next_flip_is_prepared_while_nobody_waits() {
     let volume = layered();
@@ -619,6 +691,7 @@ fn the_next_flip_is_prepared_while_nobody_waits() {
     assert_eq!(wait(store.head()).unwrap(), HeadState::Shows(SnapshotNumber(1)));
 }
 
+/// More than one segment: finished segments survive, the others are written again.
 fn segments(place: &Path, mode: Mode) {
     let volume = Volume::new(place, Some(mode));
     let size = 2 * SEGMENT + 12_345;

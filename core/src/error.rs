@@ -59,6 +59,12 @@ pub enum StoreError {
         /// The head.
         path: PathBuf,
     },
+    /// Another program may write to the head at any moment: what it wrote after a flip would be lost. Try again later.
+    #[error("{} is open for writing by another program: a replica's volume may only be read", path.display())]
+    HeadBusy {
+        /// The head.
+        path: PathBuf,
+    },
     /// Out of space. Nothing that was there before is touched, and what is staged stays for another try.
     #[error("no space left: {what}")]
     NoSpace {

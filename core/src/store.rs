@@ -67,7 +67,8 @@ pub trait SnapshotStore: fmt::Debug + Send + Sync + 'static {
     /// As [`revert`](Self::revert), but never replaces what is not on the store: for a volume whose head is a replica.
     ///
     /// # Errors
-    /// [`StoreError::HeadWritten`] when the head is [`HeadState::Written`], also if it became so during the call.
+    /// [`StoreError::HeadWritten`] when the head is [`HeadState::Written`], also if it became so during the call;
+    /// [`StoreError::HeadBusy`] when a program has it open for writing, where that can be told.
     async fn show(&self, number: SnapshotNumber) -> Result<(), StoreError>;
 
     /// What the head holds, as far as this store can vouch for it.

@@ -9,13 +9,11 @@ use std::{
     fs::{self, File, OpenOptions, Permissions},
     io,
     ops::Range,
-    os::{
-        fd::AsRawFd,
-        unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, chown},
-    },
+    os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, chown},
     path::{Path, PathBuf},
     sync::atomic::{AtomicU64, Ordering},
     thread,
+    time::SystemTime,
 };
 
 use rustix::fs::{CWD, RenameFlags, renameat_with};
@@ -32,6 +30,7 @@ use super::{
     header::directory,
     inner::Inner,
     layout::{Described, failed, sync_dir},
+    lease::{Lease, Writers, nobody_else_has, writers},
     reflink::clone,
 };
 
@@ -57,7 +56,8 @@ impl Inner {
         let _control = self.control()?;
         let record = self.kept(number)?.record;
         if keep {
-            self.check_unwritten()?;
+            // Before the work, so that it is not done in vain, and once more at its end.
+            drop(self.replaceable()?);
         }
         let flipped = match self.header.mode {
             Mode::Reflink => self.flip_to_clone(&record, keep),
@@ -69,21 +69,55 @@ impl Inner {
         flipped
     }
 
-    fn check_unwritten(&self) -> Result<(), StoreError> {
+    /// Makes sure that nothing is lost when the origin is replaced. While the lease lives, nobody begins to write.
+    fn replaceable(&self) -> Result<Option<Lease>, StoreError> {
+        // First the lease, so that what is seen afterwards stays so.
+        let lease = match File::open(&self.origin) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+            file => match writers(file.map_err(failed("opening the origin", &self.origin))?) {
+                Writers::None(lease) => Some(lease),
+                Writers::Some => return Err(StoreError::HeadBusy { path: self.origin.clone() }),
+                Writers::Unknown => None,
+            },
+        };
         match self.head()? {
             HeadState::Written => Err(StoreError::HeadWritten { path: self.origin.clone() }),
-            HeadState::Empty | HeadState::Shows(_) => Ok(()),
+            HeadState::Empty | HeadState::Shows(_) => Ok(lease),
         }
     }
 
     /// Removes what a broken flip, or a broken preparation for one, left beside the origin.
     pub(super) fn clear_flip(&self) -> Result<(), StoreError> {
+        let head = HeadMarker::recall(&self.layout.head());
+        let alternate = AlternateMarker::recall(&self.layout.alternate());
+        let known: Vec<Stamp> = head.0.into_iter().map(|shown| shown.stamp).collect();
+        let known: Vec<Stamp> =
+            known.into_iter().chain(alternate.0.into_iter().map(|alternate| alternate.shown.stamp)).collect();
         for path in [self.flip_path(), self.next_path()] {
-            match fs::remove_file(&path) {
-                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(failed("removing", &path)(e)),
-                _ => {}
+            let Some(stamp) = Stamp::at(&path)? else { continue };
+            // What was the origin until a flip stopped may have been written to since.
+            let ours = known.iter().filter(|known| known.same_file(&stamp)).collect::<Vec<_>>();
+            if !ours.is_empty() && !ours.contains(&&stamp) {
+                self.keep_aside(&path)?;
+                continue;
             }
+            fs::remove_file(&path).map_err(failed("removing", &path))?;
         }
+        Ok(())
+    }
+
+    /// Renames a file that somebody wrote to: it is not ours to remove.
+    fn keep_aside(&self, path: &Path) -> Result<(), StoreError> {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |now| now.as_secs());
+        let mut names = (now..).map(|time| self.beside(&format!("kept-{time}")));
+        let kept =
+            names.find(|name| fs::symlink_metadata(name).is_err()).expect("there is always a later second");
+        fs::rename(path, &kept).map_err(failed("renaming", path))?;
+        tracing::warn!(
+            path = %kept.display(),
+            "somebody wrote to what the volume was before a flip; it is kept under this name: remove it if it is not \
+             needed"
+        );
         Ok(())
     }
 
@@ -146,13 +180,13 @@ impl Inner {
         marker.replace(&self.layout.alternate())?;
         self.mark_head(record, stamp)?;
         self.faults.at("flip: before exchange")?;
-        if keep {
-            // Preparing may have taken long.
-            self.check_unwritten()?;
-        }
+        // Preparing may have taken long.
+        let lease = if keep { self.replaceable()? } else { None };
         if renameat_with(CWD, &path, CWD, &self.origin, RenameFlags::EXCHANGE).is_err() {
+            drop(lease);
             return self.rename_over(&path, keep);
         }
+        drop(lease);
         self.faults.at("flip: after exchange")?;
         if path != self.alternate_path() {
             fs::rename(&path, self.alternate_path()).map_err(failed("renaming", &path))?;
@@ -162,11 +196,10 @@ impl Inner {
     }
 
     fn rename_over(&self, path: &Path, keep: bool) -> Result<(), StoreError> {
-        if keep {
-            self.check_unwritten()?;
-        }
         self.faults.at("flip: before rename")?;
+        let lease = if keep { self.replaceable()? } else { None };
         fs::rename(path, &self.origin).map_err(failed("renaming", path))?;
+        drop(lease);
         self.faults.at("flip: after rename")?;
         sync_dir(&directory(&self.origin))
     }
@@ -194,7 +227,7 @@ impl Inner {
         self.faults.at("flip: after marking")
     }
 
-    /// Opens the alternate if it can be brought to `record` by what changed. Otherwise it is unlinked.
+    /// Opens the alternate if it can be brought to `record` by what changed. Otherwise its name is made free.
     fn usable_alternate(&self, record: &SnapshotRecord) -> Result<Option<(File, Alternate)>, StoreError> {
         let path = self.alternate_path();
         let file = match OpenOptions::new().read(true).write(true).open(&path) {
@@ -202,21 +235,30 @@ impl Inner {
             file => file.map_err(failed("opening", &path))?,
         };
         let stamp = Stamp::of(&file, &path)?;
+        let links = file.metadata().map_err(failed("looking at", &path))?.nlink();
         let marker = AlternateMarker::recall(&self.layout.alternate());
         let known = marker.0.into_iter().find(|alternate| alternate.shown.stamp.same_file(&stamp));
-        let usable = known.filter(|alternate| {
+        let ours = known.filter(|known| known.applying.is_some() || known.shown.stamp == stamp);
+        let untouched = ours.is_some();
+        let usable = ours.filter(|alternate| {
             let from = self.kept(alternate.shown.number);
             let there = from.is_ok_and(|kept| kept.record.guid() == alternate.shown.guid);
-            let right = match alternate.applying {
-                None => alternate.shown.stamp == stamp,
-                Some(applying) => applying == (record.number(), record.guid()),
-            };
-            there && right && nobody_else_has(&file)
+            let right =
+                alternate.applying.is_none_or(|applying| applying == (record.number(), record.guid()));
+            // Under a second name it is somebody's copy of what the volume was.
+            there && right && links == 1 && nobody_else_has(&file)
         });
-        if usable.is_none() {
+        if let Some(alternate) = usable {
+            return Ok(Some((file, alternate)));
+        }
+        drop(file);
+        let written_soon = || File::open(&path).is_ok_and(|file| matches!(writers(file), Writers::Some));
+        if links == 1 && (!untouched || written_soon()) {
+            self.keep_aside(&path)?;
+        } else {
             fs::remove_file(&path).map_err(failed("removing", &path))?;
         }
-        Ok(usable.map(|alternate| (file, alternate)))
+        Ok(None)
     }
 
     /// Brings the alternate to what the origin shows, if it holds a snapshot that is about to be deleted: without that
@@ -314,20 +356,4 @@ pub(super) fn new_head(path: &Path) -> Result<File, StoreError> {
     let _ = fs::remove_file(path);
     let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path);
     file.map_err(failed("making", path))
-}
-
-/// Whether no other open file, mapping or device refers to the file: the kernel grants a write lease only then. False
-/// also where leases are not known.
-fn nobody_else_has(file: &File) -> bool {
-    // From include/uapi/linux/fcntl.h; the same on all architectures.
-    const F_SETSIG: libc::c_int = 10;
-    let fd = file.as_raw_fd();
-    // SAFETY: these commands take integers and touch no memory of ours. Should somebody open the file while the lease is
-    // held, the kernel sends the signal chosen here, whose default is to be ignored, and not SIGIO, which would end us.
-    #[allow(unsafe_code)]
-    unsafe {
-        libc::fcntl(fd, F_SETSIG, libc::SIGURG) == 0
-            && libc::fcntl(fd, libc::F_SETLEASE, libc::F_WRLCK) == 0
-            && libc::fcntl(fd, libc::F_SETLEASE, libc::F_UNLCK) == 0
-    }
 }

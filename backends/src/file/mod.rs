@@ -10,6 +10,7 @@ mod header;
 mod inner;
 mod layered;
 mod layout;
+mod lease;
 mod leaves;
 mod prepare;
 mod reader;

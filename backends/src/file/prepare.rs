@@ -61,11 +61,13 @@ impl Inner {
     }
 
     /// Makes the finished copy the alternate, if that is still what is wanted.
-    fn finish_next(&self, file: &File, record: &SnapshotRecord) -> Result<(), StoreError> {
+    fn finish_next(&self, file: File, record: &SnapshotRecord) -> Result<(), StoreError> {
         let path = self.next_path();
         file.sync_data().map_err(failed("syncing", &path))?;
-        let stamp = set_past(file, &path, record)?;
+        let stamp = set_past(&file, &path, record)?;
         file.sync_all().map_err(failed("syncing", &path))?;
+        // A flip does not take an alternate that anybody has open.
+        drop(file);
         let _control = self.control()?;
         let there = self.kept(record.number()).is_ok_and(|kept| kept.record.guid() == record.guid());
         if !there || self.alternate_path().exists() {
@@ -93,5 +95,6 @@ fn prepare(inner: &Weak<Inner>) -> Result<(), StoreError> {
         let changes = inner.changes(None, record.number(), segment.range(record.size))?;
         super::flip::write_changes(&changes, &*reader, file, &path)?;
     }
-    inner.upgrade().map_or(Ok(()), |inner| inner.finish_next(&file, &record))
+    drop(bulk);
+    inner.upgrade().map_or(Ok(()), |inner| inner.finish_next(file, &record))
 }
