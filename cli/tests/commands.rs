@@ -72,8 +72,20 @@ fn volumes_are_defined_once() {
     node.define("absent");
     let error = node.fails(1, &["define", "master", "absent"]);
     assert!(error.contains("absent.img does not exist"), "{error}");
-    let error = node.fails(3, &["define", "volume", "d", &text(&node.root), &other]);
+    let error = node.fails(3, &["define", "volume", "d", &text(&node.path("etc")), &other]);
     assert!(error.contains("is no regular file"), "{error}");
+    // Nor may an origin and a snapshot store share a place.
+    let (place, inside) = (text(&node.path("new")), text(&node.path("new/inside")));
+    for (origin, snapstore) in [(&place, &place), (&place, &inside), (&inside, &place)] {
+        let error = node.fails(3, &["define", "volume", "d", origin, snapstore]);
+        assert!(error.contains("must not be one, nor lie in each other"), "{error}");
+    }
+    assert!(!node.path("new").exists());
+    let error = node.fails(3, &["define", "volume", "d", &text(&node.path("v.snaps/d.img")), &other]);
+    assert!(error.contains("d.img belongs to volume v"), "{error}");
+    let ran = node.run(&["define", "volume", "later", &text(&node.path("later.img")), &other]);
+    assert!(ran.code == 0 && ran.err.contains("for a master, check the path"), "{ran:?}");
+    assert!(!ran.err.contains("define master"), "{ran:?}");
 }
 
 #[test]
@@ -162,6 +174,9 @@ fn peers_and_roles_are_checked() {
     alpha.ok(&["peer", "add", "beta", ticket.trim()]);
 
     // Hosts and roles.
+    let before = fs::read_to_string(beta.path("etc/peers.toml")).unwrap();
+    assert!(beta.fails(3, &["define", "target", "v", "alpha:7"]).contains("comes from alpha"));
+    assert_eq!(fs::read_to_string(beta.path("etc/peers.toml")).unwrap(), before, "an address was noted");
     for verb in ["source", "target"] {
         let error = beta.fails(1, &["define", verb, "v", "nobody"]);
         assert!(error.contains("nobody is no peer") && error.contains("zumastor peer add"), "{error}");

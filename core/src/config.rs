@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use crate::NodeName;
 
@@ -49,6 +50,10 @@ pub struct VolumeConfig {
     pub origin: PathBuf,
     /// The snapshot store: the directory that holds the snapshots.
     pub snapstore: PathBuf,
+    /// The identity of the store in there, noted when the volume was defined: another store, or none because a file
+    /// system is not mounted, is not taken for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub store: Option<Uuid>,
     /// Present on the node that masters the volume.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub master: Option<MasterConfig>,

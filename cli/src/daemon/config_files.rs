@@ -1,7 +1,17 @@
 //! Reading and editing the configuration. People edit the same files, so an edit changes what it is about and leaves
-//! comments, order and everything else as they are.
+//! comments, order and everything else as they are; and a file that was edited by hand since it was read is not touched.
 
-use std::{fs, io, path::Path};
+mod check;
+
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::HashMap,
+    fs, io,
+    path::{Path, PathBuf},
+    sync::Mutex,
+};
 
 use serde::{Serialize, de::DeserializeOwned};
 use toml_edit::{DocumentMut, Item, Table, TableLike};
@@ -10,6 +20,8 @@ use zumastor_core::{
     config::{NodeConfig, PeersConfig, VolumeConfig},
     files::{sync_dir, write_atomically},
 };
+
+pub use check::{nested, options};
 
 use crate::{exit::Failure, paths::Paths};
 
@@ -24,59 +36,132 @@ pub struct Configuration {
     pub volumes: Vec<(VolumeName, VolumeConfig)>,
 }
 
-/// Reads all files. The first that is bad is named, with the line and the reason.
-pub fn load(paths: &Paths) -> Result<Configuration, Failure> {
-    let node = read(&paths.node_toml())?.unwrap_or_default();
-    let peers = read(&paths.peers_toml())?.unwrap_or_default();
-    let mut volumes = Vec::new();
-    let dir = paths.volumes();
-    let entries = match fs::read_dir(&dir) {
-        Ok(entries) => entries.collect::<io::Result<Vec<_>>>().map_err(Failure::doing(dir.display()))?,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
-        Err(error) => return Err(Failure::doing(dir.display())(error)),
-    };
-    for entry in entries {
-        let file_name = entry.file_name();
-        let Some(name) = file_name.to_str().and_then(|name| name.strip_suffix(".toml")) else { continue };
-        if name.starts_with('.') {
-            // What an editor, or a write that was cut short, left.
-            continue;
+/// The files, and what they said when they were read or written last.
+#[derive(Debug)]
+pub struct ConfigFiles {
+    paths: Paths,
+    /// A file that is not here did not exist.
+    known: Mutex<HashMap<PathBuf, String>>,
+}
+
+impl ConfigFiles {
+    /// Reads all files. The first that is bad is named, with the line and the reason.
+    pub fn load(paths: &Paths) -> Result<(Self, Configuration), Failure> {
+        let files = Self { paths: paths.clone(), known: Mutex::default() };
+        let node = files.read(&paths.node_toml(), |_: &NodeConfig| None)?.unwrap_or_default();
+        let peers = files.read(&paths.peers_toml(), check::peers)?.unwrap_or_default();
+        let mut volumes: Vec<(VolumeName, VolumeConfig)> = Vec::new();
+        for (name, path) in files.volume_files()? {
+            if let Some(config) = files.read(&path, |config| check::volume(config, &volumes))? {
+                volumes.push((name, config));
+            }
         }
-        let name: VolumeName = name.parse().map_err(Failure::doing(entry.path().display()))?;
-        if let Some(config) = read(&entry.path())? {
-            volumes.push((name, config));
+        Ok((files, Configuration { node, peers, volumes }))
+    }
+
+    /// Writes `volumes/NAME.toml`.
+    pub fn write_volume(&self, name: &VolumeName, config: &VolumeConfig) -> Result<(), Failure> {
+        self.edit(&self.paths.volume_toml(name), config)
+    }
+
+    /// Removes `volumes/NAME.toml`.
+    pub fn remove_volume(&self, name: &VolumeName) -> Result<(), Failure> {
+        let path = self.paths.volume_toml(name);
+        let mut known = self.known.lock().expect("no panic while locked");
+        if unchanged(&known, &path)?.is_some() {
+            fs::remove_file(&path).map_err(Failure::doing(path.display()))?;
+            sync_dir(&self.paths.volumes()).map_err(Failure::doing(path.display()))?;
         }
+        known.remove(&path);
+        Ok(())
     }
-    volumes.sort_by(|a, b| a.0.cmp(&b.0));
-    Ok(Configuration { node, peers, volumes })
-}
 
-/// Writes `volumes/NAME.toml`.
-pub fn write_volume(paths: &Paths, name: &VolumeName, config: &VolumeConfig) -> Result<(), Failure> {
-    edit(&paths.volume_toml(name), config)
-}
+    /// Refuses if `volumes/NAME.toml` could not be written now because somebody edited it.
+    pub fn check_volume(&self, name: &VolumeName) -> Result<(), Failure> {
+        let known = self.known.lock().expect("no panic while locked");
+        unchanged(&known, &self.paths.volume_toml(name)).map(drop)
+    }
 
-/// Removes `volumes/NAME.toml`.
-pub fn remove_volume(paths: &Paths, name: &VolumeName) -> Result<(), Failure> {
-    let path = paths.volume_toml(name);
-    match fs::remove_file(&path) {
-        Ok(()) => sync_dir(&paths.volumes()).map_err(Failure::doing(path.display())),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(Failure::doing(path.display())(error)),
+    /// Writes `peers.toml`.
+    pub fn write_peers(&self, config: &PeersConfig) -> Result<(), Failure> {
+        self.edit(&self.paths.peers_toml(), config)
+    }
+
+    /// The files of the volumes, by name.
+    fn volume_files(&self) -> Result<Vec<(VolumeName, PathBuf)>, Failure> {
+        let dir = self.paths.volumes();
+        let entries = match fs::read_dir(&dir) {
+            Ok(entries) => entries.collect::<io::Result<Vec<_>>>().map_err(Failure::doing(dir.display()))?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            Err(error) => return Err(Failure::doing(dir.display())(error)),
+        };
+        let mut files = Vec::new();
+        for entry in entries {
+            let file_name = entry.file_name();
+            let Some(name) = file_name.to_str().and_then(|name| name.strip_suffix(".toml")) else { continue };
+            if name.starts_with('.') {
+                // What an editor, or a write that was cut short, left.
+                continue;
+            }
+            let name = name.parse().map_err(Failure::doing(entry.path().display()))?;
+            files.push((name, entry.path()));
+        }
+        files.sort();
+        Ok(files)
+    }
+
+    fn read<T: DeserializeOwned>(
+        &self,
+        path: &Path,
+        check: impl FnOnce(&T) -> Option<check::Problem>,
+    ) -> Result<Option<T>, Failure> {
+        let Some(text) = read_text(path)? else { return Ok(None) };
+        let config: T = toml::from_str(&text)
+            .map_err(|error| bad_file(path, line_at(&text, error.span()), error.message()))?;
+        if let Some(check::Problem { keys, reason }) = check(&config) {
+            return Err(bad_file(
+                path,
+                check::line_of(&text, &keys),
+                &format!("{}: {reason}", keys.join(".")),
+            ));
+        }
+        self.known.lock().expect("no panic while locked").insert(path.to_owned(), text);
+        Ok(Some(config))
+    }
+
+    /// Makes the file say `config`, changing no more of it than needed.
+    fn edit<T: Serialize>(&self, path: &Path, config: &T) -> Result<(), Failure> {
+        let mut known = self.known.lock().expect("no panic while locked");
+        let text = unchanged(&known, path)?.unwrap_or_default();
+        let mut document: DocumentMut = text.parse().map_err(|error: toml_edit::TomlError| {
+            bad_file(path, line_at(&text, error.span()), error.message())
+        })?;
+        let wanted = toml_edit::ser::to_document(config).map_err(Failure::doing(path.display()))?;
+        merge(document.as_table_mut(), wanted.as_table());
+        if let Some(dir) = path.parent() {
+            fs::create_dir_all(dir).map_err(Failure::doing(dir.display()))?;
+        }
+        let text = document.to_string();
+        write_atomically(path, text.as_bytes(), 0o644).map_err(Failure::doing(path.display()))?;
+        known.insert(path.to_owned(), text);
+        Ok(())
     }
 }
 
-/// Writes `peers.toml`.
-pub fn write_peers(paths: &Paths, config: &PeersConfig) -> Result<(), Failure> {
-    edit(&paths.peers_toml(), config)
+/// The file's content, if it is what it was when it was read or written last.
+fn unchanged(known: &HashMap<PathBuf, String>, path: &Path) -> Result<Option<String>, Failure> {
+    let text = read_text(path)?;
+    if text.as_ref() == known.get(path) {
+        return Ok(text);
+    }
+    Err(Failure::refused(format!(
+        "{} was edited since the daemon read it: restart the daemon to apply the edit, then repeat this command",
+        path.display()
+    )))
 }
 
-fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, Failure> {
-    let Some(text) = read_text(path)? else { return Ok(None) };
-    toml::from_str(&text).map(Some).map_err(|error| {
-        let line = error.span().map(|span| 1 + text[..span.start.min(text.len())].matches('\n').count());
-        bad_file(path, line, error.message())
-    })
+fn line_at(text: &str, span: Option<std::ops::Range<usize>>) -> Option<usize> {
+    span.map(|span| 1 + text[..span.start.min(text.len())].matches('\n').count())
 }
 
 fn read_text(path: &Path) -> Result<Option<String>, Failure> {
@@ -90,21 +175,6 @@ fn read_text(path: &Path) -> Result<Option<String>, Failure> {
 fn bad_file(path: &Path, line: Option<usize>, reason: &str) -> Failure {
     let line = line.map(|line| format!(", line {line}")).unwrap_or_default();
     Failure::failed(format!("{}{line}: {reason}", path.display())).remedy("correct the file and try again")
-}
-
-/// Makes the file say `config`, changing no more of it than needed.
-fn edit<T: Serialize>(path: &Path, config: &T) -> Result<(), Failure> {
-    let text = read_text(path)?.unwrap_or_default();
-    let mut document: DocumentMut = text.parse().map_err(|error: toml_edit::TomlError| {
-        let line = error.span().map(|span| 1 + text[..span.start.min(text.len())].matches('\n').count());
-        bad_file(path, line, error.message())
-    })?;
-    let wanted = toml_edit::ser::to_document(config).map_err(Failure::doing(path.display()))?;
-    merge(document.as_table_mut(), wanted.as_table());
-    if let Some(dir) = path.parent() {
-        fs::create_dir_all(dir).map_err(Failure::doing(dir.display()))?;
-    }
-    write_atomically(path, document.to_string().as_bytes(), 0o644).map_err(Failure::doing(path.display()))
 }
 
 /// Makes `table` hold what `wanted` holds. Values that are right already keep their form and their comments.
@@ -151,113 +221,5 @@ fn same(a: &toml_edit::Value, b: &toml_edit::Value) -> bool {
         (Value::Boolean(a), Value::Boolean(b)) => a.value() == b.value(),
         (Value::Array(a), Value::Array(b)) => a.len() == b.len() && a.iter().zip(b).all(|(a, b)| same(a, b)),
         _ => false,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use zumastor_core::config::{MasterConfig, PeerConfig, SourceConfig, TargetConfig};
-
-    use super::*;
-
-    fn fixture() -> (tempfile::TempDir, Paths) {
-        let dir = tempfile::tempdir().unwrap();
-        let paths = Paths::below(dir.path());
-        fs::create_dir_all(paths.volumes()).unwrap();
-        (dir, paths)
-    }
-
-    fn volume() -> VolumeConfig {
-        VolumeConfig {
-            origin: "/data/v.img".into(),
-            snapstore: "/data/v.snaps".into(),
-            master: Some(MasterConfig::default()),
-            source: None,
-            target: [("beta".parse().unwrap(), TargetConfig { period: Some(60), ..Default::default() })]
-                .into(),
-        }
-    }
-
-    #[test]
-    fn what_is_written_is_read_back() {
-        let (_dir, paths) = fixture();
-        let name: VolumeName = "v".parse().unwrap();
-        let mut config = volume();
-        write_volume(&paths, &name, &config).unwrap();
-        assert_eq!(load(&paths).unwrap().volumes, [(name.clone(), config.clone())]);
-        let text = fs::read_to_string(paths.volume_toml(&name)).unwrap();
-        assert!(text.contains("[target.beta]") && !text.contains("[target]"), "{text}");
-
-        config.master = None;
-        config.target.clear();
-        config.source =
-            Some(SourceConfig { host: "alpha".parse().unwrap(), period: None, name: Some("w".into()) });
-        write_volume(&paths, &name, &config).unwrap();
-        assert_eq!(load(&paths).unwrap().volumes, [(name.clone(), config)]);
-        remove_volume(&paths, &name).unwrap();
-        assert!(load(&paths).unwrap().volumes.is_empty());
-    }
-
-    #[test]
-    fn edits_keep_comments_and_order() {
-        let (_dir, paths) = fixture();
-        let name: VolumeName = "v".parse().unwrap();
-        let text = "\
-# The mail server's disk.
-snapstore = '/data/v.snaps'   # on the same file system
-origin = \"/data/v.img\"
-
-[target.beta]  # the attic
-period = 60    # every minute
-
-[master]
-# nothing here yet
-";
-        fs::write(paths.volume_toml(&name), text).unwrap();
-        let mut config = volume();
-        write_volume(&paths, &name, &config).unwrap();
-        assert_eq!(fs::read_to_string(paths.volume_toml(&name)).unwrap(), text);
-
-        config.target.get_mut(&"beta".parse().unwrap()).unwrap().period = Some(3600);
-        config
-            .target
-            .insert("gamma".parse().unwrap(), TargetConfig { uncompressed: true, ..Default::default() });
-        write_volume(&paths, &name, &config).unwrap();
-        let edited = fs::read_to_string(paths.volume_toml(&name)).unwrap();
-        let kept = text.replace("period = 60 ", "period = 3600 ");
-        for line in kept.lines() {
-            assert!(edited.contains(line), "{line:?} is gone from:\n{edited}");
-        }
-        assert!(edited.contains("[target.gamma]\nuncompressed = true"), "{edited}");
-        assert_eq!(load(&paths).unwrap().volumes, [(name, config)]);
-    }
-
-    #[test]
-    fn bad_files_are_named_with_the_line() {
-        let (_dir, paths) = fixture();
-        fs::write(paths.peers_toml(), "[peer.beta]\nkey = 'x'\n\ncolour = 'red'\n").unwrap();
-        let failure = load(&paths).unwrap_err();
-        assert!(failure.error.contains("peers.toml, line 4: unknown field `colour`"), "{failure}");
-        fs::write(paths.peers_toml(), "").unwrap();
-        fs::write(paths.node_toml(), "listen = \"nowhere\"\n").unwrap();
-        let failure = load(&paths).unwrap_err();
-        assert!(failure.error.contains("zumastor.toml, line 1: "), "{failure}");
-        fs::write(paths.node_toml(), "").unwrap();
-        fs::write(paths.volumes().join("-x.toml"), "").unwrap();
-        assert!(load(&paths).unwrap_err().error.contains("cannot be a volume name"));
-    }
-
-    #[test]
-    fn peers_are_tables() {
-        let (_dir, paths) = fixture();
-        let mut peers = PeersConfig::default();
-        let peer = PeerConfig { key: "ab".into(), addresses: vec!["h:1".into()] };
-        peers.peer.insert("beta".parse().unwrap(), peer);
-        write_peers(&paths, &peers).unwrap();
-        let text = fs::read_to_string(paths.peers_toml()).unwrap();
-        assert_eq!(text, "[peer.beta]\nkey = \"ab\"\naddresses = [\"h:1\"]\n");
-        assert_eq!(load(&paths).unwrap().peers, peers);
-        write_peers(&paths, &PeersConfig::default()).unwrap();
-        assert_eq!(load(&paths).unwrap().peers, PeersConfig::default());
     }
 }

@@ -10,7 +10,14 @@ use zumastor_core::{
     config::{MasterConfig, SourceConfig, VolumeConfig},
 };
 
-use super::{Daemon, config_files, holds::blocking, puller::Pull, pusher::Push, volume::Volume};
+use super::{
+    Daemon,
+    config_files::{nested, options},
+    holds::blocking,
+    puller::Pull,
+    pusher::Push,
+    volume::{Volume, exists},
+};
 use crate::{
     api::{DefineSource, DefineTarget, DefineVolume, Outcome},
     exit::Failure,
@@ -37,24 +44,18 @@ impl Daemon {
             return Err(Failure::refused(format!("volume {name} is defined already: {is}"))
                 .remedy(format!("choose another name, or `zumastor forget volume {name}` first")));
         }
-        for other in self.all_volumes() {
-            let config = other.config();
-            for path in [&origin, &snapstore] {
-                if [&config.origin, &config.snapstore].iter().any(|used| resolved(used) == resolved(path)) {
-                    return Err(Failure::refused(format!(
-                        "{} belongs to volume {}",
-                        path.display(),
-                        other.name
-                    ))
-                    .remedy("give each volume an origin and a snapshot store of its own"));
-                }
-            }
-        }
-        let config = VolumeConfig { origin, snapstore, master: None, source: None, target: [].into() };
+        self.check_paths(&origin, &snapstore).await?;
+        // Before a store is made.
+        let owned = name.clone();
+        self.configuring(move |files| files.check_volume(&owned)).await?;
+        let mut config =
+            VolumeConfig { origin, snapstore, store: None, master: None, source: None, target: [].into() };
         let volume = Arc::new(Volume::new(name.clone(), config.clone(), self.stores.clone()));
-        let store = volume.store().await?;
+        let (store, id) = volume.found().await?;
+        config.store = id;
+        volume.set_config(config.clone());
         let snapshots = store.snapshots().await?;
-        config_files::write_volume(&self.paths, &name, &config)?;
+        self.write_volume(&name, &config).await?;
         self.volumes.write().expect("no panic while locked").insert(name.clone(), volume);
 
         let mut outcome = Outcome::changed(format!("volume {name} is defined"));
@@ -63,19 +64,55 @@ impl Daemon {
             let count = snapshots.len();
             outcome = outcome.note(format!("{count} snapshots were there already: {}", numbers.join(", ")));
         }
-        if !config.origin.exists() {
+        let there = exists(config.origin.clone()).await;
+        if !there {
             outcome = outcome.note(format!(
-                "{} does not exist yet: it is made when the first snapshot arrives",
+                "there is no {}: that is right for a replica, which gets it with the first snapshot; for a master, \
+                 check the path, and that its file system is mounted",
                 config.origin.display()
             ));
         }
         if let Some(caution) = store.info().caution {
             outcome = outcome.note(caution);
         }
+        let master = format!("`zumastor define master {name}` to take snapshots of it here, or ");
         Ok(outcome.note(format!(
-            "next, `zumastor define master {name}` to take snapshots of it here, or `zumastor define source {name} \
-             HOST` to receive it"
+            "next, {}`zumastor define source {name} HOST` to receive it",
+            if there { &master } else { "" }
         )))
+    }
+
+    /// Refuses paths that cannot be a volume's own.
+    async fn check_paths(&self, origin: &Path, snapstore: &Path) -> Result<(), Failure> {
+        let others = self.all_volumes().into_iter().map(|other| (other.name.clone(), other.config()));
+        let (others, origin, snapstore) =
+            (others.collect::<Vec<_>>(), origin.to_owned(), snapstore.to_owned());
+        let check = move || {
+            let (real_origin, real_snapstore) = (resolved(&origin), resolved(&snapstore));
+            if nested(&real_origin, &real_snapstore) {
+                let (origin, snapstore) = (origin.display(), snapstore.display());
+                return Err(Failure::refused(format!(
+                    "the origin {origin} and the snapshot store {snapstore} must not be one, nor lie in each other"
+                ))
+                .remedy("put them beside each other: the origin is a file, the snapshot store a directory"));
+            }
+            for (other, config) in others {
+                let (used_origin, used_snapstore) = (resolved(&config.origin), resolved(&config.snapstore));
+                let clash = if [&used_origin, &used_snapstore].contains(&&real_origin)
+                    || nested(&real_origin, &used_snapstore)
+                {
+                    &origin
+                } else if nested(&real_snapstore, &used_snapstore) || nested(&real_snapstore, &used_origin) {
+                    &snapstore
+                } else {
+                    continue;
+                };
+                return Err(Failure::refused(format!("{} belongs to volume {other}", clash.display()))
+                    .remedy("give each volume an origin and a snapshot store of its own"));
+            }
+            Ok(())
+        };
+        tokio::task::spawn_blocking(check).await.expect("comparing paths does not panic")
     }
 
     /// `define master`.
@@ -95,7 +132,7 @@ impl Daemon {
                 "`zumastor forget source {name}` first: from then on it receives nothing more"
             )));
         }
-        if !config.origin.exists() {
+        if !exists(config.origin.clone()).await {
             let origin = config.origin.display();
             return Err(Failure::failed(format!(
                 "{origin} does not exist, so there is nothing to take snapshots of"
@@ -103,7 +140,7 @@ impl Daemon {
             .remedy("create it, or `zumastor define source` if the volume comes from another node"));
         }
         config.master = Some(MasterConfig::default());
-        config_files::write_volume(&self.paths, name, &config)?;
+        self.write_volume(name, &config).await?;
         volume.set_config(config);
         Ok(Outcome::changed(format!("this node is the master of volume {name}")))
     }
@@ -123,7 +160,7 @@ impl Daemon {
                 format!("`zumastor forget volume {name}` keeps all data; then define it again, as a replica"),
             ));
         }
-        let host = self.resolve_host(&define.host)?;
+        let (host, address) = self.resolve_host(&define.host)?;
         if let Some(there) = config.source.as_ref().filter(|there| there.host != host) {
             return Err(Failure::refused(format!("volume {name} comes from {}", there.host))
                 .remedy(format!("`zumastor forget source {name}` first")));
@@ -153,11 +190,12 @@ impl Daemon {
             period: define.period,
             name: define.name.filter(|remote| remote != name.as_str()),
         };
+        self.remember(&host, address).await?;
         if config.source.as_ref() == Some(&source) {
             return Ok(Outcome::already(format!("volume {name} comes from {host} so already")));
         }
         config.source = Some(source.clone());
-        config_files::write_volume(&self.paths, name, &config)?;
+        self.write_volume(name, &config).await?;
         volume.set_config(config);
         Pull::start(self, &volume, &source).await;
         let outcome = Outcome::changed(format!("volume {name} comes from {host}"));
@@ -176,7 +214,7 @@ impl Daemon {
         let mut target = define.options;
         check_options(target.period, target.ratelimit, target.name.as_deref())?;
         target.name = target.name.filter(|remote| remote != name.as_str());
-        let host = self.resolve_host(&define.host)?;
+        let (host, address) = self.resolve_host(&define.host)?;
         let mut config = volume.config();
         if config.source.as_ref().is_some_and(|source| source.host == host) {
             return Err(Failure::refused(format!(
@@ -184,11 +222,12 @@ impl Daemon {
             ))
             .remedy(format!("`zumastor forget source {name}` first")));
         }
+        self.remember(&host, address).await?;
         if config.target.get(&host) == Some(&target) {
             return Ok(Outcome::already(format!("volume {name} is sent to {host} so already")));
         }
         config.target.insert(host.clone(), target.clone());
-        config_files::write_volume(&self.paths, name, &config)?;
+        self.write_volume(name, &config).await?;
         volume.set_config(config);
         Push::start(self, &volume, &host, &target).await;
         let remote = target.name.as_deref().unwrap_or(name.as_str());
@@ -198,17 +237,29 @@ impl Daemon {
     }
 
     /// `forget volume`.
-    pub async fn forget_volume(&self, name: &VolumeName) -> Result<Outcome, Failure> {
+    pub async fn forget_volume(self: &Arc<Self>, name: &VolumeName) -> Result<Outcome, Failure> {
         let _editing = self.editing.lock().await;
         let volume = self.volume(name)?;
         let config = volume.config();
-        config_files::remove_volume(&self.paths, name)?;
-        self.volumes.write().expect("no panic while locked").remove(name);
+        let owned = name.clone();
+        self.configuring(move |files| files.check_volume(&owned)).await?;
         // A transfer that is ending moves no more holds.
         volume.set_config(VolumeConfig { source: None, target: [].into(), ..config.clone() });
         volume.stop().await;
+        // The database first: after a crash in between, nothing is held on behalf of the next volume of this name.
         let (state, owned) = (self.state.clone(), name.clone());
-        blocking(move || state.forget_volume(&owned)).await?;
+        let forgotten = blocking(move || state.forget_volume(&owned)).await.map_err(Failure::from);
+        let owned = name.clone();
+        let removed = match forgotten {
+            Ok(()) => self.configuring(move |files| files.remove_volume(&owned)).await,
+            Err(failure) => Err(failure),
+        };
+        if let Err(failure) = removed {
+            volume.set_config(config);
+            self.start_volume(&volume).await;
+            return Err(failure);
+        }
+        self.volumes.write().expect("no panic while locked").remove(name);
         let kept = format!(
             "{} and the snapshots in {} are untouched: `zumastor define volume` with both takes them up again",
             config.origin.display(),
@@ -225,7 +276,7 @@ impl Daemon {
         let Some(source) = config.source.take() else {
             return Err(Failure::failed(format!("volume {name} has no source")));
         };
-        config_files::write_volume(&self.paths, name, &config)?;
+        self.write_volume(name, &config).await?;
         volume.set_config(config);
         volume.set_puller(|| None).await;
         self.forget_pair(name, &source.host).await?;
@@ -246,7 +297,7 @@ impl Daemon {
         if config.target.remove(&host).is_none() {
             return Err(Failure::failed(format!("volume {name} is not sent to {host}")));
         }
-        config_files::write_volume(&self.paths, name, &config)?;
+        self.write_volume(name, &config).await?;
         volume.set_config(config);
         volume.set_target(&host, || None).await;
         self.forget_pair(name, &host).await?;
@@ -261,16 +312,7 @@ impl Daemon {
 }
 
 fn check_options(period: Option<u64>, ratelimit: Option<u64>, name: Option<&str>) -> Result<(), Failure> {
-    if period == Some(0) {
-        return Err(Failure::usage("a period is at least one second"));
-    }
-    if ratelimit == Some(0) {
-        return Err(Failure::usage("a rate limit is at least one byte a second"));
-    }
-    if let Some(name) = name {
-        name.parse::<VolumeName>().map_err(|error| Failure::usage(error.to_string()))?;
-    }
-    Ok(())
+    options(period, ratelimit, name).map_or(Ok(()), |(_, reason)| Err(Failure::usage(reason)))
 }
 
 /// What a path really names, as far as it exists.

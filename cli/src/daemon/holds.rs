@@ -104,6 +104,7 @@ mod tests {
         let config = VolumeConfig {
             origin: "/v".into(),
             snapstore: "/s".into(),
+            store: None,
             master: None,
             source: Some(SourceConfig { host: "alpha".parse().unwrap(), period: None, name: None }),
             target: [("beta".parse().unwrap(), TargetConfig::default())].into(),

@@ -24,12 +24,16 @@ use std::{
 };
 
 use jiff::Timestamp;
-use zumastor_core::{NodeName, VolumeName, config::PeersConfig};
+use zumastor_core::{
+    NodeName, VolumeName,
+    config::{PeersConfig, VolumeConfig},
+};
 use zumastor_net::{Node, PublicKey, PullSummary};
 
 pub use start::{Settings, run};
 
 use self::{
+    config_files::ConfigFiles,
     state::State,
     volume::{Stores, Volume},
     worker::Trouble,
@@ -37,13 +41,12 @@ use self::{
 use crate::{
     api::{Direction, TransferRecord},
     exit::{Failure, chain},
-    paths::Paths,
 };
 
 /// What the parts of the daemon share.
 #[derive(Debug)]
 pub struct Daemon {
-    paths: Paths,
+    files: Arc<ConfigFiles>,
     name: NodeName,
     key: PublicKey,
     started: Timestamp,
@@ -82,6 +85,20 @@ impl Daemon {
 
     fn all_volumes(&self) -> Vec<Arc<Volume>> {
         self.volumes.read().expect("no panic while locked").values().cloned().collect()
+    }
+
+    /// Works on the files of the configuration, where waiting for a disk keeps nobody from working.
+    async fn configuring(
+        &self,
+        work: impl FnOnce(&ConfigFiles) -> Result<(), Failure> + Send + 'static,
+    ) -> Result<(), Failure> {
+        let files = self.files.clone();
+        tokio::task::spawn_blocking(move || work(&files)).await.expect("writing a file does not panic")
+    }
+
+    async fn write_volume(&self, name: &VolumeName, config: &VolumeConfig) -> Result<(), Failure> {
+        let (name, config) = (name.clone(), config.clone());
+        self.configuring(move |files| files.write_volume(&name, &config)).await
     }
 
     /// Remembers what came of a transfer, unless it is only what was known before.

@@ -8,7 +8,7 @@ use zumastor_core::{
 };
 use zumastor_net::{Peer, PublicKey, Ticket};
 
-use super::{Daemon, config_files};
+use super::Daemon;
 use crate::{
     api::{AddPeer, Outcome, PeerStatus},
     exit::Failure,
@@ -71,7 +71,7 @@ impl Daemon {
                 peers.peer.insert(name.clone(), PeerConfig { key, addresses: ticket.addresses });
             }
         }
-        self.set_peers(peers)?;
+        self.set_peers(peers).await?;
         let outcome = Outcome::changed(format!("{name} is a peer now (key {})", ticket.key.short()));
         Ok(outcome
             .note(format!("it must know this node too: there, `zumastor peer add {} TICKET`", self.name)))
@@ -98,20 +98,23 @@ impl Daemon {
                     .remedy(format!("`zumastor forget source {volume}` first")));
             }
         }
-        self.set_peers(peers)?;
+        self.set_peers(peers).await?;
         Ok(Outcome::changed(format!("{name} is no peer any more, and its connections are closed")))
     }
 
-    /// The peer that `HOST[:PORT]` means. A port that is new is remembered.
-    pub fn resolve_host(&self, host: &str) -> Result<NodeName, Failure> {
+    /// The peer that `HOST[:PORT]` means; with a port that is new, the address to [remember](Self::remember).
+    pub fn resolve_host(&self, host: &str) -> Result<(NodeName, Option<String>), Failure> {
+        find_host(&self.peers(), host)
+    }
+
+    /// Notes one more address of a peer.
+    pub async fn remember(&self, name: &NodeName, address: Option<String>) -> Result<(), Failure> {
         let mut peers = self.peers();
-        let (name, address) = find_host(&peers, host)?;
-        if let Some(address) = address {
-            let peer = peers.peer.get_mut(&name).expect("found above");
-            peer.addresses.push(address);
-            self.set_peers(peers)?;
+        match (peers.peer.get_mut(name), address) {
+            (Some(peer), Some(address)) => peer.addresses.push(address),
+            _ => return Ok(()),
         }
-        Ok(name)
+        self.set_peers(peers).await
     }
 
     /// The peer that `HOST` means.
@@ -120,9 +123,10 @@ impl Daemon {
     }
 
     /// Writes the peers down and trusts exactly them.
-    fn set_peers(&self, peers: PeersConfig) -> Result<(), Failure> {
+    async fn set_peers(&self, peers: PeersConfig) -> Result<(), Failure> {
         let trusted = trusted(&peers)?;
-        config_files::write_peers(&self.paths, &peers)?;
+        let written = peers.clone();
+        self.configuring(move |files| files.write_peers(&written)).await?;
         *self.peers.write().expect("no panic while locked") = peers;
         self.node().set_peers(trusted);
         Ok(())

@@ -1,6 +1,12 @@
 //! Brings a replica to its upstream's newest snapshot.
 
-use std::{pin::pin, sync::Arc};
+use std::{
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use async_trait::async_trait;
 use tokio::sync::watch;
@@ -23,14 +29,20 @@ pub struct Pull {
     daemon: Arc<Daemon>,
     volume: Arc<Volume>,
     source: SourceConfig,
+    /// Whether it has not looked yet what there is to do.
+    fresh: AtomicBool,
 }
 
 impl Pull {
     /// Starts to pull a volume. If something is left to be done from before, it is done at once.
     pub async fn start(daemon: &Arc<Daemon>, volume: &Arc<Volume>, source: &SourceConfig) {
-        let at_once = source.period.is_some() || unfinished(volume).await.unwrap_or(true);
-        let job = Self { daemon: daemon.clone(), volume: volume.clone(), source: source.clone() };
-        volume.set_puller(|| Some(Worker::spawn(Arc::new(job), source.period, at_once))).await;
+        let job = Self {
+            daemon: daemon.clone(),
+            volume: volume.clone(),
+            source: source.clone(),
+            fresh: AtomicBool::new(true),
+        };
+        volume.set_puller(|| Some(Worker::spawn(Arc::new(job), source.period, true))).await;
     }
 
     async fn pull(&self, progress: &watch::Sender<Progress>) -> Result<PullSummary, Trouble> {
@@ -62,7 +74,9 @@ impl Pull {
 #[async_trait]
 impl Job for Pull {
     async fn due(&self) -> bool {
-        true
+        // Without a period, it begins only to end what was begun.
+        let fresh = self.fresh.swap(false, Ordering::Relaxed);
+        !fresh || self.source.period.is_some() || unfinished(&self.volume).await.unwrap_or(true)
     }
 
     async fn run(&self, progress: &watch::Sender<Progress>) -> Result<PullSummary, Trouble> {

@@ -15,22 +15,23 @@ use tokio::{
     net::UnixListener,
     signal::unix::{SignalKind, signal},
     sync::watch,
-    time::timeout,
+    time::{sleep, timeout},
 };
 use zumastor_core::{
-    NodeName, VolumeName,
-    config::{DEFAULT_PORT, NodeConfig, VolumeConfig},
+    NodeName,
+    config::{DEFAULT_PORT, NodeConfig},
 };
 use zumastor_net::{Node, NodeKey, NodeOptions};
 
 use super::{
-    Daemon, config_files, control,
+    Daemon,
+    config_files::ConfigFiles,
+    control,
     host::Answers,
-    peers,
     puller::Pull,
     pusher::Push,
     state::State,
-    volume::{Stores, Volume},
+    volume::{Stores, Volume, identity},
 };
 use crate::{
     exit::{Failure, chain},
@@ -39,6 +40,9 @@ use crate::{
 
 /// How long requests that are being answered, and then connections, may take to end.
 const FAREWELL: Duration = Duration::from_secs(3);
+/// Pause before a store that could not be opened is tried again, the first time and at most.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 /// What the command line says; it goes before `zumastor.toml`.
 #[derive(Debug, Clone, Default)]
@@ -53,9 +57,9 @@ pub struct Settings {
 pub async fn run(paths: Paths, settings: Settings) -> Result<(), Failure> {
     check_socket_path(&paths.socket())?;
     // Before anything is touched: a bad file changes nothing.
-    let config = config_files::load(&paths)?;
-    peers::trusted(&config.peers)?;
+    let (files, config) = ConfigFiles::load(&paths)?;
     make_dirs(&paths)?;
+    let socket = paths.socket();
     let _lock = lock(&paths)?;
 
     let mut terminate = signal(SignalKind::terminate()).map_err(Failure::doing("signals"))?;
@@ -74,7 +78,7 @@ pub async fn run(paths: Paths, settings: Settings) -> Result<(), Failure> {
         peers: RwLock::new(config.peers),
         volumes: RwLock::default(),
         editing: tokio::sync::Mutex::default(),
-        paths,
+        files: Arc::new(files),
     });
     let listen = settings.listen.or(config.node.listen).unwrap_or_else(anywhere);
     let options = NodeOptions { listen, name: name.clone(), key };
@@ -82,14 +86,18 @@ pub async fn run(paths: Paths, settings: Settings) -> Result<(), Failure> {
         .map_err(Failure::doing(format_args!("listening on UDP {listen}")))?;
     let address = node.local_addr().map_err(Failure::doing("the listening socket"))?;
     daemon.node.set((node, address)).expect("set once");
-    daemon.open_volumes(config.volumes).await;
-    // Only now may peers come, and find what there is.
+    // All are known before anybody can ask for one. They are opened side by side, and nothing waits for that: a file
+    // system that does not answer concerns only its own volumes.
+    let listener = bind(&socket)?;
+    for (name, config) in config.volumes {
+        let volume = Arc::new(Volume::new(name.clone(), config, daemon.stores.clone()));
+        daemon.volumes.write().expect("no panic while locked").insert(name, volume);
+    }
     daemon.trust_peers()?;
     for volume in daemon.all_volumes() {
+        tokio::spawn(open(daemon.clone(), volume.clone()));
         daemon.start_volume(&volume).await;
     }
-
-    let listener = bind(&daemon.paths.socket())?;
     let (stop, stopped) = watch::channel(false);
     let control = tokio::spawn(control::serve(listener, daemon.clone(), stopped));
     tracing::info!("node {name} listening on {address} (key {})", daemon.key.short());
@@ -99,7 +107,7 @@ pub async fn run(paths: Paths, settings: Settings) -> Result<(), Failure> {
         _ = interrupt.recv() => {}
     }
     tracing::info!("stopping");
-    let _ = fs::remove_file(daemon.paths.socket());
+    let _ = fs::remove_file(&socket);
     stop.send_replace(true);
     for volume in daemon.all_volumes() {
         volume.stop().await;
@@ -111,17 +119,26 @@ pub async fn run(paths: Paths, settings: Settings) -> Result<(), Failure> {
 }
 
 impl Daemon {
-    async fn open_volumes(&self, volumes: Vec<(VolumeName, VolumeConfig)>) {
-        for (name, config) in volumes {
-            let volume = Arc::new(Volume::new(name.clone(), config, self.stores.clone()));
-            if let Err(error) = volume.store().await {
-                tracing::warn!(volume = %name, error = %chain(&error), "the volume cannot be opened");
-            }
-            self.volumes.write().expect("no panic while locked").insert(name, volume);
-        }
+    /// Whether a volume is still defined.
+    fn has(&self, volume: &Arc<Volume>) -> bool {
+        self.find_volume(&volume.name).is_some_and(|there| Arc::ptr_eq(&there, volume))
     }
 
-    async fn start_volume(self: &Arc<Self>, volume: &Arc<Volume>) {
+    /// Notes the identity of a store that a person named in a file, so that from now on no other is taken for it.
+    async fn adopt(&self, volume: &Arc<Volume>) -> Result<(), Failure> {
+        let _editing = self.editing.lock().await;
+        let mut config = volume.config();
+        if config.store.is_some() || !self.has(volume) {
+            return Ok(());
+        }
+        config.store = identity(config.snapstore.clone()).await?;
+        self.write_volume(&volume.name, &config).await?;
+        volume.set_config(config);
+        Ok(())
+    }
+
+    /// Starts what replicates a volume.
+    pub async fn start_volume(self: &Arc<Self>, volume: &Arc<Volume>) {
         let config = volume.config();
         if let Some(source) = &config.source {
             Pull::start(self, volume, source).await;
@@ -129,6 +146,28 @@ impl Daemon {
         for (host, target) in &config.target {
             Push::start(self, volume, host, target).await;
         }
+    }
+}
+
+/// Opens a volume's store, again and again until that works. Notes which store it is if the file does not say.
+async fn open(daemon: Arc<Daemon>, volume: Arc<Volume>) {
+    let mut pause = FIRST_PAUSE;
+    loop {
+        match volume.store().await {
+            Ok(_) => break,
+            Err(error) if pause == FIRST_PAUSE => {
+                tracing::warn!(volume = %volume.name, error = %chain(&error), "the volume cannot be opened");
+            }
+            Err(_) => {}
+        }
+        sleep(pause).await;
+        pause = (pause * 2).min(LONGEST_PAUSE);
+        if !daemon.has(&volume) {
+            return;
+        }
+    }
+    if let Err(failure) = daemon.adopt(&volume).await {
+        tracing::warn!(volume = %volume.name, error = %failure, "the store's identity could not be noted");
     }
 }
 

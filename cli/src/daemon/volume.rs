@@ -6,7 +6,8 @@ use std::{
     sync::{Arc, Mutex, RwLock, Weak},
 };
 
-use zumastor_backends::{OriginMust, open_volume};
+use uuid::Uuid;
+use zumastor_backends::{OriginMust, open_volume, reopen_volume, store_id};
 use zumastor_core::{
     NodeName, SnapshotRecord, SnapshotStore, StoreError, VolumeName,
     config::{TargetConfig, VolumeConfig},
@@ -83,16 +84,24 @@ impl Volume {
         }
     }
 
-    /// Its store. Where it cannot be opened, each call tries again: a file system may have been mounted since.
+    /// Its store. Where it cannot be opened, each call tries again: a file system may have been mounted since. None is
+    /// ever made here: an empty one in place of the one that is not mounted would begin another history.
     pub async fn store(&self) -> Result<Arc<dyn SnapshotStore>, StoreError> {
         let mut store = self.store.lock().await;
         if let Some(store) = &*store {
             return Ok(store.clone());
         }
-        let config = self.config();
-        let must = if config.master.is_some() { OriginMust::Exist } else { OriginMust::MayBeAbsent };
-        let opened = self.stores.open(&config, must).await?;
+        let opened = self.stores.open(&self.config(), Found::There).await?;
         Ok(store.insert(opened).clone())
+    }
+
+    /// Its store, made if there is none, and the store's identity: for a volume that is being defined.
+    pub async fn found(&self) -> Result<(Arc<dyn SnapshotStore>, Option<Uuid>), StoreError> {
+        let mut store = self.store.lock().await;
+        let config = self.config();
+        let opened = self.stores.open(&config, Found::OrMade).await?;
+        let id = identity(config.snapstore).await?;
+        Ok((store.insert(opened).clone(), id))
     }
 
     /// Its newest snapshot that other nodes know.
@@ -141,25 +150,62 @@ impl Volume {
     }
 }
 
+/// Whether a store has to be there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Found {
+    /// It was defined once: what is not there is not mounted.
+    There,
+    /// It is made if it is not there.
+    OrMade,
+}
+
+/// The identity of the store in a directory.
+pub async fn identity(snapstore: PathBuf) -> Result<Option<Uuid>, StoreError> {
+    tokio::task::spawn_blocking(move || store_id(&snapstore))
+        .await
+        .expect("reading an identity does not panic")
+}
+
 /// The stores that are open, by origin and snapshot store. A volume that is forgotten and defined again at once finds
 /// its store here while a transfer that is ending still has it.
 #[derive(Debug, Default)]
-pub struct Stores(tokio::sync::Mutex<HashMap<(PathBuf, PathBuf), Weak<dyn SnapshotStore>>>);
+pub struct Stores(Mutex<HashMap<(PathBuf, PathBuf), Arc<Slot>>>);
+
+/// One of them; locked while it is being opened, so that a file system that does not answer keeps nobody else waiting.
+type Slot = tokio::sync::Mutex<Option<Weak<dyn SnapshotStore>>>;
 
 impl Stores {
-    async fn open(
-        &self,
-        config: &VolumeConfig,
-        must: OriginMust,
-    ) -> Result<Arc<dyn SnapshotStore>, StoreError> {
-        let mut stores = self.0.lock().await;
-        stores.retain(|_, store| store.strong_count() > 0);
-        let key = (config.origin.clone(), config.snapstore.clone());
-        if let Some(store) = stores.get(&key).and_then(Weak::upgrade) {
+    async fn open(&self, config: &VolumeConfig, found: Found) -> Result<Arc<dyn SnapshotStore>, StoreError> {
+        let slot = {
+            let mut slots = self.0.lock().expect("no panic while locked");
+            // Whoever uses a slot has another reference to it.
+            slots.retain(|_, slot| {
+                Arc::strong_count(slot) > 1
+                    || slot.try_lock().is_ok_and(|slot| slot.as_ref().is_some_and(|s| s.strong_count() > 0))
+            });
+            slots.entry((config.origin.clone(), config.snapstore.clone())).or_default().clone()
+        };
+        let mut slot = slot.lock().await;
+        if let Some(store) = slot.as_ref().and_then(Weak::upgrade) {
             return Ok(store);
         }
-        let store = open_volume(&config.origin, &config.snapstore, must).await?;
-        stores.insert(key, Arc::downgrade(&store));
+        let (origin, snapstore) = (&config.origin, &config.snapstore);
+        if config.master.is_some() && !exists(origin.clone()).await {
+            return Err(StoreError::Unsupported(format!(
+                "the origin {} does not exist: is its file system mounted?",
+                origin.display()
+            )));
+        }
+        let store = match found {
+            Found::There => reopen_volume(origin, snapstore, config.store).await?,
+            Found::OrMade => open_volume(origin, snapstore, OriginMust::MayBeAbsent).await?,
+        };
+        *slot = Some(Arc::downgrade(&store));
         Ok(store)
     }
+}
+
+/// Whether there is something at a path, asked where a file system that does not answer keeps nobody from working.
+pub async fn exists(path: PathBuf) -> bool {
+    tokio::task::spawn_blocking(move || path.exists()).await.expect("looking does not panic")
 }
