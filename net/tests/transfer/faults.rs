@@ -12,9 +12,8 @@ use std::{
 
 use async_trait::async_trait;
 use zumastor_core::{
-    Changes, Geometry, HeadState, MemoryStore, NewSnapshot, SEGMENT, SegmentIndex, SnapshotNumber,
-    SnapshotReader, SnapshotRecord, SnapshotStore, StagePlan, Staging, StoreError, StoreInfo, Usage,
-    digest::LeafTree,
+    Changes, Geometry, HeadState, MemoryStore, NewSnapshot, SEGMENT, SnapshotNumber, SnapshotReader,
+    SnapshotRecord, SnapshotStore, StagePlan, Staging, StoreError, StoreInfo, Usage, digest::LeafTree,
 };
 use zumastor_net::PullError;
 
@@ -186,7 +185,8 @@ async fn what_rots_while_it_is_staged_is_noticed_before_it_is_shown() {
     let size = 2 * SEGMENT + 5 * MIB;
     for with_base in [false, true] {
         let upstream = Arc::new(Upstream::new(size));
-        let downstream = Downstream::new();
+        let mut downstream = Downstream::new();
+        downstream.replica.checkpoint = Duration::from_millis(100);
         upstream.store.write_head(0, &noise(size as usize, 4));
         if with_base {
             upstream.snapshot(0).await;
@@ -194,14 +194,18 @@ async fn what_rots_while_it_is_staged_is_noticed_before_it_is_shown() {
             upstream.store.write_head(0, &noise(size as usize / 2, 5));
         }
         upstream.snapshot(1).await;
-        // Broken off when segments were finished; then a byte of a finished one changes where it lies.
-        downstream.pull(&Pipes::breaking_after(&upstream, (SEGMENT + 30 * MIB) as i64)).await.unwrap_err();
+        // Broken off in the middle; then a byte of what had arrived changes where it lies.
+        let budget = if with_base { 40 * MIB } else { SEGMENT + 30 * MIB };
+        downstream.pull(&Pipes::breaking_after(&upstream, budget as i64)).await.unwrap_err();
         let plan = downstream.store.staged().await.unwrap().unwrap();
         let staging = downstream.store.stage(plan).await.unwrap();
-        let mut byte = [0];
-        staging.read_at(20 * MIB, &mut byte).unwrap();
-        staging.write_at(20 * MIB, &[byte[0] ^ 1]).unwrap();
-        staging.checkpoint(&[], &[SegmentIndex(0)]).unwrap();
+        let (old, new) = (downstream.store.head_content(), upstream.store.head_content());
+        let mut staged = vec![0; size as usize];
+        staging.read_at(0, &mut staged).unwrap();
+        let arrived = |at: &usize| staged[*at] == new[*at] && old.get(*at).copied().unwrap_or(0) != new[*at];
+        let at = (0..size as usize).step_by(65_536).find(arrived).expect("nothing had arrived");
+        staging.write_at(at as u64, &[staged[at] ^ 1]).unwrap();
+        staging.checkpoint(&[], &[]).unwrap();
         drop(staging);
         let pulled = downstream.pull(&Pipes::to(&upstream)).await.unwrap();
         assert!(pulled.refetched >= 1, "{pulled:?}");
