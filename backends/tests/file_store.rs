@@ -499,6 +499,68 @@ fn a_flip_leaves_links_to_the_volume_alone() {
     }
 }
 
+/// A power cut can leave what was written and take the time of the writing.
+fn a_restart_is_no_proof(place: &Path, mode: Mode) {
+    let volume = three(place, mode);
+    let open = |boot: &str| {
+        let options =
+            FileStoreOptions { mode: Some(mode), boot: Some(boot.into()), ..FileStoreOptions::default() };
+        FileStore::open_or_create(volume.origin(), volume.snapstore(), options).unwrap()
+    };
+    let store = open("first");
+    for number in [0, 1, 2] {
+        wait(store.revert(SnapshotNumber(number))).unwrap();
+    }
+    drop(store);
+    // Nothing was written: that is found out once.
+    let store = open("second");
+    assert_eq!(wait(store.head()).unwrap(), HeadState::Shows(SnapshotNumber(2)));
+    drop(store);
+    let marked = fs::read(volume.snapstore().join("head")).unwrap();
+    assert!(marked.windows(6).any(|bytes| bytes == b"second"), "would be compared each time");
+    // An alternate of before the restart is not built upon.
+    let was = mode == Mode::Layered && alternate(&volume).exists();
+    let unnoticed = |path: &Path| {
+        let file = OpenOptions::new().write(true).open(path).unwrap();
+        let time = file.metadata().unwrap().modified().unwrap();
+        file.write_all_at(b"mine", 450_000).unwrap();
+        file.set_times(fs::FileTimes::new().set_modified(time)).unwrap();
+    };
+    if was {
+        unnoticed(&alternate(&volume));
+        let store = open("third");
+        wait(store.show(SnapshotNumber(1))).unwrap();
+        assert!(fs::read(volume.origin()).unwrap() == expected(1).0);
+        drop(store);
+    }
+    assert_eq!(was, mode == Mode::Layered);
+    unnoticed(&volume.origin());
+    let store = open("fourth");
+    assert_eq!(wait(store.head()).unwrap(), HeadState::Written);
+    let refused = wait(store.show(SnapshotNumber(0)));
+    assert!(matches!(refused, Err(StoreError::HeadWritten { .. })), "{refused:?}");
+    assert_eq!(fs::read(volume.origin()).unwrap()[450_000..450_004], *b"mine");
+    wait(store.revert(SnapshotNumber(0))).unwrap();
+    assert_eq!(wait(store.head()).unwrap(), HeadState::Shows(SnapshotNumber(0)));
+}
+
+#[test]
+fn a_restart_is_no_proof_in_layers() {
+    a_restart_is_no_proof(&std::env::temp_dir(), Mode::Layered);
+}
+
+#[test]
+fn root_a_restart_is_no_proof_on_xfs() {
+    let Some(mounted) = Mounted::make("xfs", 400) else { return };
+    a_restart_is_no_proof(&mounted.path(), Mode::Reflink);
+}
+
+#[test]
+fn root_a_restart_is_no_proof_on_btrfs() {
+    let Some(mounted) = Mounted::make("btrfs", 400) else { return };
+    a_restart_is_no_proof(&mounted.path(), Mode::Reflink);
+}
+
 /// Who has the volume open for writing would write to a file that is no longer the volume.
 fn no_flip_under_a_writer(place: &Path, mode: Mode) {
     let volume = three(place, mode);

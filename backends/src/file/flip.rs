@@ -47,7 +47,7 @@ struct Alternate {
 }
 
 impl Described for AlternateMarker {
-    const MAGIC: &'static [u8; 8] = b"ZUMAALT\x01";
+    const MAGIC: &'static [u8; 8] = b"ZUMAALT\x02";
 }
 
 impl Inner {
@@ -220,9 +220,8 @@ impl Inner {
 
     /// Records what the origin is now and what it is about to become, so that a crash between leaves no doubt.
     fn mark_head(&self, record: &SnapshotRecord, stamp: Stamp) -> Result<(), StoreError> {
-        let now = HeadMarker::recall(&self.layout.head());
-        let mut candidates: Vec<Shown> = now.shown(&self.origin)?.cloned().into_iter().collect();
-        candidates.push(Shown::new(record, stamp));
+        let mut candidates: Vec<Shown> = self.shown()?.into_iter().collect();
+        candidates.push(self.showing(record, stamp));
         HeadMarker(candidates).replace(&self.layout.head())?;
         self.faults.at("flip: after marking")
     }
@@ -246,7 +245,7 @@ impl Inner {
             let right =
                 alternate.applying.is_none_or(|applying| applying == (record.number(), record.guid()));
             // Under a second name it is somebody's copy of what the volume was.
-            there && right && links == 1 && nobody_else_has(&file)
+            there && right && self.of_this_boot(&alternate.shown) && links == 1 && nobody_else_has(&file)
         });
         if let Some(alternate) = usable {
             return Ok(Some((file, alternate)));
@@ -277,7 +276,7 @@ impl Inner {
         let stamp = set_past(&file, &path, &record)?;
         file.sync_all().map_err(failed("syncing", &path))?;
         self.faults.at("delete: before the alternate is marked")?;
-        let alternate = Alternate { shown: Shown::new(&record, stamp), applying: None };
+        let alternate = Alternate { shown: self.showing(&record, stamp), applying: None };
         AlternateMarker(vec![alternate]).replace(&self.layout.alternate())
     }
 

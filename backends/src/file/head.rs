@@ -71,18 +71,22 @@ impl From<&Metadata> for Stamp {
     }
 }
 
-/// A file that holds exactly the content of a snapshot, as long as its stamp is this.
+/// A file that holds exactly the content of a snapshot, as long as its stamp is this and the machine keeps running.
+///
+/// A power cut may take the new time of a file and leave what was written to it: whoever overwrites in place and calls
+/// `fdatasync` asks only for the data. So after a restart the stamp alone is no proof.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Shown {
     pub number: SnapshotNumber,
     pub guid: SnapshotGuid,
     pub stamp: Stamp,
+    /// Which start of the machine the stamp was taken in.
+    pub boot: String,
 }
 
-impl Shown {
-    pub(crate) fn new(record: &SnapshotRecord, stamp: Stamp) -> Self {
-        Self { number: record.number(), guid: record.guid(), stamp }
-    }
+/// A name of the time since the machine was started; empty where the kernel does not tell.
+pub(crate) fn boot_id() -> String {
+    fs::read_to_string("/proc/sys/kernel/random/boot_id").map_or(String::new(), |id| id.trim().to_owned())
 }
 
 /// The file `head`: what the origin may be. Around a flip there are two possibilities, which the stamp tells apart.
@@ -90,7 +94,7 @@ impl Shown {
 pub(crate) struct HeadMarker(pub Vec<Shown>);
 
 impl Described for HeadMarker {
-    const MAGIC: &'static [u8; 8] = b"ZUMAHED\x01";
+    const MAGIC: &'static [u8; 8] = b"ZUMAHED\x02";
 }
 
 impl HeadMarker {

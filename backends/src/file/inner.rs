@@ -12,15 +12,16 @@ use std::{
     },
 };
 
+use rustix::{fs::SeekFrom, io::Errno};
 use serde::{Deserialize, Serialize};
 use zumastor_core::{
     Geometry, HeadState, LEAF, NewSnapshot, PAGE, SnapshotNumber, SnapshotReader, SnapshotRecord, StoreError,
-    StoreInfo, Usage, digest::LeafTree, files,
+    StoreInfo, Usage, digest::LeafTree,
 };
 
 use super::{
     FileStoreOptions, Mode,
-    head::{HeadMarker, Shown, Stamp},
+    head::{HeadMarker, Shown, Stamp, boot_id},
     header::{self, Header},
     layered::{Descriptor, Layers},
     layout::{Described, Layout, failed, numbered, sync_dir},
@@ -36,6 +37,10 @@ pub(crate) struct Inner {
     pub header: Header,
     pub info: StoreInfo,
     pub faults: Faults,
+    /// Which start of the machine this is.
+    pub boot: String,
+    /// A file that was compared with the snapshot that it should show, and whether it does.
+    pub vouched: Mutex<Option<(Shown, bool)>>,
     /// From which size on the alternate is made ahead, and whether that is going on.
     pub prepares: Option<u64>,
     pub preparing: AtomicBool,
@@ -104,6 +109,8 @@ impl Inner {
             header,
             info,
             faults: options.faults,
+            boot: options.boot.unwrap_or_else(boot_id),
+            vouched: Mutex::default(),
             prepares: options.prepare,
             preparing: AtomicBool::new(false),
             control: Mutex::new(()),
@@ -189,6 +196,11 @@ impl Inner {
         Ok(())
     }
 
+    /// As [`control`](Self::control), without waiting.
+    pub(crate) fn try_control(&self) -> Option<MutexGuard<'_, ()>> {
+        self.control.try_lock().ok().filter(|_| !self.broken.load(Ordering::Relaxed))
+    }
+
     pub(crate) fn kept(&self, number: SnapshotNumber) -> Result<Kept, StoreError> {
         self.state().snapshots.get(&number).cloned().ok_or(StoreError::NotFound { number })
     }
@@ -212,7 +224,7 @@ impl Inner {
             Mode::Layered => self.create_layered(new, &origin)?,
         };
         if let Some(stamp) = unwritten {
-            let marker = HeadMarker(vec![Shown::new(&record, stamp)]);
+            let marker = HeadMarker(vec![self.showing(&record, stamp)]);
             if let Err(error) = marker.replace(&self.layout.head()) {
                 self.unless_stopped(error)?;
             }
@@ -282,16 +294,12 @@ impl Inner {
             file => file.map_err(failed("opening the origin", &self.origin))?,
         };
         let size = file.metadata().map_err(failed("opening the origin", &self.origin))?.len();
-        let data = files::data_ranges(&file, 0..size).map_err(failed("reading", &self.origin))?;
-        Ok(if data.is_empty() { HeadState::Empty } else { HeadState::Written })
-    }
-
-    /// The snapshot that the origin shows, if it is certain and the snapshot is still there.
-    pub(crate) fn shown(&self) -> Result<Option<Shown>, StoreError> {
-        let marker = HeadMarker::recall(&self.layout.head());
-        let Some(shown) = marker.shown(&self.origin)? else { return Ok(None) };
-        let there = self.kept(shown.number).is_ok_and(|kept| kept.record.guid() == shown.guid);
-        Ok(there.then(|| shown.clone()))
+        // Only whether there are data, not where.
+        match rustix::fs::seek(&file, SeekFrom::Data(0)) {
+            Err(Errno::NXIO) => Ok(HeadState::Empty),
+            Err(Errno::INVAL) | Ok(_) => Ok(if size == 0 { HeadState::Empty } else { HeadState::Written }),
+            Err(error) => Err(failed("reading", &self.origin)(error.into())),
+        }
     }
 
     pub(crate) fn resize(&self, size: u64) -> Result<(), StoreError> {

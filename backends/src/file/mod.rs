@@ -18,6 +18,7 @@ mod reflink;
 mod runs;
 mod stage;
 mod staging;
+mod vouch;
 
 use std::{
     ops::Range,
@@ -43,6 +44,8 @@ pub struct FileStoreOptions {
     pub mode: Option<Mode>,
     /// In layered mode, a copy that the next flip will need is made in the background if it takes as many bytes.
     pub prepare: Option<u64>,
+    /// Which start of the machine this is, for tests; asked from the kernel when absent.
+    pub boot: Option<String>,
     /// Where to stop, for tests.
     pub faults: Faults,
 }

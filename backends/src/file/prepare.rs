@@ -13,14 +13,7 @@ use std::{
 
 use zumastor_core::{SegmentIndex, SnapshotReader, SnapshotRecord, StoreError};
 
-use super::{
-    Mode,
-    bulk::BulkFile,
-    flip::new_head,
-    head::{Shown, set_past},
-    inner::Inner,
-    layout::failed,
-};
+use super::{Mode, bulk::BulkFile, flip::new_head, head::set_past, inner::Inner, layout::failed};
 
 impl Inner {
     /// Begins to make the alternate if there is none, and if the next flip would take long without it.
@@ -73,7 +66,7 @@ impl Inner {
         if !there || self.alternate_path().exists() {
             return fs::remove_file(&path).map_err(failed("removing", &path));
         }
-        self.adopt_alternate(&path, Shown::new(record, stamp))
+        self.adopt_alternate(&path, self.showing(record, stamp))
     }
 }
 

@@ -112,9 +112,16 @@ impl Drop for Mounted {
     }
 }
 
+/// Leaves a test out, saying so on stderr and in the list that `ZUMASTOR_SKIPPED` names.
 pub fn skip<T>(why: &str) -> Option<T> {
     assert!(std::env::var_os("ZUMASTOR_REQUIRE_ROOT_TESTS").is_none_or(|v| v != "1"), "not run: {why}");
     eprintln!("skipped: {why}");
+    if let Some(list) = std::env::var_os("ZUMASTOR_SKIPPED") {
+        let thread = std::thread::current();
+        let line = format!("{}: {why}\n", thread.name().unwrap_or("a test"));
+        let list = OpenOptions::new().create(true).append(true).open(list);
+        std::io::Write::write_all(&mut list.unwrap(), line.as_bytes()).unwrap();
+    }
     None
 }
 
