@@ -27,7 +27,7 @@ pub fn run(args: Args) -> Result<u8, Failure> {
     let list = tempfile::NamedTempFile::new().map_err(Failure::doing("a temporary file"))?;
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
-    command.args(["test", "--workspace"]).args(args.arguments).env("ZUMASTOR_SKIPPED", list.path());
+    command.args(cargo_arguments(arguments(args))).env("ZUMASTOR_SKIPPED", list.path());
     if is_root() {
         command.env("ZUMASTOR_REQUIRE_ROOT_TESTS", "1");
     } else {
@@ -37,6 +37,21 @@ pub fn run(args: Args) -> Result<u8, Failure> {
     let skipped = fs::read_to_string(list.path()).unwrap_or_default();
     eprint!("{}", summary(&skipped, &lacking));
     Ok(code(status))
+}
+
+/// The arguments as they were typed: a `--` that comes first is cargo's too, and the parser would swallow it.
+fn arguments(args: Args) -> Vec<OsString> {
+    let mut typed = std::env::args_os().skip(1);
+    if typed.next().is_some_and(|command| command == "test") { typed.collect() } else { args.arguments }
+}
+
+/// All packages, unless some are named.
+fn cargo_arguments(given: Vec<OsString>) -> Vec<OsString> {
+    let mut own =
+        given.iter().map(|argument| argument.to_string_lossy()).take_while(|argument| argument != "--");
+    let named = own.any(|argument| argument.starts_with("-p") || argument.starts_with("--package"));
+    let all: &[&str] = if named { &["test"] } else { &["test", "--workspace"] };
+    all.iter().map(OsString::from).chain(given).collect()
 }
 
 /// Installs what is missing, if this is root and there is apt-get; gives what is still missing.
@@ -73,7 +88,7 @@ fn provide() -> Vec<Tool> {
 fn summary(skipped: &str, lacking: &[Tool]) -> String {
     let left_out: BTreeSet<&str> = skipped.lines().filter(|line| !line.is_empty()).collect();
     if left_out.is_empty() {
-        return "No test was left out.\n".to_owned();
+        return "No test says that it was left out.\n".to_owned();
     }
     let mut text = format!("\nLeft out: {} tests\n", left_out.len());
     for line in left_out {
@@ -99,10 +114,17 @@ mod tests {
     use super::*;
 
     #[test]
+    fn packages_may_be_named() {
+        let with = |given: &[&str]| cargo_arguments(given.iter().map(OsString::from).collect());
+        assert_eq!(with(&["--", "-p"]), ["test", "--workspace", "--", "-p"]);
+        assert_eq!(with(&["-p", "x", "--", "y"]), ["test", "-p", "x", "--", "y"]);
+    }
+
+    #[test]
     fn what_was_left_out_is_named_once() {
         let text = summary("root_b: needs root\nroot_a: needs root\nroot_b: needs root\n", &[TOOLS[0]]);
         assert!(text.contains("Left out: 2 tests\n  root_a: needs root\n  root_b: needs root\n"), "{text}");
         assert!(text.contains("Not installed: mkfs.xfs"), "{text}");
-        assert_eq!(summary("", &[]), "No test was left out.\n");
+        assert!(summary("", &[]).starts_with("No test"));
     }
 }

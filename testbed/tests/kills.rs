@@ -78,18 +78,27 @@ fn ten_kills_in_a_full_copy() -> Result<(), Failure> {
             assert!(start.elapsed() < PATIENCE, "stuck before kill {kill}: {:?}", last_error(&downstream));
             std::thread::sleep(Duration::from_millis(5));
         }
-        if random.random_bool(0.5) {
+        let killed = Instant::now();
+        let who = if random.random_bool(0.5) {
             upstream.kill()?;
             watch.upstream_died(rate);
             kills[0] += 1;
             upstream.up()?;
+            "upstream"
         } else {
             downstream.kill()?;
             kills[1] += 1;
             downstream.up()?;
-        }
+            "downstream"
+        };
         // It goes on by itself; asking only spares the pause before the next attempt.
         downstream.ok(&["replicate", "v", "upstream"])?;
+        let sent = watch.now;
+        while watch.now <= sent && killed.elapsed() < PATIENCE {
+            watch.look(&upstream, &downstream)?;
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        println!("{who} killed at {}; data flows again after {:.1?}", HumanBytes(at), killed.elapsed());
     }
     let begun = Instant::now();
     while !shows(&downstream.volume("v")?, 0) {

@@ -19,6 +19,7 @@ use zumastor_core::{HumanBytes, parse_size};
 use zumastor_testbed::{FileSystem, Scratch};
 
 use self::{
+    measure::Sample,
     ours::Pair,
     report::{Machine, RAW, RSYNC_WHOLE, Report, Table},
 };
@@ -126,7 +127,8 @@ struct Lab {
 }
 
 const OURS: &str = "zumastor";
-const TAKE: &str = "(snapshot and its digest)";
+const SNAPSHOT: &str = "(zumastor snapshot)";
+const DIGEST: &str = "(the same, and its digest)";
 
 impl Lab {
     fn full(&mut self, rounds: u32) -> Result<Table, Failure> {
@@ -144,17 +146,7 @@ impl Lab {
                     FSYNC => rsync::run(&["-W", "--inplace", "--fsync"], &self.image, &to, "copy.img")?,
                     _ => {
                         let mut pair = Pair::start(&self.zumastor, &self.fresh("pair")?, &self.image)?;
-                        let (whole, command) = pair.snapshot()?;
-                        self.store = pair.store()?;
-                        table.add(TAKE, whole);
-                        say(format_args!(
-                            "  the snapshot took {:.3} s, with its digest {:.3} s",
-                            command.seconds, whole.seconds
-                        ));
-                        self.settle(&pair.sources().each_ref().map(PathBuf::as_path))?;
-                        let sample = pair.replicate()?;
-                        pair.check()?;
-                        sample
+                        self.ours(&mut pair, &mut table)?
                     }
                 };
                 table.add(name, sample);
@@ -170,7 +162,6 @@ impl Lab {
         let mut pair = Pair::start(&self.zumastor, &self.fresh("pair")?, &self.image)?;
         pair.snapshot()?;
         pair.replicate()?;
-        self.store = pair.store()?;
         let contenders = self.contenders(&[OURS, RAW, DELTA, RSYNC_WHOLE]);
         for name in [DELTA, RSYNC_WHOLE].iter().filter(|name| contenders.contains(name)) {
             rsync::run(&["-W", "--inplace"], &self.image, &to, copy_of(name))?;
@@ -185,23 +176,24 @@ impl Lab {
                     RAW => raw::run(table.bytes)?,
                     RSYNC_WHOLE => rsync::run(&["-W", "--inplace"], &self.image, &to, copy_of(name))?,
                     DELTA => rsync::run(&["--inplace", "--no-whole-file"], &self.image, &to, copy_of(name))?,
-                    _ => {
-                        let (whole, command) = pair.snapshot()?;
-                        table.add(TAKE, whole);
-                        say(format_args!(
-                            "  the snapshot took {:.3} s, with its digest {:.3} s",
-                            command.seconds, whole.seconds
-                        ));
-                        self.settle(&pair.sources().each_ref().map(PathBuf::as_path))?;
-                        let sample = pair.replicate()?;
-                        pair.check()?;
-                        sample
-                    }
+                    _ => self.ours(&mut pair, &mut table)?,
                 };
                 table.add(name, sample);
             }
         }
         Ok(table)
+    }
+
+    /// Takes a snapshot and replicates it.
+    fn ours(&mut self, pair: &mut Pair, table: &mut Table) -> Result<Sample, Failure> {
+        let (whole, command) = pair.snapshot()?;
+        table.add(SNAPSHOT, command);
+        table.add(DIGEST, whole);
+        self.store = pair.store()?;
+        self.settle(&pair.sources().each_ref().map(PathBuf::as_path))?;
+        let sample = pair.replicate()?;
+        pair.check()?;
+        Ok(sample)
     }
 
     /// Those that can run here.
