@@ -20,6 +20,8 @@ pub struct Faults(Option<Arc<Plan>>);
 struct Plan {
     stop: Mutex<Stop>,
     stopped: AtomicBool,
+    /// Whether a step only fails, and the program goes on.
+    fails: bool,
 }
 
 type Stop = Box<dyn FnMut(&'static str) -> bool + Send>;
@@ -32,7 +34,17 @@ impl Faults {
 
     /// Stops at every step for which `stop` says so.
     pub fn new(stop: impl FnMut(&'static str) -> bool + Send + 'static) -> Self {
-        Self(Some(Arc::new(Plan { stop: Mutex::new(Box::new(stop)), stopped: AtomicBool::new(false) })))
+        Self::plan(stop, false)
+    }
+
+    /// Lets every step fail for which `fail` says so, as a disk does: the store goes on, tidies up, and is used again.
+    pub fn failing(fail: impl FnMut(&'static str) -> bool + Send + 'static) -> Self {
+        Self::plan(fail, true)
+    }
+
+    fn plan(stop: impl FnMut(&'static str) -> bool + Send + 'static, fails: bool) -> Self {
+        let stop = Mutex::new(Box::new(stop) as Stop);
+        Self(Some(Arc::new(Plan { stop, stopped: AtomicBool::new(false), fails })))
     }
 
     /// Passes a step, or stops there.
@@ -40,6 +52,10 @@ impl Faults {
         let Some(plan) = &self.0 else { return Ok(()) };
         // Whoever is dead stays dead: another thread must not go on where a crash would have ended it.
         if !plan.stopped.load(Ordering::Relaxed) && (plan.stop.lock().expect("no panic while locked"))(step) {
+            if plan.fails {
+                let source = io::Error::from_raw_os_error(libc::EIO);
+                return Err(StoreError::Io { what: step.to_owned(), source });
+            }
             plan.stopped.store(true, Ordering::Relaxed);
         }
         if self.stopped() {

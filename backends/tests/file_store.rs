@@ -204,15 +204,44 @@ fn every_step(
     };
     act(&volume.store_with(Faults::new(note)).unwrap()).unwrap();
     let steps = seen.lock().unwrap().clone();
-    for (stop, step) in steps.iter().copied().enumerate() {
+    let ways =
+        steps.iter().copied().enumerate().flat_map(|(stop, step)| [(stop, step, false), (stop, step, true)]);
+    for (stop, step, fails) in ways {
         let volume = prepare();
         let mut passed = 0;
-        let store = volume.store_with(Faults::new(move |_| {
+        let at = move |_| {
             passed += 1;
             passed == stop + 1
-        }));
-        act(&store.unwrap()).expect_err("was stopped");
-        check(&volume, &volume.store(), step);
+        };
+        let store = volume.store_with(if fails { Faults::failing(at) } else { Faults::new(at) }).unwrap();
+        let done = act(&store);
+        let mut checked = false;
+        if fails {
+            // Whoever goes on with the same store may be sent to open it anew, but is not told lies.
+            match wait(store.delete_snapshot(SnapshotNumber(12_345))) {
+                Err(StoreError::NotFound { .. }) => {
+                    check(&volume, &store, &format!("{step}, which failed"));
+                    checked = true;
+                    let shown = wait(store.head()).unwrap();
+                    take(&store, 98);
+                    if let HeadState::Shows(number) = shown {
+                        wait(store.revert(number)).unwrap();
+                    }
+                    wait(store.delete_snapshot(SnapshotNumber(98))).unwrap();
+                }
+                Err(error) if error.to_string().contains("restart to open it anew") => {}
+                other => panic!("after a failure of {step}: {other:?}"),
+            }
+        } else {
+            done.expect_err("was stopped");
+        }
+        drop(store);
+        if checked {
+            // To check is to change, so it is done once.
+            check_contents(&volume.store(), step);
+        } else {
+            check(&volume, &volume.store(), step);
+        }
         // It must also be possible to go on.
         let store = volume.store();
         take(&store, 99);
@@ -394,6 +423,55 @@ fn root_a_crash_at_any_step_leaves_the_old_or_the_new_on_xfs() {
 fn root_a_crash_at_any_step_leaves_the_old_or_the_new_on_btrfs() {
     let Some(mounted) = Mounted::make("btrfs", 400) else { return };
     crash_points(&mounted.path(), Mode::Reflink);
+}
+
+/// One snapshot that cannot be read keeps nobody from the others, and nothing that it may need is given back.
+#[test]
+fn a_damaged_snapshot_does_not_take_the_others_along() {
+    for file in ["snapshots/0000000001/record", "layers/0000000002"] {
+        let volume = three(&std::env::temp_dir(), Mode::Layered);
+        let path = volume.snapstore().join(file);
+        let good = fs::read(&path).unwrap();
+        fs::write(&path, &good[..good.len() / 2]).unwrap();
+        let store = volume.store();
+        let bad = if file.starts_with("layers") { 2 } else { 1 };
+        assert_eq!(numbers(&store), [0, 3 - bad]);
+        check_contents(&store, "damage");
+        let read = wait(store.open_snapshot(SnapshotNumber(bad))).unwrap_err();
+        assert!(matches!(&read, StoreError::Damaged { path: named, .. } if *named == path), "{read}");
+        let taken =
+            wait(store.create_snapshot(NewSnapshot::manual(SnapshotNumber(bad), Lineage::generate())));
+        assert!(matches!(taken, Err(StoreError::Exists { .. })), "{taken:?}");
+        wait(store.delete_snapshot(SnapshotNumber(0))).unwrap();
+        take(&store, 3);
+        assert!(content(&store, 3) == expected(2).0);
+        drop(store);
+        fs::write(&path, &good).unwrap();
+        let store = volume.store();
+        assert_eq!(numbers(&store), [1, 2, 3]);
+        check_contents(&store, "what was damaged was restored");
+    }
+}
+
+/// A commit that fails late has described its layer already: that goes when the rest of it is discarded.
+#[test]
+fn what_a_failed_commit_left_is_discarded() {
+    let volume = three(&std::env::temp_dir(), Mode::Layered);
+    let mut target = expected(1);
+    target.write(&(200_000, 90_000, 0x55));
+    let store = volume.store_with(Faults::failing(|step| step == "commit: after the descriptor")).unwrap();
+    let plan = plan_for(SnapshotNumber(8), Lineage::generate(), Some(SnapshotNumber(1)), &target);
+    let staging = wait(store.stage(plan)).unwrap();
+    let leaves = deliver(&*staging, &expected(1), &target, 0..SIZE).unwrap();
+    staging.checkpoint(&leaves, &[SegmentIndex(0)]).unwrap();
+    staging.commit(target.digest()).unwrap_err();
+    wait(store.discard_staged()).unwrap();
+    assert_eq!(fs::read_dir(volume.snapstore().join("layers")).unwrap().count(), 3);
+    wait(store.delete_snapshot(SnapshotNumber(1))).unwrap();
+    drop(store);
+    let store = volume.store();
+    assert_eq!(numbers(&store), [0, 2]);
+    check_contents(&store, "discarding");
 }
 
 /// A chain of layers does not grow with the snapshots that were, only with those that are.

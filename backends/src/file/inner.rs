@@ -60,10 +60,20 @@ pub(crate) struct Inner {
 #[derive(Debug, Default)]
 pub(crate) struct State {
     pub snapshots: BTreeMap<SnapshotNumber, Kept>,
+    /// Snapshots that cannot be read, each with the file and what is wrong with it. Nothing is given back while there are
+    /// any, because it is unknown what they need.
+    pub damaged: BTreeMap<SnapshotNumber, (PathBuf, String)>,
     pub layers: Layers,
     pub staged: Option<Staged>,
     /// Counts whoever took up the staging: only the last one may go on.
     pub staging_generation: u64,
+}
+
+impl State {
+    /// Whether a number is taken.
+    pub(crate) fn has(&self, number: SnapshotNumber) -> bool {
+        self.snapshots.contains_key(&number) || self.damaged.contains_key(&number)
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -127,27 +137,19 @@ impl Inner {
     fn load(&self) -> Result<(), StoreError> {
         let staged = Staged::load(self)?;
         let layers = Layers::load(&self.layout, staged.as_ref().and_then(|staged| staged.plan.layer))?;
-        let mut snapshots = BTreeMap::new();
-        for number in numbered(&self.layout.snapshots())? {
-            let number = SnapshotNumber(number);
-            let path = self.layout.snapshot(number).join("record");
-            let damaged = |what: String| StoreError::Damaged { path: path.clone(), what };
-            let file = RecordFile::load(&path)?;
-            let RecordFile { mut record, layer } =
-                file.ok_or_else(|| damaged(format!("the record of snapshot {number} is missing")))?;
-            if record.number() != number {
-                return Err(damaged(format!("is the record of snapshot {}", record.number())));
+        let (mut snapshots, mut damaged) = (BTreeMap::new(), BTreeMap::new());
+        for number in numbered(&self.layout.snapshots())?.into_iter().map(SnapshotNumber) {
+            match self.load_snapshot(number, &layers) {
+                Ok(kept) => drop(snapshots.insert(number, kept)),
+                // The others must not be lost for the sake of one.
+                Err(StoreError::Damaged { path, what }) => {
+                    tracing::error!(snapshot = %number, path = %path.display(), what, "a snapshot is damaged");
+                    damaged.insert(number, (path, what));
+                }
+                Err(error) => return Err(error),
             }
-            if let Some(layer) = layer.filter(|layer| !layers.map.contains_key(layer)) {
-                return Err(damaged(format!("needs layer {layer}, which is missing")));
-            }
-            if record.digest.is_none() {
-                let leaves = LeafTree::open(&self.layout.snapshot(number).join("leaves")).ok();
-                record.digest = leaves.and_then(|leaves| leaves.digest());
-            }
-            snapshots.insert(number, Kept { record, layer });
         }
-        *self.state() = State { snapshots, layers, staged, staging_generation: 0 };
+        *self.state() = State { snapshots, damaged, layers, staged, staging_generation: 0 };
         self.clear_flip()?;
         if self.header.mode == Mode::Layered {
             self.collect_data()?;
@@ -157,6 +159,27 @@ impl Inner {
             }
         }
         Ok(())
+    }
+
+    fn load_snapshot(&self, number: SnapshotNumber, layers: &Layers) -> Result<Kept, StoreError> {
+        let path = self.layout.snapshot(number).join("record");
+        let damaged = |what: String| StoreError::Damaged { path: path.clone(), what };
+        let file = RecordFile::load(&path)?;
+        let RecordFile { mut record, layer } =
+            file.ok_or_else(|| damaged(format!("the record of snapshot {number} is missing")))?;
+        if record.number() != number {
+            return Err(damaged(format!("is the record of snapshot {}", record.number())));
+        }
+        match (layer, self.header.mode) {
+            (Some(layer), Mode::Layered) => layers.check(&self.layout, layer)?,
+            (None, Mode::Layered) => return Err(damaged("names no layer".into())),
+            (_, Mode::Reflink) => {}
+        }
+        if record.digest.is_none() {
+            let leaves = LeafTree::open(&self.layout.snapshot(number).join("leaves")).ok();
+            record.digest = leaves.and_then(|leaves| leaves.digest());
+        }
+        Ok(Kept { record, layer })
     }
 
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {
@@ -170,7 +193,7 @@ impl Inner {
     /// To be held by whoever changes what is on the store.
     pub(crate) fn control(&self) -> Result<MutexGuard<'_, ()>, StoreError> {
         let guard = self.control.lock().expect("no panic while locked");
-        if self.broken.load(Ordering::Relaxed) {
+        if self.is_broken() {
             return Err(StoreError::Unsupported(format!(
                 "the snapshot store {} failed while it was being changed: restart to open it anew",
                 self.layout.root().display()
@@ -187,6 +210,10 @@ impl Inner {
         done
     }
 
+    pub(crate) fn is_broken(&self) -> bool {
+        self.broken.load(Ordering::Relaxed)
+    }
+
     /// For what may fail without harm: reported in the log. A crash of a test is still a crash.
     pub(crate) fn unless_stopped(&self, error: StoreError) -> Result<(), StoreError> {
         if self.faults.stopped() {
@@ -198,11 +225,15 @@ impl Inner {
 
     /// As [`control`](Self::control), without waiting.
     pub(crate) fn try_control(&self) -> Option<MutexGuard<'_, ()>> {
-        self.control.try_lock().ok().filter(|_| !self.broken.load(Ordering::Relaxed))
+        self.control.try_lock().ok().filter(|_| !self.is_broken())
     }
 
     pub(crate) fn kept(&self, number: SnapshotNumber) -> Result<Kept, StoreError> {
-        self.state().snapshots.get(&number).cloned().ok_or(StoreError::NotFound { number })
+        let state = self.state();
+        if let Some((path, what)) = state.damaged.get(&number) {
+            return Err(StoreError::Damaged { path: path.clone(), what: what.clone() });
+        }
+        state.snapshots.get(&number).cloned().ok_or(StoreError::NotFound { number })
     }
 
     pub(crate) fn reader(&self, number: SnapshotNumber) -> Result<Arc<dyn SnapshotReader>, StoreError> {
@@ -215,7 +246,7 @@ impl Inner {
     pub(crate) fn create(&self, new: NewSnapshot) -> Result<SnapshotRecord, StoreError> {
         let _control = self.control()?;
         let number = new.number;
-        if self.state().snapshots.contains_key(&number) {
+        if self.state().has(number) {
             return Err(StoreError::Exists { number });
         }
         let origin = File::open(&self.origin).map_err(failed("opening the origin", &self.origin))?;

@@ -2,11 +2,14 @@
 
 use std::{
     fs::File,
-    io,
+    io::{self, IoSliceMut},
     ops::Range,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, Ordering},
 };
+
+use rustix::io::{Errno, ReadWriteFlags, preadv2};
 
 use zumastor_core::{SnapshotReader, StoreError, digest::Source, files};
 
@@ -73,7 +76,7 @@ impl Source for ImageReader {
 /// Fills `buf` from a file that must reach that far. Files are read, never mapped: one that somebody cuts short gives
 /// an error instead of a signal.
 pub(crate) fn read_exact(file: &File, path: &Path, offset: u64, buf: &mut [u8]) -> Result<(), StoreError> {
-    match file.read_exact_at(buf, offset) {
+    match read_uncached(file, buf, offset) {
         Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => {
             let what = format!("it ends before byte {}: it was cut short", offset + buf.len() as u64);
             Err(StoreError::Damaged { path: path.to_owned(), what })
@@ -81,6 +84,30 @@ pub(crate) fn read_exact(file: &File, path: &Path, offset: u64, buf: &mut [u8]) 
         read => read.map_err(|e| failed(&format!("reading from byte {offset} of"), path)(e)),
     }
 }
+
+/// Reads; much at once without leaving it in the page cache, where the kernel can (`RWF_DONTCACHE`, Linux 6.14): what is
+/// there already is used and stays.
+fn read_uncached(file: &File, mut buf: &mut [u8], mut offset: u64) -> io::Result<()> {
+    static REFUSED: AtomicBool = AtomicBool::new(false);
+    while buf.len() >= MUCH && !REFUSED.load(Ordering::Relaxed) {
+        match preadv2(file, &mut [IoSliceMut::new(buf)], offset, DONTCACHE) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(read) => {
+                offset += read as u64;
+                buf = &mut buf[read..];
+            }
+            Err(Errno::INTR) => {}
+            Err(Errno::OPNOTSUPP | Errno::INVAL | Errno::NOSYS) => REFUSED.store(true, Ordering::Relaxed),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    file.read_exact_at(buf, offset)
+}
+
+/// From include/uapi/linux/fs.h.
+const DONTCACHE: ReadWriteFlags = ReadWriteFlags::from_bits_retain(0x80);
+/// Bytes from which on the cache is left alone.
+const MUCH: usize = 128 << 10;
 
 pub(crate) fn check_bounds(offset: u64, length: u64, size: u64) -> Result<(), StoreError> {
     match offset.checked_add(length) {

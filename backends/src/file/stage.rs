@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeSet,
     fs::{self, OpenOptions, Permissions},
+    io,
     os::unix::fs::PermissionsExt,
     path::Path,
     sync::Arc,
@@ -31,7 +32,7 @@ impl Inner {
         let _control = self.control()?;
         let staged = {
             let state = self.state();
-            if state.snapshots.contains_key(&number) {
+            if state.has(number) {
                 return Err(StoreError::Exists { number });
             }
             state.staged.clone()
@@ -52,6 +53,8 @@ impl Inner {
         plan: StagePlan,
         base: Option<&LeafTree>,
     ) -> Result<FileStaging, StoreError> {
+        // What an earlier attempt left that failed in its last step.
+        self.clear_staging()?;
         let dir = self.layout.fresh("staging")?;
         let (layer, parent) = match self.header.mode {
             Mode::Reflink => (None, None),
@@ -61,13 +64,23 @@ impl Inner {
             }
         };
         let plan = PlanFile { plan, layer, parent };
-        let begun = self.fill_staging(&dir, &plan, base);
+        let begun = self.fill_staging(&dir, &plan, base).and_then(|()| self.take_up(plan));
         if begun.is_err() && !self.faults.stopped() {
             let _ = fs::remove_dir_all(&dir);
+            let _ = self.clear_staging();
             let _ = layer.map(|layer| fs::remove_file(self.layout.data(layer)));
         }
-        begun?;
-        self.take_up(plan)
+        begun
+    }
+
+    /// Takes away a staging that nobody knows of.
+    fn clear_staging(&self) -> Result<(), StoreError> {
+        if !self.layout.staging().exists() {
+            return Ok(());
+        }
+        self.layout.bury(&self.layout.staging(), "staging")?;
+        self.layout.empty_grave("staging");
+        Ok(())
     }
 
     fn fill_staging(&self, dir: &Path, plan: &PlanFile, base: Option<&LeafTree>) -> Result<(), StoreError> {
@@ -163,6 +176,14 @@ impl Inner {
         self.faults.at("discard: after rename")?;
         self.layout.empty_grave("staging");
         if let Some(layer) = staged.plan.layer {
+            // A commit that failed may have described the layer already. It must not outlive what it is built upon.
+            let path = self.layout.layer(layer);
+            match fs::remove_file(&path) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                    return self.or_broken(Err(failed("removing", &path)(e)));
+                }
+                _ => {}
+            }
             self.remove_data(layer);
         }
         self.tidy_layers()

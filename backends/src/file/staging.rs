@@ -211,7 +211,7 @@ impl FileStaging {
         let _control = inner.control()?;
         self.check_current()?;
         let number = record.number();
-        if inner.state().snapshots.contains_key(&number) {
+        if inner.state().has(number) {
             return Err(StoreError::Exists { number });
         }
         debug_assert_eq!(tree.digest(), record.digest);

@@ -44,7 +44,8 @@ impl Inner {
         let dir = self.layout.fresh("snapshot")?;
         let id = self.state().layers.allocate();
         let created = self.create_layer(&dir, id, new, origin);
-        if created.is_err() && !self.faults.stopped() {
+        // Once the snapshot may be there, what it is made of stays: a store that lacks it could not show it any more.
+        if created.is_err() && !self.faults.stopped() && !self.is_broken() {
             let _ = fs::remove_dir_all(&dir);
             let _ = fs::remove_file(self.layout.layer(id));
             let _ = fs::remove_file(self.layout.data(id));

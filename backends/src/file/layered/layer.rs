@@ -51,6 +51,8 @@ pub(crate) fn forced_by_size(parent_size: u64, size: u64) -> Range<u64> {
 #[derive(Debug, Default)]
 pub(crate) struct Layers {
     pub map: BTreeMap<u64, Arc<Descriptor>>,
+    /// Descriptors that cannot be read, and why.
+    damaged: BTreeMap<u64, String>,
     next: u64,
     open: HashMap<u64, Weak<DataFile>>,
     /// The chains that readers hold: what a merge must not change under them.
@@ -67,24 +69,37 @@ impl Layers {
     /// Reads all descriptors. `staged` is the layer that is being received, which has data and no descriptor yet.
     pub(crate) fn load(layout: &Layout, staged: Option<u64>) -> Result<Self, StoreError> {
         let mut layers = Self::default();
-        for id in numbered(&layout.layers())? {
-            let path = layout.layer(id);
-            let descriptor = Descriptor::load(&path)?.expect("was just listed, and the store is locked");
-            layers.map.insert(id, Arc::new(descriptor));
-        }
-        for (id, layer) in &layers.map {
-            if let Some(parent) = layer.parent.filter(|parent| !layers.map.contains_key(parent)) {
-                let path = layout.layer(parent);
-                return Err(StoreError::Damaged {
-                    path,
-                    what: format!("layer {parent} is missing, and {id} needs it"),
-                });
+        let ids = numbered(&layout.layers())?;
+        for id in &ids {
+            match Descriptor::load(&layout.layer(*id)) {
+                Ok(descriptor) => {
+                    layers.map.extend(descriptor.map(|descriptor| (*id, Arc::new(descriptor))));
+                }
+                Err(StoreError::Damaged { what, .. }) => drop(layers.damaged.insert(*id, what)),
+                Err(error) => return Err(error),
             }
         }
-        let newest = layers.map.keys().chain(&staged).max().copied();
+        let newest = ids.iter().chain(&staged).max().copied();
         let newest_data = numbered(&layout.data_dir())?.last().copied();
         layers.next = newest.max(newest_data).map_or(0, |id| id + 1);
         Ok(layers)
+    }
+
+    /// Whether all layers are there that `top` needs.
+    pub(crate) fn check(&self, layout: &Layout, top: u64) -> Result<(), StoreError> {
+        let missing = match self.ancestors(top).last() {
+            None => Some(top),
+            Some((_, last)) => last.parent,
+        };
+        let Some(missing) = missing else { return Ok(()) };
+        let what = self.damaged.get(&missing).cloned();
+        let what = what.unwrap_or_else(|| format!("layer {missing} is missing, and a snapshot needs it"));
+        Err(StoreError::Damaged { path: layout.layer(missing), what })
+    }
+
+    /// Whether it is unknown what some layer needs.
+    pub(crate) fn any_damaged(&self) -> bool {
+        !self.damaged.is_empty()
     }
 
     /// A number for a new layer, which is also that of its data file.
@@ -111,6 +126,7 @@ impl Layers {
 
     /// Takes hold of the chain from `top`: its data files stay readable, and are not changed where they are read.
     pub(crate) fn pin(&mut self, layout: &Layout, top: u64) -> Result<Pinned, StoreError> {
+        self.check(layout, top)?;
         let chain: Vec<_> = self.ancestors(top).map(|(id, layer)| (id, layer.clone())).collect();
         let size = chain.first().map_or(0, |(_, layer)| layer.size);
         let mut layers = Vec::with_capacity(chain.len());

@@ -33,6 +33,9 @@ enum Way {
 impl Inner {
     /// Drops and merges layers until every layer that is left is needed. The caller holds the control lock.
     pub(crate) fn collect_layers(&self) -> Result<(), StoreError> {
+        if self.something_is_damaged() {
+            return Ok(());
+        }
         // A merge that must wait for a reader is tried again after the next change.
         let mut deferred = BTreeSet::new();
         while let Some(step) = self.next_step(&deferred) {
@@ -50,6 +53,9 @@ impl Inner {
 
     /// Removes data files that no layer names: what a crash left. Only when the store is opened.
     pub(crate) fn collect_data(&self) -> Result<(), StoreError> {
+        if self.something_is_damaged() {
+            return Ok(());
+        }
         let (used, staged) = {
             let state = self.state();
             let used: BTreeSet<u64> = state.layers.map.values().map(|layer| layer.data).collect();
@@ -64,15 +70,25 @@ impl Inner {
         Ok(())
     }
 
+    fn something_is_damaged(&self) -> bool {
+        let state = self.state();
+        !state.damaged.is_empty() || state.layers.any_damaged()
+    }
+
     fn next_step(&self, deferred: &BTreeSet<u64>) -> Option<Step> {
         let state = self.state();
         let needed: BTreeSet<u64> = state.snapshots.values().filter_map(|kept| kept.layer).collect();
         let staged_on = state.staged.as_ref().and_then(|staged| staged.plan.parent);
         let spare = |id: &&u64| !needed.contains(id) && staged_on != Some(**id) && !deferred.contains(id);
-        state.layers.map.keys().filter(spare).find_map(|id| match state.layers.children(*id)[..] {
-            [] => Some(Step::Drop(*id)),
-            [child] => Some(Step::Merge { parent: *id, child }),
-            _ => None,
+        let spare: Vec<(u64, Vec<u64>)> =
+            state.layers.map.keys().filter(spare).map(|id| (*id, state.layers.children(*id))).collect();
+        // First what nothing is built upon: a commit that failed may have left a layer whose data are gone.
+        let unused = spare.iter().find(|(_, children)| children.is_empty()).map(|(id, _)| Step::Drop(*id));
+        unused.or_else(|| {
+            spare.iter().find_map(|(parent, children)| match children[..] {
+                [child] => Some(Step::Merge { parent: *parent, child }),
+                _ => None,
+            })
         })
     }
 
@@ -139,7 +155,7 @@ impl Inner {
         to.file.sync_all().map_err(failed("syncing", &to.path))?;
         let merged = Descriptor { parent: old.parent, data, size: new.size, runs: missing.union(&new.runs) };
         self.faults.at("merge: before the descriptor")?;
-        merged.replace(&self.layout.layer(child))?;
+        self.or_broken(merged.replace(&self.layout.layer(child)))?;
         self.state().layers.map.insert(child, Arc::new(merged));
         self.faults.at("merge: after the descriptor")?;
         if new.data != data {

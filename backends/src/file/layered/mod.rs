@@ -16,10 +16,12 @@ use super::inner::Inner;
 impl Inner {
     /// Opens a snapshot. The layers it reads are kept as they are until the chain is dropped.
     pub(super) fn chain(&self, number: SnapshotNumber) -> Result<Chain, StoreError> {
+        self.kept(number)?;
         let pinned = {
             let mut state = self.state();
-            let kept = state.snapshots.get(&number).ok_or(StoreError::NotFound { number })?;
-            let layer = kept.layer.ok_or_else(|| StoreError::Damaged {
+            let kept = state.snapshots.get(&number);
+            let layer = kept.ok_or(StoreError::NotFound { number })?.layer;
+            let layer = layer.ok_or_else(|| StoreError::Damaged {
                 path: self.layout.snapshot(number).join("record"),
                 what: "names no layer".into(),
             })?;
