@@ -149,7 +149,7 @@ fn root_images_without_copy_on_write_are_cloned() {
     assert!(fs::read(volume.origin()).unwrap() == vec![7; 100_000]);
 }
 
-/// Snapshots count for what they hold beside the head, not for the size of the volume each.
+/// Snapshots count for what they hold and the next does not, not for the size of the volume each.
 #[test]
 fn root_usage_counts_what_is_not_shared() {
     let Some(mounted) = Mounted::make("xfs", 400) else { return };
@@ -159,14 +159,53 @@ fn root_usage_counts_what_is_not_shared() {
     for number in 0..3 {
         take(&store, number).unwrap();
         volume.image().write_all_at(&vec![8; 1 << 20], number << 20).unwrap();
-        volume.image().sync_all().unwrap();
-        let used = wait(store.usage()).unwrap().used;
-        assert_eq!(used, (number + 1) << 20, "after snapshot {number}");
+        let usage = wait(store.usage()).unwrap();
+        assert_eq!(usage.used, number << 20, "after snapshot {number}");
+        assert!(wait(store.free()).unwrap().abs_diff(usage.free) < 8 << 20);
     }
     wait(store.delete_snapshot(SnapshotNumber(1))).unwrap();
-    assert_eq!(wait(store.usage()).unwrap().used, 3 << 20);
+    assert_eq!(wait(store.usage()).unwrap().used, 2 << 20);
     wait(store.delete_snapshot(SnapshotNumber(0))).unwrap();
-    assert_eq!(wait(store.usage()).unwrap().used, 1 << 20);
+    assert_eq!(wait(store.usage()).unwrap().used, 0);
+}
+
+/// A volume on a full disk is within reach, also after a restart.
+fn opened_when_full(mounted: &Mounted) {
+    let volume = Volume::new(&mounted.path(), None);
+    volume.image().write_all_at(&vec![7; 1 << 20], 0).unwrap();
+    take(&volume.store(), 0).unwrap();
+    let place = mounted.path();
+    let ballast = fill_up(&place, 0);
+    // To the last byte, and the last entry of a directory.
+    let file = fs::File::options().write(true).open(&ballast).unwrap();
+    for block in [1 << 20, 4096, 1] {
+        let mut at = file.metadata().unwrap().len();
+        while file.write_all_at(&vec![1; block], at).is_ok() && file.sync_data().is_ok() {
+            at += block as u64;
+        }
+    }
+    for turn in 0..4000 {
+        if fs::write(place.join(format!("crumb-{turn}")), [1; 4096]).is_err() {
+            break;
+        }
+    }
+    let store = volume.store();
+    let reader = wait(store.open_snapshot(SnapshotNumber(0))).unwrap();
+    let mut bytes = vec![0; 1 << 20];
+    reader.read_at(0, &mut bytes).unwrap();
+    assert!(bytes == vec![7; 1 << 20]);
+}
+
+#[test]
+fn root_a_volume_on_a_full_disk_is_opened_on_xfs() {
+    let Some(mounted) = Mounted::make("xfs", 400) else { return };
+    opened_when_full(&mounted);
+}
+
+#[test]
+fn root_a_volume_on_a_full_disk_is_opened_on_ext4() {
+    let Some(mounted) = Mounted::make("ext4", 60) else { return };
+    opened_when_full(&mounted);
 }
 
 const FAR: u64 = 48 << 20;

@@ -80,6 +80,11 @@ pub trait SnapshotStore: fmt::Debug + Send + Sync + 'static {
     /// Space that the store takes and has.
     async fn usage(&self) -> Result<Usage, StoreError>;
 
+    /// Bytes free for new data: as in [`usage`](Self::usage), for those who need only this, and need it often.
+    async fn free(&self) -> Result<u64, StoreError> {
+        Ok(self.usage().await?.free)
+    }
+
     /// What can be mounted: the head, or a snapshot.
     fn device(&self, which: Option<SnapshotNumber>) -> Option<PathBuf>;
 }
@@ -116,7 +121,8 @@ pub enum HeadState {
 /// Space that a store takes and has, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Usage {
-    /// Taken by snapshots and what is staged; blocks shared with the head may be counted.
+    /// Taken by snapshots and what is staged. Blocks shared with the head may be counted, and what only the newest
+    /// snapshot still holds may be left out: finding out would mean to look through the head.
     pub used: u64,
     /// Free for new data.
     pub free: u64,

@@ -15,11 +15,20 @@ pub(crate) struct Mapped {
 
 /// The parts of `file` within `window` that have data, ascending. Whatever is not listed reads as zeros.
 pub(crate) fn map(file: &File, window: &Range<u64>) -> io::Result<Vec<Mapped>> {
+    map_as(file, window, SYNC)
+}
+
+/// As [`map`], of a file that was synced and not written since: asks nothing to be written to the disk.
+pub(crate) fn map_synced(file: &File, window: &Range<u64>) -> io::Result<Vec<Mapped>> {
+    map_as(file, window, 0)
+}
+
+fn map_as(file: &File, window: &Range<u64>, flags: u32) -> io::Result<Vec<Mapped>> {
     let mut parts = Vec::new();
     let mut request = Request::new();
     let mut position = window.start;
     while position < window.end {
-        let count = request.run(file, position..window.end)?;
+        let count = request.run(file, position..window.end, flags)?;
         let extents = &request.extents[..count];
         for extent in extents {
             // Preallocated blocks that were never written read as zeros.
@@ -169,10 +178,10 @@ impl Request {
     }
 
     /// Asks for the extents of `window`; returns how many were found.
-    fn run(&mut self, file: &File, window: Range<u64>) -> io::Result<usize> {
+    fn run(&mut self, file: &File, window: Range<u64>, flags: u32) -> io::Result<usize> {
         self.start = window.start;
         self.length = window.end - window.start;
-        self.flags = SYNC;
+        self.flags = flags;
         self.mapped = 0;
         self.count = BATCH as u32;
         // SAFETY: `Request` has the layout of `struct fiemap` followed by `count` extents, which is all that the call

@@ -60,7 +60,7 @@ pub(crate) fn open(
     let unsupported = |what: String| StoreError::Unsupported(what);
     if let Some(header) = Header::load(&layout.store())? {
         let lock = lock(layout)?;
-        if header.mode == Mode::Reflink && !can_reflink(&directory(origin), root)? {
+        if header.mode == Mode::Reflink && !still_one(&directory(origin), root)? {
             return Err(unsupported(format!(
                 "the snapshots in {} share blocks with their origin, but {} is not on the same file system: put both \
                  on one",
@@ -95,6 +95,20 @@ pub(crate) fn open(
     let header = Header { id: Uuid::now_v7(), mode };
     header.replace(&layout.store())?;
     Ok((header, lock))
+}
+
+/// Whether two directories that could share blocks when the store was made are still on one file system.
+fn still_one(from: &Path, to: &Path) -> Result<bool, StoreError> {
+    let device =
+        |path: &Path| fs::metadata(path).map(|metadata| metadata.dev()).map_err(failed("looking at", path));
+    if device(from)? == device(to)? {
+        return Ok(true);
+    }
+    // Subvolumes of one btrfs look like two. To try it takes space, which a full disk has not.
+    match can_reflink(from, to) {
+        Err(StoreError::NoSpace { .. }) => Ok(true),
+        tried => tried,
+    }
 }
 
 /// The name of the file system that holds `path`.

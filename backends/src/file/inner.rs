@@ -344,7 +344,6 @@ impl Inner {
 
     pub(crate) fn usage(&self) -> Result<Usage, StoreError> {
         let root = self.layout.root();
-        let stat = rustix::fs::statvfs(root).map_err(|e| failed("looking at", root)(e.into()))?;
         let used = match self.header.mode {
             Mode::Reflink => self.held_by_images()? + blocks(&self.layout.staging()),
             Mode::Layered => {
@@ -352,8 +351,18 @@ impl Inner {
                 blocks(root) + beside
             }
         };
-        Ok(Usage { used, free: stat.f_bavail * stat.f_frsize })
+        Ok(Usage { used, free: self.free()? })
     }
+
+    pub(crate) fn free(&self) -> Result<u64, StoreError> {
+        free_at(self.layout.root())
+    }
+}
+
+/// Bytes free on the file system of a directory.
+pub(super) fn free_at(dir: &Path) -> Result<u64, StoreError> {
+    let stat = rustix::fs::statvfs(dir).map_err(|e| failed("looking at", dir)(e.into()))?;
+    Ok(stat.f_bavail * stat.f_frsize)
 }
 
 /// The path of the origin without links on the way, so that renaming beside it replaces it and not a link.

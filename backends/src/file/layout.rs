@@ -95,16 +95,23 @@ impl Layout {
 
     /// Makes the directories that are missing, and empties those for half made and half removed things.
     pub(crate) fn prepare(&self) -> Result<(), StoreError> {
+        // Nothing is made that is there already: a volume on a full disk must stay within reach.
         for dir in [self.tmp(), self.trash()] {
-            match fs::remove_dir_all(&dir) {
-                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(failed("emptying", &dir)(e)),
-                _ => {}
+            let Ok(entries) = fs::read_dir(&dir) else { continue };
+            for entry in entries {
+                let path = entry.map_err(failed("listing", &dir))?.path();
+                let is_dir = fs::symlink_metadata(&path).is_ok_and(|metadata| metadata.is_dir());
+                let removed = if is_dir { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+                removed.map_err(failed("removing", &path))?;
             }
         }
         for dir in [self.tmp(), self.trash(), self.snapshots(), self.layers(), self.data_dir()] {
-            fs::create_dir_all(&dir).map_err(failed("making", &dir))?;
+            if !dir.is_dir() {
+                fs::create_dir_all(&dir).map_err(failed("making", &dir))?;
+                sync_dir(&self.root)?;
+            }
         }
-        sync_dir(&self.root)
+        Ok(())
     }
 
     /// A new, empty directory in `tmp/`.

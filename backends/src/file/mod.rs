@@ -174,6 +174,10 @@ impl SnapshotStore for FileStore {
         self.blocking(|inner| inner.usage()).await
     }
 
+    async fn free(&self) -> Result<u64, StoreError> {
+        self.blocking(|inner| inner.free()).await
+    }
+
     fn device(&self, which: Option<SnapshotNumber>) -> Option<PathBuf> {
         match (which, self.mode()) {
             (None, _) => Some(self.0.origin.clone()),

@@ -19,7 +19,7 @@ impl Inner {
     /// Begins to make the alternate if there is none, and if the next flip would take long without it.
     pub(super) fn prepare_alternate(self: &Arc<Self>) {
         let head = fs::metadata(&self.origin).map_or(0, |head| head.blocks() * 512);
-        let free = self.usage().map_or(0, |usage| usage.free);
+        let free = self.free().unwrap_or(0);
         let wanted = self.header.mode == Mode::Layered
             && self.prepares.is_some_and(|least| head >= least)
             && free / 2 > head

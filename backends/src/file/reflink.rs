@@ -82,46 +82,37 @@ impl Inner {
         image_changes(base.as_ref(), &self.image(target)?, &self.layout.image(target), window)
     }
 
-    /// Bytes that the images hold and the head does not share. Each is compared with the one after it: what an image
-    /// shares with the next is counted there, if at all.
+    /// Bytes that the images hold and the next ones do not share: what an image shares with the next is counted there,
+    /// if at all. What the newest does not share with the head is not looked for: the head may be large and is written.
     pub(super) fn held_by_images(&self) -> Result<u64, StoreError> {
         let numbers: Vec<SnapshotNumber> = self.state().snapshots.keys().copied().collect();
-        let mut total = 0;
         let mut counted = BTreeMap::new();
-        for (index, number) in numbers.iter().enumerate() {
-            let next = numbers.get(index + 1).copied();
-            // Images do not change, the head does; what is deleted meanwhile takes nothing.
-            let known = next.and_then(|next| self.held().get(&(*number, next)).copied());
-            let Ok(image) = self.image(*number) else { continue };
-            let held = match (known, next) {
-                (Some(held), _) => Ok(held),
-                (None, Some(next)) => match self.image(next) {
-                    Ok(after) => not_shared(&image, Some(after.file())),
-                    Err(_) => continue,
-                },
-                (None, None) => not_shared(&image, File::open(&self.origin).ok().as_ref()),
-            }
-            .map_err(failed("mapping", &self.layout.image(*number)))?;
-            total += held;
-            counted.extend(next.map(|next| ((*number, next), held)));
+        for pair in numbers.windows(2).map(|pair| (pair[0], pair[1])) {
+            // Images do not change; what is deleted meanwhile takes nothing.
+            let known = self.held().get(&pair).copied();
+            let held = match known {
+                Some(held) => held,
+                None => {
+                    let (Ok(image), Ok(next)) = (self.image(pair.0), self.image(pair.1)) else { continue };
+                    not_shared(&image, &next).map_err(failed("mapping", &self.layout.image(pair.0)))?
+                }
+            };
+            counted.insert(pair, held);
         }
+        let total = counted.values().sum();
         *self.held() = counted;
         Ok(total)
     }
 }
 
-/// Bytes of an image that another file does not share.
-fn not_shared(image: &ImageReader, other: Option<&File>) -> io::Result<u64> {
+/// Bytes of an image that another does not share.
+fn not_shared(image: &ImageReader, other: &ImageReader) -> io::Result<u64> {
     use zumastor_core::SnapshotReader as _;
     let window = 0..image.size();
-    let map = |file| fiemap::map(file, &window);
+    let (theirs, ours) =
+        (fiemap::map_synced(other.file(), &window)?, fiemap::map_synced(image.file(), &window)?);
     let mut changes = Changes::new();
-    fiemap::differences(
-        &other.map_or(Ok(Vec::new()), map)?,
-        &map(image.file())?,
-        window.clone(),
-        &mut changes,
-    );
+    fiemap::differences(&theirs, &ours, window, &mut changes);
     Ok(changes.iter().filter(|extent| extent.kind == ExtentKind::Data).map(Extent::len).sum())
 }
 
