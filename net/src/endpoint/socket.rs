@@ -71,7 +71,7 @@ pub(super) fn transport_config() -> Arc<TransportConfig> {
         .receive_window(VarInt::from_u32(64 << 20))
         .send_window(16 << 20)
         .mtu_discovery_config(Some(discovery))
-        .keep_alive_interval(Some(Duration::from_secs(5)))
+        .keep_alive_interval(Some(Duration::from_secs(2)))
         .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(30_000))));
     Arc::new(config)
 }
