@@ -860,6 +860,8 @@ fn segments(place: &Path, mode: Mode) {
     deliver(&*staging, &base, &target, half).unwrap();
     // Somebody else takes it up: who had it may not go on.
     let second = wait(store.stage(plan.clone())).unwrap();
+    assert!(staging.write_at(0, &[0xAA]).is_err());
+    assert!(staging.zero(0..LEAF).is_err());
     assert!(staging.checkpoint(&[], &[SegmentIndex(1)]).is_err());
     drop((staging, second, store));
     let store = volume.store();

@@ -328,6 +328,52 @@ fn a_write_during_the_copying_is_noticed() {
     }
 }
 
+/// In memory, a write through a mapping leaves the time of the file as it is: so nobody may be able to write.
+#[test]
+fn root_a_copy_in_memory_is_refused_while_someone_could_write() {
+    let Some(mounted) = Mounted::make("tmpfs", 40) else { return };
+    let volume = Volume::new(&mounted.path(), None);
+    let image = volume.image();
+    image.write_all_at(&[7; 100_000], 0).unwrap();
+    let store = volume.store();
+    let refused = take(&store, 0);
+    assert!(matches!(refused, Err(StoreError::OriginBusy { .. })), "{refused:?}");
+    drop(image);
+    take(&store, 0).unwrap();
+    drop(store);
+    // Also when the writer comes while the copy is made.
+    let (origin, mut writer) = (volume.origin(), None);
+    let store = volume.store_with(Faults::new(move |step| {
+        if step == "create: before reading" {
+            writer = Some(fs::File::options().write(true).open(&origin).unwrap());
+        }
+        writer.is_none() && step == "never"
+    }));
+    let refused = take(&store.unwrap(), 1);
+    assert!(matches!(refused, Err(StoreError::OriginBusy { .. })), "{refused:?}");
+}
+
+/// A copy that cannot fit is not begun.
+#[test]
+fn root_a_flip_that_cannot_fit_leaves_the_disk_alone() {
+    let Some(mounted) = Mounted::make("tmpfs", 90) else { return };
+    let place = mounted.path();
+    let volume = Volume::new(&place, Some(Mode::Layered));
+    volume.image().write_all_at(&vec![7; 24 << 20], 0).unwrap();
+    let store = volume.store();
+    take(&store, 0).unwrap();
+    let ballast = fill_up(&place, 12 << 20);
+    let refused = wait(store.show(SnapshotNumber(0))).unwrap_err();
+    assert!(
+        matches!(&refused, StoreError::NoSpace { what } if what.contains(&(24u64 << 20).to_string())),
+        "{refused}"
+    );
+    assert!(wait(store.free()).unwrap() >= 10 << 20);
+    fs::remove_file(ballast).unwrap();
+    wait(store.show(SnapshotNumber(0))).unwrap();
+    assert_eq!(wait(store.head()).unwrap(), HeadState::Shows(SnapshotNumber(0)));
+}
+
 fn disk_use(path: &Path) -> u64 {
     let metadata = fs::symlink_metadata(path).unwrap();
     let below =
@@ -515,16 +561,18 @@ fn layers_are_taken_at_the_speed_of_hashing() {
         block.iter_mut().enumerate().for_each(|(i, byte)| *byte = (i as u64 + at / 7) as u8);
         image.write_all_at(&block, at).unwrap();
     }
+    // In memory, whoever has the volume open for writing might write unseen.
+    drop(image);
     let store = volume.store();
     take(&store, 0).unwrap();
-    image.write_all_at(b"x", 100 << 20).unwrap();
+    volume.image().write_all_at(b"x", 100 << 20).unwrap();
     let begun = Instant::now();
     take(&store, 1).unwrap();
     let taken = begun.elapsed();
     eprintln!("512 MiB read, hashed and compared in {taken:?}");
     let leaves = wait(store.leaves(SnapshotNumber(1))).unwrap();
     let mut leaf = vec![0; LEAF as usize];
-    image.read_exact_at(&mut leaf, 100 << 20).unwrap();
+    volume.image().read_exact_at(&mut leaf, 100 << 20).unwrap();
     assert!(!is_zero(&leaf));
     let index = LeafIndex::containing(100 << 20);
     let segment = leaves.segment(index.segment()).unwrap();

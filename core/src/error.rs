@@ -44,9 +44,10 @@ pub enum StoreError {
         /// The digest it has.
         found: Digest,
     },
-    /// The origin was written while a store that must copy it was copying it, each time it was tried.
+    /// The origin was written while a store that must copy it was copying it, each time it was tried; or it is open for
+    /// writing where a write cannot be noticed.
     #[error(
-        "{} was written while it was being copied, so no snapshot of one moment could be taken: stop the writer for \
+        "{} was or could be written while it was being copied, so no snapshot of one moment could be taken: stop the writer for \
          the time of the snapshot, or keep the volume on XFS or btrfs, where a snapshot takes a moment", path.display()
     )]
     OriginBusy {

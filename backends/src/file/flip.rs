@@ -28,7 +28,7 @@ use super::{
     bulk::BulkFile,
     head::{HeadMarker, Shown, Stamp, set_past},
     header::directory,
-    inner::Inner,
+    inner::{Inner, free_at},
     layout::{Described, failed, sync_dir},
     lease::{Lease, Writers, nobody_else_has, writers},
     reflink::clone,
@@ -162,6 +162,7 @@ impl Inner {
             }
             None => {
                 let path = self.flip_path();
+                self.check_room(record)?;
                 let file = new_head(&path)?;
                 self.fill(&file, &path, None, record)?;
                 (path, file)
@@ -193,6 +194,21 @@ impl Inner {
         }
         self.faults.at("flip: after rename")?;
         sync_dir(&directory(&self.origin))
+    }
+
+    /// Refuses to copy a snapshot beside the origin where it cannot fit: to find out by filling the disk would harm others.
+    fn check_room(&self, record: &SnapshotRecord) -> Result<(), StoreError> {
+        let needed = self.changes(None, record.number(), 0..record.size)?.bytes();
+        let free = free_at(&directory(&self.origin))?;
+        if needed <= free {
+            return Ok(());
+        }
+        let what = format!(
+            "showing snapshot {} takes {needed} bytes beside {}, and {free} are free",
+            record.number(),
+            self.origin.display()
+        );
+        Err(StoreError::NoSpace { what })
     }
 
     fn rename_over(&self, path: &Path, keep: bool) -> Result<(), StoreError> {

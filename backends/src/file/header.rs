@@ -20,6 +20,7 @@ use zumastor_core::StoreError;
 use super::{
     fiemap,
     layout::{Described, Layout, failed},
+    lease::{Writers, writers},
     reflink::try_clone,
 };
 
@@ -129,20 +130,33 @@ pub(crate) fn file_system(path: &Path) -> String {
     }
 }
 
+/// Whether the file system may leave the time of a file as it is when somebody writes through a mapping.
+pub(crate) fn hides_mapped_writes(path: &Path) -> bool {
+    // tmpfs, ramfs, NFS, FUSE
+    statfs(path)
+        .is_ok_and(|stat| matches!(stat.f_type as u32, 0x0102_1994 | 0x8584_58F6 | 0x6969 | 0x6573_5546))
+}
+
 /// What a person should know of a store in layered mode, in one line.
 pub(crate) fn caution(layout: &Layout, origin: &Path) -> Option<String> {
-    let (origin, root) = (directory(origin), layout.root());
+    let (dir, root) = (directory(origin), layout.root());
     let device = |path: &Path| fs::metadata(path).map(|metadata| metadata.dev()).ok();
-    let either =
-        || can_reflink(root, root).unwrap_or(false) || can_reflink(&origin, &origin).unwrap_or(false);
-    if device(&origin) != device(root) && either() {
-        return Some(
+    let either = || can_reflink(root, root).unwrap_or(false) || can_reflink(&dir, &dir).unwrap_or(false);
+    let cost = "a replica takes up to three times its data; a snapshot reads the whole volume, and is refused while \
+                someone writes";
+    let mut caution = if device(&dir) != device(root) && either() {
+        format!(
             "origin and snapshot store are on different file systems, so reflink is impossible; put them on one. \
-             Until then a snapshot reads the whole volume, and is refused while someone writes"
-                .into(),
-        );
+             Until then {cost}"
+        )
+    } else {
+        format!("{cost}; on XFS or btrfs it takes a moment and space is shared")
+    };
+    let unknown = || File::open(origin).is_ok_and(|file| matches!(writers(file), Writers::Unknown));
+    if hides_mapped_writes(&dir) && unknown() {
+        caution += "; on this file system, a program that writes through a mapping meanwhile is not noticed";
     }
-    Some("a snapshot reads the whole volume, and is refused while someone writes; on XFS or btrfs it takes a moment".into())
+    Some(caution)
 }
 
 /// The directory that a file is in.

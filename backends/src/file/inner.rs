@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -50,6 +50,8 @@ pub(crate) struct Inner {
     pub computing: Mutex<()>,
     /// Bytes that a snapshot holds and the next does not share: counted once, for `usage`.
     held: Mutex<BTreeMap<(SnapshotNumber, SnapshotNumber), u64>>,
+    /// Counts whoever took up the staging: only the last one may go on.
+    pub staging_generation: AtomicU64,
     /// What is on the store. Held for moments only, and never while taking `control`.
     state: Mutex<State>,
     /// Set when it is unknown what a failed operation left on the disk: opening the store anew finds out.
@@ -65,8 +67,6 @@ pub(crate) struct State {
     pub damaged: BTreeMap<SnapshotNumber, (PathBuf, String)>,
     pub layers: Layers,
     pub staged: Option<Staged>,
-    /// Counts whoever took up the staging: only the last one may go on.
-    pub staging_generation: u64,
 }
 
 impl State {
@@ -126,6 +126,7 @@ impl Inner {
             control: Mutex::new(()),
             computing: Mutex::new(()),
             held: Mutex::default(),
+            staging_generation: AtomicU64::new(0),
             state: Mutex::default(),
             broken: AtomicBool::new(false),
             _lock: lock,
@@ -149,7 +150,7 @@ impl Inner {
                 Err(error) => return Err(error),
             }
         }
-        *self.state() = State { snapshots, damaged, layers, staged, staging_generation: 0 };
+        *self.state() = State { snapshots, damaged, layers, staged };
         self.clear_flip()?;
         if self.header.mode == Mode::Layered {
             self.collect_data()?;

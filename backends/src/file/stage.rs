@@ -6,7 +6,7 @@ use std::{
     io,
     os::unix::fs::PermissionsExt,
     path::Path,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
 };
 
 use zumastor_core::{StagePlan, StoreError, digest::LeafTree};
@@ -44,8 +44,7 @@ impl Inner {
         };
         let mut state = self.state();
         state.staged = Some(Staged { plan: staging.plan_file().clone() });
-        state.staging_generation += 1;
-        Ok(staging.of_generation(state.staging_generation))
+        Ok(staging.of_generation(self.staging_generation.fetch_add(1, Ordering::AcqRel) + 1))
     }
 
     fn begin_staging(
@@ -168,11 +167,8 @@ impl Inner {
         let Some(staged) = self.state().staged.clone() else { return Ok(()) };
         self.faults.at("discard: before rename")?;
         self.or_broken(self.layout.bury(&self.layout.staging(), "staging"))?;
-        {
-            let mut state = self.state();
-            state.staged = None;
-            state.staging_generation += 1;
-        }
+        self.state().staged = None;
+        self.staging_generation.fetch_add(1, Ordering::AcqRel);
         self.faults.at("discard: after rename")?;
         self.layout.empty_grave("staging");
         if let Some(layer) = staged.plan.layer {

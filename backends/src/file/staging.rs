@@ -155,7 +155,7 @@ impl FileStaging {
     }
 
     fn check_current(&self) -> Result<(), StoreError> {
-        if self.inner.state().staging_generation == self.generation {
+        if self.inner.staging_generation.load(Ordering::Acquire) == self.generation {
             return Ok(());
         }
         Err(StoreError::Unsupported("what was being received was discarded or is received by another".into()))
@@ -235,11 +235,8 @@ impl FileStaging {
         file.write_new(&dir.join("record"))?;
         sync_dir(&dir)?;
         inner.publish(&dir, record.clone(), layer)?;
-        {
-            let mut state = inner.state();
-            state.staged = None;
-            state.staging_generation += 1;
-        }
+        inner.state().staged = None;
+        inner.staging_generation.fetch_add(1, Ordering::AcqRel);
         inner.faults.at("commit: before tidying")?;
         for name in ["plan", "progress"] {
             let _ = fs::remove_file(inner.layout.snapshot(number).join(name));
@@ -264,11 +261,13 @@ impl Staging for FileStaging {
 
     fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), StoreError> {
         self.check_range(offset, data.len() as u64)?;
+        self.check_current()?;
         self.noting(self.body.write_at(offset, data))
     }
 
     fn zero(&self, range: Range<u64>) -> Result<(), StoreError> {
         self.check_range(range.start, range.end.saturating_sub(range.start))?;
+        self.check_current()?;
         self.noting(self.body.zero(range))
     }
 

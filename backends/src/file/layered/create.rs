@@ -20,8 +20,10 @@ use super::layer::{Descriptor, forced_by_size};
 use crate::file::{
     bulk::BulkFile,
     head::{HeadMarker, Stamp, TICK},
+    header::hides_mapped_writes,
     inner::{Inner, RecordFile},
     layout::{Described, failed, sync_dir},
+    lease::{Writers, writers},
     reflink::new_file,
     runs::Runs,
 };
@@ -63,6 +65,7 @@ impl Inner {
         let parent = self.parent_of_head()?;
         let data = BulkFile::new(new_file(&self.layout.data(id))?, &self.layout.data(id));
         for _ in 0..ATTEMPTS {
+            self.check_writers()?;
             let Some(before) = self.settle(origin)? else { continue };
             self.faults.at("create: before reading")?;
             let scan = Scan {
@@ -77,6 +80,7 @@ impl Inner {
             if Stamp::of(origin, &self.origin)? != before {
                 continue;
             }
+            self.check_writers()?;
             let (runs, tree) = read?;
             self.faults.at("create: after reading")?;
             data.file().sync_all().map_err(failed("syncing", &self.layout.data(id)))?;
@@ -94,6 +98,19 @@ impl Inner {
             return Ok((record, Some(before)));
         }
         Err(StoreError::OriginBusy { path: self.origin.clone() })
+    }
+
+    /// Refuses an origin that somebody may be writing to unseen: on some file systems a write through a mapping leaves
+    /// the time as it was.
+    fn check_writers(&self) -> Result<(), StoreError> {
+        if !hides_mapped_writes(&self.origin) {
+            return Ok(());
+        }
+        let file = File::open(&self.origin).map_err(failed("opening the origin", &self.origin))?;
+        match writers(file) {
+            Writers::Some => Err(StoreError::OriginBusy { path: self.origin.clone() }),
+            Writers::None(_) | Writers::Unknown => Ok(()),
+        }
     }
 
     /// The snapshot that the head probably differs least from: what it last showed, or the newest.
