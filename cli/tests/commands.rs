@@ -2,7 +2,11 @@
 
 mod common;
 
-use std::{fs, process::Stdio};
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    process::{Command, Stdio},
+};
 
 use common::{Node, image, introduce, master_and_replica, text};
 use zumastor::api::{HeadStatus, Role};
@@ -30,6 +34,31 @@ fn without_a_daemon_commands_say_so() {
         node.fails(2, &["define", "volume", "v"]).lines().next().map(|line| line.starts_with("error:")),
         Some(true)
     );
+}
+
+#[test]
+fn the_daemon_takes_all_files_it_may_have_and_keeps_its_state_to_itself() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut node = Node::start(dir.path(), "alpha");
+    node.down();
+    let mode = |name: &str| fs::metadata(node.path(name)).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode("lib/state.redb"), 0o600);
+    fs::set_permissions(node.path("lib"), fs::Permissions::from_mode(0o755)).unwrap();
+    let mut daemon = Command::new("sh")
+        .args(["-c", "ulimit -S -n 99 && exec \"$0\" daemon --listen 127.0.0.1:0 --name alpha"])
+        .arg(env!("CARGO_BIN_EXE_zumastor"))
+        .env("ZUMASTOR_ROOT", &node.root)
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    common::wait_for("the daemon to answer", || (node.run(&["status"]).code == 0).then_some(()));
+    let limits = fs::read_to_string(format!("/proc/{}/limits", daemon.id())).unwrap();
+    daemon.kill().unwrap();
+    daemon.wait().unwrap();
+    let files = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+    let values: Vec<_> = files.split_whitespace().collect();
+    assert_eq!(values[3], values[4], "{files}");
+    assert_eq!(mode("lib"), 0o700);
 }
 
 #[test]
@@ -235,7 +264,7 @@ fn the_control_socket_speaks_http() {
     let socket = text(&node.path("run/control.sock"));
     let curl = |path: &str| {
         let url = format!("http://zumastor{path}");
-        std::process::Command::new("curl")
+        Command::new("curl")
             .args(["--silent", "--unix-socket", &socket, &url])
             .stderr(Stdio::null())
             .output()
@@ -247,6 +276,6 @@ fn the_control_socket_speaks_http() {
     assert_eq!((status.schema, status.node.name.as_str()), (1, "alpha"));
     let error: zumastor::exit::Failure = serde_json::from_slice(&curl("/nowhere").unwrap().stdout).unwrap();
     assert!(error.error.contains("/v1"), "{error}");
-    let mode = std::os::unix::fs::PermissionsExt::mode(&fs::metadata(&socket).unwrap().permissions());
+    let mode = fs::metadata(&socket).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
 }

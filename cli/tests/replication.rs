@@ -148,7 +148,9 @@ fn a_replica_that_was_written_to_stops_until_a_person_decides() {
     beta.wait_until("v", "the first snapshot", shows(0));
     write(&beta.path("v.img"), 100, b"mine");
     let stopped = beta.wait_until("v", "the stop", |v| v.health == Health::Stopped);
-    assert_eq!(stopped.source.unwrap().work.next, None);
+    assert!(stopped.trouble.unwrap().contains("was written to since it showed"));
+    let told = beta.ok(&["status"]);
+    assert!(told.contains("STOPPED") && told.contains("`zumastor replicate v alpha`"), "{told}");
     let error = beta.fails(3, &["replicate", "v", "alpha", "--wait"]);
     assert!(error.contains("was written to since it showed"), "{error}");
     // The upstream, if it asks, is told the same.
@@ -164,4 +166,105 @@ fn a_replica_that_was_written_to_stops_until_a_person_decides() {
     alpha.up();
     beta.wait_until("v", "the new snapshot", shows(1));
     assert_eq!(beta.volume("v").health, Health::Ok);
+}
+
+#[test]
+fn a_push_that_stopped_goes_on_when_the_other_node_is_well_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let (alpha, beta) = master_and_replica(dir.path(), MIB, &["--period", "1"], &[]);
+    let shows = |number| {
+        move |v: &zumastor::api::VolumeStatus| v.head == Some(HeadStatus::Snapshot(SnapshotNumber(number)))
+    };
+    let stopped = |v: &zumastor::api::VolumeStatus| v.targets[0].work.state == WorkState::Stopped;
+    let well = |v: &zumastor::api::VolumeStatus| v.health == Health::Ok && v.targets[0].lag.behind == 0;
+    beta.wait_until("v", "the first snapshot", shows(0));
+    for (round, snapshot) in [(0, 1), (1, 4)] {
+        write(&beta.path("v.img"), 100, b"mine");
+        // Long before anything comes that it would be in the way of.
+        let trouble = beta.wait_until("v", "the trouble", |v| v.health == Health::Stopped).trouble.unwrap();
+        assert!(trouble.contains("v.img was written to") && trouble.contains("`zumastor replicate v alpha`"));
+        write(&alpha.path("v.img"), 0, b"new");
+        alpha.ok(&["snapshot", "v"]);
+        let volume = alpha.wait_until("v", "the stop", stopped);
+        assert!(volume.targets[0].work.next.is_some());
+        assert!(alpha.ok(&["status"]).contains("`zumastor replicate v beta`; without it, next in "));
+        std::fs::rename(beta.path("v.img"), beta.path("mine.img")).unwrap();
+        if round == 0 {
+            // The replica asks by itself.
+            beta.ok(&["replicate", "v", "alpha", "--wait"]);
+            alpha.wait_until("v", "recovery", well);
+        } else {
+            // There is something new.
+            alpha.ok(&["snapshot", "v"]);
+            alpha.wait_until("v", "recovery", well);
+        }
+        beta.wait_until("v", "the snapshot", shows(snapshot));
+        assert_eq!(beta.digest("v"), alpha.digest("v"));
+        if round == 0 {
+            alpha.ok(&["snapshot", "v"]);
+            beta.wait_until("v", "the snapshot", shows(2));
+        }
+    }
+}
+
+#[test]
+fn at_most_eight_volumes_are_received_at_a_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let (alpha, beta) = (Node::start(dir.path(), "alpha"), Node::start(dir.path(), "beta"));
+    introduce(&alpha, &beta);
+    let names: Vec<String> = (0..9).map(|index| format!("v{index}")).collect();
+    for name in &names {
+        image(&alpha.path(&format!("{name}.img")), MIB, 1);
+        alpha.define(name);
+        alpha.ok(&["define", "master", name]);
+        alpha.ok(&["snapshot", name]);
+        alpha.ok(&["define", "target", name, "beta", "--ratelimit", "10K"]);
+        beta.define(name);
+        beta.ok(&["define", "source", name, "alpha", "--period", "3600"]);
+    }
+    let status = wait_for("a full house", || {
+        let status = beta.status();
+        let running = |v: &&zumastor::api::VolumeStatus| {
+            v.source.as_ref().is_some_and(|source| source.work.state == WorkState::Transferring)
+        };
+        let count = status.volumes.iter().filter(running).count();
+        assert!(count <= 8);
+        (count == 8).then_some(status)
+    });
+    let queued: Vec<_> =
+        status.volumes.iter().filter_map(|v| v.source.as_ref()?.work.remark.as_ref()).collect();
+    assert_eq!(queued.len(), 1, "{queued:?}");
+    assert!(queued[0].starts_with("waiting for its turn"), "{queued:?}");
+    let told = beta.ok(&["status"]);
+    assert!(told.contains("connecting, waiting for its turn"), "{told}");
+    assert!(told.contains("nothing in common yet, snapshot 0 is on its way"), "{told}");
+    // Who goes makes room.
+    let queued = status.volumes.iter().find(|v| v.source.as_ref().unwrap().work.remark.is_some()).unwrap();
+    let running = names.iter().find(|name| name.as_str() != queued.name.as_str()).unwrap();
+    beta.ok(&["forget", "source", running]);
+    beta.wait_until(queued.name.as_str(), "its turn", |v| {
+        v.source.as_ref().unwrap().work.state == WorkState::Transferring
+    });
+}
+
+#[test]
+fn what_is_being_received_is_not_called_up_to_date() {
+    let dir = tempfile::tempdir().unwrap();
+    let (alpha, beta) = master_and_replica(dir.path(), MIB, &[], &[]);
+    beta.ok(&["replicate", "v", "alpha", "--wait"]);
+    image(&alpha.path("v.img"), MIB, 2);
+    alpha.ok(&["define", "target", "v", "beta", "--ratelimit", "20K"]);
+    alpha.ok(&["snapshot", "v"]);
+    beta.ok(&["replicate", "v", "alpha"]);
+    let volume = beta.wait_until("v", "the transfer", |v| {
+        v.source.as_ref().is_some_and(|source| source.work.state == WorkState::Transferring)
+    });
+    assert_eq!(volume.source.unwrap().lag.behind, 1);
+    let told = beta.ok(&["status"]);
+    assert!(told.contains("1 snapshot behind with snapshot 0"), "{told}");
+    assert!(told.contains("snapshot 1 is on its way") && !told.contains("up to date"), "{told}");
+    alpha.ok(&["define", "target", "v", "beta"]);
+    beta.ok(&["define", "source", "v", "alpha", "--period", "3600"]);
+    beta.ok(&["replicate", "v", "alpha", "--wait"]);
+    assert_eq!(beta.volume("v").source.unwrap().lag.behind, 0);
 }

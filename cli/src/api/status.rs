@@ -186,6 +186,9 @@ pub struct WorkStatus {
     pub state: WorkState,
     /// How far it is, while it runs.
     pub progress: Option<Progress>,
+    /// What else is to be said while it runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remark: Option<String>,
     /// Bytes a second, on the wire, during the last seconds.
     pub rate: u64,
     /// When it runs next without being asked.
@@ -214,7 +217,8 @@ pub enum WorkState {
     Flipping,
     /// Waiting to try again after an error.
     Waiting,
-    /// An error that a person has to do something about; the next command or announcement tries again.
+    /// An error that a person has to do something about; the next command, announcement or snapshot tries again, and
+    /// rarely it is tried without.
     Stopped,
 }
 

@@ -2,6 +2,7 @@
 
 use std::{net::SocketAddr, time::Duration};
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tracing_subscriber::EnvFilter;
 use zumastor_core::NodeName;
 
@@ -38,9 +39,18 @@ pub fn run(args: Args) -> Result<(), Failure> {
         .with_writer(std::io::stderr)
         .init();
     let paths = Paths::from_env()?;
+    raise_file_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.map_err(Failure::doing("starting"))?;
     let result = runtime.block_on(daemon::run(paths, Settings { listen: args.listen, name: args.name }));
     runtime.shutdown_timeout(GRACE);
     result
+}
+
+/// Many volumes have many files. The soft limit is low only for programs that use select(2).
+fn raise_file_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        tracing::warn!(%error, "the limit on open files stays what it is");
+    }
 }

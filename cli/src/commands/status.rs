@@ -1,7 +1,7 @@
 //! `zumastor status`
 
 use jiff::Timestamp;
-use zumastor_core::{HumanBytes, VolumeName};
+use zumastor_core::{HumanBytes, NodeName, VolumeName};
 
 use super::volume_name;
 use crate::{
@@ -65,7 +65,10 @@ fn volume_lines(out: &mut Lines, volume: &VolumeStatus, now: Timestamp) {
     };
     let size = volume.size.map(|size| format!(", {}", HumanBytes(size))).unwrap_or_default();
     out.line(0, format!("{}  {role}{size}  {health}", volume.name));
-    if let (Health::Unavailable, Some(trouble)) = (volume.health, &volume.trouble) {
+    // What a replication says for itself, stands there.
+    let works = volume.source.iter().map(|source| &source.work).chain(volume.targets.iter().map(|t| &t.work));
+    let told = |trouble: &String| works.clone().any(|w| w.error.as_ref().is_some_and(|e| e.text == *trouble));
+    if let Some(trouble) = volume.trouble.as_ref().filter(|trouble| !told(trouble)) {
         out.line(1, trouble);
     }
     let shows = match volume.head {
@@ -97,29 +100,43 @@ fn volume_lines(out: &mut Lines, volume: &VolumeStatus, now: Timestamp) {
         let remote = remote(source.config.name.as_deref());
         out.line(
             1,
-            format!("source     {}{remote}, {link}{period}: {}", source.config.host, lag(&source.lag, now)),
+            format!(
+                "source     {}{remote}, {link}{period}: {}",
+                source.config.host,
+                lag(&source.lag, &source.work, now)
+            ),
         );
-        work_lines(out, &source.work, now);
+        work_lines(out, &source.work, &volume.name, &source.config.host, now);
     }
     for target in &volume.targets {
         let period = period(target.config.period);
         let link = if target.connected.is_some() { "connected" } else { "not connected" };
         let remote = remote(target.config.name.as_deref());
-        out.line(1, format!("target     {}{remote}, {link}{period}: {}", target.host, lag(&target.lag, now)));
-        work_lines(out, &target.work, now);
+        out.line(
+            1,
+            format!(
+                "target     {}{remote}, {link}{period}: {}",
+                target.host,
+                lag(&target.lag, &target.work, now)
+            ),
+        );
+        work_lines(out, &target.work, &volume.name, &target.host, now);
     }
 }
 
-fn work_lines(out: &mut Lines, work: &WorkStatus, now: Timestamp) {
+fn work_lines(out: &mut Lines, work: &WorkStatus, volume: &VolumeName, host: &NodeName, now: Timestamp) {
     let next = work.next.map(|next| format!("next in {}", Span(seconds(now, next))));
     match (&work.progress, work.state) {
         (Some(progress), _) => {
             let rate = if work.rate > 0 { format!(", {}/s", HumanBytes(work.rate)) } else { String::new() };
-            out.line(3, format!("{}{rate}", ui::transfer_line(progress)));
+            let remark = work.remark.as_ref().map(|remark| format!(", {remark}")).unwrap_or_default();
+            out.line(3, format!("{}{rate}{remark}", ui::transfer_line(progress)));
         }
         (None, WorkState::Waiting) => out.line(3, format!("trying again, {}", next.unwrap_or_default())),
         (None, WorkState::Stopped) => {
-            out.line(3, "stopped: it goes on when this is put right and asked for again")
+            let command = format!("`zumastor replicate {volume} {host}`");
+            let next = next.map(|next| format!("; without it, {next}")).unwrap_or_default();
+            out.line(3, format!("stopped: when what is wrong has been put right, {command}{next}"));
         }
         (None, _) => {
             if let Some(next) = next {
@@ -156,17 +173,20 @@ fn snapshot_lines(out: &mut Lines, volume: &VolumeStatus, now: Timestamp) {
     }
 }
 
-fn lag(lag: &Lag, now: Timestamp) -> String {
-    let Some(common) = lag.common else { return "nothing in common yet".to_owned() };
+fn lag(lag: &Lag, work: &WorkStatus, now: Timestamp) -> String {
+    let coming =
+        work.progress.and_then(|progress| progress.number).filter(|n| lag.common.is_none_or(|c| c < *n));
+    let coming = coming.map(|number| format!(", snapshot {number} is on its way")).unwrap_or_default();
+    let Some(common) = lag.common else { return format!("nothing in common yet{coming}") };
     let age = lag.age_seconds.map(|age| format!(" of {} ago", Span(age))).unwrap_or_default();
     let behind = match lag.behind {
-        0 => "up to date".to_owned(),
-        1 => "1 snapshot behind".to_owned(),
+        0 if coming.is_empty() => "up to date".to_owned(),
+        0 | 1 => "1 snapshot behind".to_owned(),
         count => format!("{count} snapshots behind"),
     };
     let confirmed =
         lag.confirmed.map(|at| format!(", confirmed {} ago", Span(seconds(at, now)))).unwrap_or_default();
-    format!("{behind} with snapshot {common}{age}{confirmed}")
+    format!("{behind} with snapshot {common}{age}{confirmed}{coming}")
 }
 
 fn period(period: Option<u64>) -> String {

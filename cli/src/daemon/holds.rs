@@ -45,20 +45,26 @@ impl PairHolds {
         holds: Vec<(SnapshotNumber, &'static str)>,
         common: Option<SnapshotNumber>,
     ) -> Result<(), StoreError> {
-        let config = self.volume.config();
-        let defined = match self.side {
-            Side::Upstream => config.target.contains_key(&self.peer),
-            Side::Downstream => config.source.is_some_and(|source| source.host == self.peer),
-        };
-        if !defined {
-            // Nobody would ever lift such a hold.
+        let (state, volume, peer, side) =
+            (self.state.clone(), self.volume.clone(), self.peer.clone(), self.side);
+        let noted = blocking(move || {
+            // Asked when nobody else writes: nobody would ever lift a hold that comes after the forgetting.
+            let defined = || {
+                let config = volume.config();
+                match side {
+                    Side::Upstream => config.target.contains_key(&peer),
+                    Side::Downstream => config.source.is_some_and(|source| source.host == peer),
+                }
+            };
+            state.replace_holds(&volume.name, &peer, &holds, common, defined)
+        })
+        .await
+        .map_err(|error| StoreError::io("noting holds")(io::Error::other(error)))?;
+        if !noted {
             let (volume, peer) = (&self.volume.name, &self.peer);
             return Err(StoreError::Unsupported(format!("{peer} has been forgotten for volume {volume}")));
         }
-        let (state, volume, peer) = (self.state.clone(), self.volume.name.clone(), self.peer.clone());
-        blocking(move || state.replace_holds(&volume, &peer, &holds, common))
-            .await
-            .map_err(|error| StoreError::io("noting holds")(io::Error::other(error)))
+        Ok(())
     }
 }
 
@@ -76,7 +82,16 @@ impl Holds for PairHolds {
     }
 
     async fn common(&self, number: SnapshotNumber) -> Result<(), StoreError> {
-        self.replace(vec![(number, BASE)], Some(number)).await
+        self.replace(vec![(number, BASE)], Some(number)).await?;
+        if self.side == Side::Upstream {
+            // It is well: what stopped the announcing may be over.
+            self.volume.with_target(&self.peer, |target| {
+                if let Some(target) = target {
+                    target.worker.rearm();
+                }
+            });
+        }
+        Ok(())
     }
 }
 

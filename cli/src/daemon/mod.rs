@@ -24,6 +24,7 @@ use std::{
 };
 
 use jiff::Timestamp;
+use tokio::sync::Semaphore;
 use zumastor_core::{
     NodeName, VolumeName,
     config::{PeersConfig, VolumeConfig},
@@ -43,6 +44,9 @@ use crate::{
     exit::{Failure, chain},
 };
 
+/// Pulls that run at a time. Each takes threads, memory and files, and more of them would not be faster.
+const PULLS: usize = 8;
+
 /// What the parts of the daemon share.
 #[derive(Debug)]
 pub struct Daemon {
@@ -56,6 +60,8 @@ pub struct Daemon {
     node: OnceLock<(Arc<Node>, SocketAddr)>,
     peers: RwLock<PeersConfig>,
     volumes: RwLock<BTreeMap<VolumeName, Arc<Volume>>>,
+    /// Pulls that may run at a time.
+    turns: Semaphore,
     /// Held while the configuration is changed: one change at a time.
     editing: tokio::sync::Mutex<()>,
 }
@@ -114,6 +120,9 @@ impl Daemon {
             Ok(summary) => (Some(*summary), None),
             Err(trouble) => (None, Some(trouble.refusal.text.clone())),
         };
+        if direction == Direction::Received && summary.is_some() {
+            volume.rearm_targets();
+        }
         let newest = match (direction, volume.newest().await) {
             (Direction::Received, Ok(newest)) => newest,
             _ => None,

@@ -31,6 +31,8 @@ pub struct Pull {
     source: SourceConfig,
     /// Whether it has not looked yet what there is to do.
     fresh: AtomicBool,
+    /// Whether it waits for its turn.
+    queued: AtomicBool,
 }
 
 impl Pull {
@@ -41,11 +43,13 @@ impl Pull {
             volume: volume.clone(),
             source: source.clone(),
             fresh: AtomicBool::new(true),
+            queued: AtomicBool::new(false),
         };
         volume.set_puller(|| Some(Worker::spawn(Arc::new(job), source.period, true))).await;
     }
 
     async fn pull(&self, progress: &watch::Sender<Progress>) -> Result<PullSummary, Trouble> {
+        self.queued.store(false, Ordering::Relaxed);
         let store = self.volume.store().await.map_err(|error| store_trouble(&error))?;
         let (state, host) = (self.daemon.state.clone(), self.source.host.clone());
         let holds = PairHolds::new(state, self.volume.clone(), host, Side::Downstream);
@@ -53,6 +57,9 @@ impl Pull {
         let replica = Replica::new(store, Arc::new(holds), remote);
         // A snapshot that is complete is shown, whether or not the upstream can be reached.
         finish(&replica).await.map_err(|error| pull_trouble(&error))?;
+        self.queued.store(true, Ordering::Relaxed);
+        let _turn = self.daemon.turns.acquire().await.expect("the semaphore is never closed");
+        self.queued.store(false, Ordering::Relaxed);
         let link = self.daemon.node().link(&self.source.host).await.map_err(|error| Trouble {
             refusal: Refusal::new(RefusalCode::Failed, chain(&error)),
             passing: true,
@@ -81,6 +88,11 @@ impl Job for Pull {
 
     async fn run(&self, progress: &watch::Sender<Progress>) -> Result<PullSummary, Trouble> {
         self.pull(progress).await
+    }
+
+    fn remark(&self) -> Option<String> {
+        let others = "waiting for its turn: as many other volumes as may at a time are being received";
+        self.queued.load(Ordering::Relaxed).then(|| others.to_owned())
     }
 
     async fn ended(&self, result: &Result<PullSummary, Trouble>) {

@@ -83,7 +83,8 @@ pub async fn follow(
 fn failure(subject: &str, refusal: &Refusal) -> Failure {
     let text = format!("{subject}: {}", refusal.text);
     match refusal.code {
-        RefusalCode::NotAllowed | RefusalCode::Stopped => Failure::refused(text),
+        RefusalCode::NotAllowed => Failure::refused(text),
+        RefusalCode::Stopped => Failure::refused(text).remedy("put that right, then repeat this command"),
         _ => Failure::failed(text).remedy("it is tried again by itself; `zumastor status` says when"),
     }
 }

@@ -10,6 +10,8 @@ const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 /// Even a short period does not make a peer that is away be tried more often than this for long.
 const LEAST_LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// Least pause after an error that only a person can change: nobody may ever say here that they have.
+const SLOW: Duration = Duration::from_secs(600);
 
 /// When a replication runs next. A time that was missed, because the machine was off or the one before took too long,
 /// is made up for once, not once per miss.
@@ -18,6 +20,7 @@ pub struct Schedule {
     period: Option<Duration>,
     began: Option<Instant>,
     failures: u32,
+    stopped: bool,
     due: Option<Instant>,
 }
 
@@ -25,7 +28,7 @@ impl Schedule {
     /// Runs every `period`, if there is one, and `at_once` or when a period is over for the first time.
     pub fn new(period: Option<Duration>, at_once: bool, now: Instant) -> Self {
         let due = if at_once { Some(now) } else { period.map(|period| now + period) };
-        Self { period, began: None, failures: 0, due }
+        Self { period, began: None, failures: 0, stopped: false, due }
     }
 
     /// When it runs next without being asked.
@@ -36,6 +39,7 @@ impl Schedule {
     /// A run begins, for whatever reason.
     pub fn begin(&mut self, now: Instant) {
         self.began = Some(now);
+        self.stopped = false;
     }
 
     /// It went well, or there was nothing to do.
@@ -55,10 +59,19 @@ impl Schedule {
         self.due = Some(now + pause.mul_f64(0.75 + jitter.clamp(0.0, 1.0) / 2.0));
     }
 
-    /// It failed in a way that only a person can change: it runs when it is asked for.
-    pub fn stop(&mut self) {
+    /// It failed in a way that only a person can change: it runs when it is asked for, or [rearmed](Self::rearm), and
+    /// otherwise rarely.
+    pub fn stop(&mut self, now: Instant) {
         self.failures = 0;
-        self.due = None;
+        self.stopped = true;
+        self.due = Some(now + self.period.map_or(SLOW, |period| period.max(SLOW)));
+    }
+
+    /// If it stopped, it is worth another try now.
+    pub fn rearm(&mut self, now: Instant) {
+        if self.stopped {
+            self.due = Some(now);
+        }
     }
 }
 
@@ -84,8 +97,15 @@ mod tests {
         assert_eq!(schedule.due(), None);
         schedule.fail(now, 0.0);
         assert_eq!(schedule.due(), Some(now + SECOND.mul_f64(0.75)));
-        schedule.stop();
-        assert_eq!(schedule.due(), None);
+        schedule.rearm(now);
+        assert_eq!(schedule.due(), Some(now + SECOND.mul_f64(0.75)));
+        schedule.stop(now);
+        assert_eq!(schedule.due(), Some(now + SECOND * 600));
+        schedule.rearm(now);
+        assert_eq!(schedule.due(), Some(now));
+        let mut daily = Schedule::new(Some(SECOND * 86400), true, now);
+        daily.stop(now);
+        assert_eq!(daily.due(), Some(now + SECOND * 86400));
     }
 
     #[test]

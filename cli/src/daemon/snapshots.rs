@@ -49,6 +49,7 @@ impl Daemon {
             }
         };
         tracing::info!(volume = %name, %number, "snapshot taken");
+        volume.rearm_targets();
         // The digest is wanted as soon as it is sent; until then there is time.
         let volume = name.clone();
         tokio::spawn(async move {
@@ -67,6 +68,8 @@ impl Daemon {
         name: &str,
     ) -> Result<Outcome, Failure> {
         check_hold_name(name)?;
+        // A volume that is being forgotten gets no more holds.
+        let _editing = self.editing.lock().await;
         let found = self.volume(volume)?;
         let snapshots = found.store().await?.snapshots().await?;
         if !snapshots.iter().any(|record| record.number() == number) {

@@ -14,7 +14,7 @@ use rustix::fs::FlockOperation;
 use tokio::{
     net::UnixListener,
     signal::unix::{SignalKind, signal},
-    sync::watch,
+    sync::{Semaphore, watch},
     time::{sleep, timeout},
 };
 use zumastor_core::{
@@ -24,7 +24,7 @@ use zumastor_core::{
 use zumastor_net::{Node, NodeKey, NodeOptions};
 
 use super::{
-    Daemon,
+    Daemon, PULLS,
     config_files::ConfigFiles,
     control,
     host::Answers,
@@ -77,6 +77,7 @@ pub async fn run(paths: Paths, settings: Settings) -> Result<(), Failure> {
         node: OnceLock::new(),
         peers: RwLock::new(config.peers),
         volumes: RwLock::default(),
+        turns: Semaphore::new(PULLS),
         editing: tokio::sync::Mutex::default(),
         files: Arc::new(files),
     });
@@ -178,6 +179,9 @@ fn make_dirs(paths: &Paths) -> Result<(), Failure> {
     make(paths.config(), 0o755)?;
     make(&paths.volumes(), 0o755)?;
     make(paths.state(), 0o700)?;
+    // Also where it was made otherwise.
+    fs::set_permissions(paths.state(), fs::Permissions::from_mode(0o700))
+        .map_err(Failure::doing(paths.state().display()))?;
     make(paths.runtime(), 0o755)
 }
 

@@ -1,9 +1,12 @@
 //! `status`: everything there is to know about this node, at one moment.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use jiff::{Timestamp, tz::TimeZone};
-use zumastor_core::{HeadState, Hold, NodeName, SnapshotNumber, SnapshotRecord, StoreError, VolumeName};
+use tokio::time::timeout;
+use zumastor_core::{
+    HeadState, Hold, NodeName, SnapshotNumber, SnapshotRecord, StoreError, VolumeName, config::VolumeConfig,
+};
 
 use super::{Daemon, holds::blocking, state::Cursor, volume::Volume};
 use crate::{
@@ -14,19 +17,29 @@ use crate::{
     exit::{Failure, chain},
 };
 
+/// How long a store may take to answer before the status is told without it.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// Transfers that are shown for each volume.
 const HISTORY_SHOWN: usize = 10;
 
 impl Daemon {
     /// Everything, or one volume.
-    pub async fn status(&self, volume: Option<&VolumeName>) -> Result<Status, Failure> {
+    pub async fn status(self: &Arc<Self>, volume: Option<&VolumeName>) -> Result<Status, Failure> {
         let volumes = match volume {
             Some(name) => vec![self.volume(name)?],
             None => self.all_volumes(),
         };
-        let mut all = Vec::with_capacity(volumes.len());
-        for volume in volumes {
-            all.push(self.volume_status(&volume).await?);
+        // Side by side: one that does not answer costs the patience with it once.
+        let tasks: Vec<_> = volumes
+            .into_iter()
+            .map(|volume| {
+                let daemon = self.clone();
+                tokio::spawn(async move { daemon.volume_status(&volume).await })
+            })
+            .collect();
+        let mut all = Vec::with_capacity(tasks.len());
+        for task in tasks {
+            all.push(task.await.map_err(Failure::doing("looking at a volume"))??);
         }
         let node = NodeStatus {
             name: self.name.clone(),
@@ -41,9 +54,15 @@ impl Daemon {
     async fn volume_status(&self, volume: &Arc<Volume>) -> Result<VolumeStatus, Failure> {
         let config = volume.config();
         let remembered = self.remembered(volume).await?;
-        let (seen, unavailable) = match Seen::look(volume).await {
-            Ok(seen) => (seen, None),
-            Err(error) => (Seen::default(), Some(chain(&error))),
+        let (seen, unavailable) = match timeout(PATIENCE, Seen::look(volume)).await {
+            Ok(Ok(seen)) => (seen, None),
+            Ok(Err(error)) => (Seen::default(), Some(chain(&error))),
+            Err(_) => {
+                let store = config.snapstore.display();
+                let silent =
+                    format!("{store} does not answer: it is still being opened, or its file system hangs");
+                (Seen::default(), Some(silent))
+            }
         };
         let records = &seen.records;
         let source = config.source.clone().map(|source| {
@@ -54,7 +73,9 @@ impl Daemon {
             let cursor = remembered.cursor(&source.host);
             let mut lag = lag(cursor, records);
             let newest = records.iter().rev().map(SnapshotRecord::number).find(|number| !number.is_local());
-            // What is known of the upstream is what it announced.
+            // What is known of the upstream is what it announced, and what comes from it or came in part.
+            let coming = work.progress.and_then(|progress| progress.number);
+            let wanted = [wanted, coming, seen.staged].into_iter().flatten().max();
             lag.behind = match (wanted, newest) {
                 (Some(wanted), Some(newest)) => wanted.0.saturating_sub(newest.0),
                 (Some(wanted), None) => wanted.0.saturating_add(1),
@@ -83,7 +104,14 @@ impl Daemon {
             .collect();
         let works =
             || source.iter().map(|source| &source.work).chain(targets.iter().map(|target| &target.work));
-        let (health, trouble) = health(unavailable, works());
+        let (mut health, mut trouble) = health(unavailable, works());
+        if matches!(health, Health::Ok | Health::Retrying)
+            && seen.head == Some(HeadStatus::Written)
+            && let Some(written) =
+                source.as_ref().and_then(|source| written(&volume.name, &config, source, records))
+        {
+            (health, trouble) = (Health::Stopped, Some(written));
+        }
         Ok(VolumeStatus {
             name: volume.name.clone(),
             role: volume.role(),
@@ -203,7 +231,36 @@ fn lag(cursor: Option<Cursor>, records: &[SnapshotRecord]) -> Lag {
 }
 
 fn idle() -> WorkStatus {
-    WorkStatus { state: WorkState::Idle, progress: None, rate: 0, next: None, error: None, last: None }
+    WorkStatus {
+        state: WorkState::Idle,
+        progress: None,
+        remark: None,
+        rate: 0,
+        next: None,
+        error: None,
+        last: None,
+    }
+}
+
+/// What to say of a replica whose head is not the snapshot that it should show.
+fn written(
+    name: &VolumeName,
+    config: &VolumeConfig,
+    source: &SourceStatus,
+    records: &[SnapshotRecord],
+) -> Option<String> {
+    // What a volume held before it became a replica is kept when the first snapshot comes, and a flip is no change by
+    // somebody else.
+    let received = records.iter().any(|record| !record.number().is_local());
+    let flips =
+        matches!(source.work.state, WorkState::Connecting | WorkState::Verifying | WorkState::Flipping);
+    (received && !flips).then(|| {
+        let (origin, host) = (config.origin.display(), &source.config.host);
+        format!(
+            "{origin} was written to since it showed a snapshot, and a replica never overwrites what is not its own: \
+             move the file away to keep what was written, then `zumastor replicate {name} {host}`"
+        )
+    })
 }
 
 /// The worst that can be said, and why.

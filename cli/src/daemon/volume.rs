@@ -120,6 +120,11 @@ impl Volume {
         look(self.targets.lock().expect("no panic while locked").get(host))
     }
 
+    /// There is a new snapshot: targets that stopped are tried again.
+    pub fn rearm_targets(&self) {
+        self.targets.lock().expect("no panic while locked").values().for_each(|target| target.worker.rearm());
+    }
+
     /// Replaces what pulls, after the one before has ended.
     pub async fn set_puller(&self, worker: impl FnOnce() -> Option<Worker>) {
         let old = self.puller.lock().expect("no panic while locked").take();

@@ -5,7 +5,13 @@
 #[cfg(test)]
 mod tests;
 
-use std::path::Path;
+use std::{
+    fs::{self, OpenOptions},
+    io,
+    ops::RangeInclusive,
+    os::unix::fs::{OpenOptionsExt, PermissionsExt},
+    path::Path,
+};
 
 use jiff::Timestamp;
 use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
@@ -14,8 +20,10 @@ use zumastor_core::{Hold, HoldOwner, Lineage, NodeName, SnapshotNumber, VolumeNa
 
 use crate::api::TransferRecord;
 
+type HoldKey<'a> = (&'a str, u64, &'a str, &'a str);
+
 /// Volume, snapshot, owner, name → milliseconds since 1970.
-const HOLDS: TableDefinition<(&str, u64, &str, &str), i64> = TableDefinition::new("holds");
+const HOLDS: TableDefinition<HoldKey<'static>, i64> = TableDefinition::new("holds");
 /// Volume, peer → [`Cursor`].
 const CURSORS: TableDefinition<(&str, &str), &str> = TableDefinition::new("cursors");
 /// Volume, sequence → [`TransferRecord`].
@@ -36,6 +44,9 @@ pub enum StateError {
     /// It failed. After an error in writing, nothing of that change is there.
     #[error("the state database: {0}")]
     Database(#[from] redb::Error),
+    /// Its file could not be made its owner's alone.
+    #[error("the state database: {0}")]
+    File(#[from] io::Error),
     /// A value is not what this program writes.
     #[error("the state database holds a value that makes no sense: {0}")]
     Value(#[from] serde_json::Error),
@@ -57,6 +68,9 @@ pub struct State(Database);
 impl State {
     /// Opens the database, or makes it.
     pub fn open(path: &Path) -> Result<Self, StateError> {
+        // redb would let everybody read what it makes.
+        OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
+        fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
         let state = Self(Database::builder().set_cache_size(CACHE).create(path)?);
         state.write(|txn| {
             txn.open_table(HOLDS)?;
@@ -125,27 +139,29 @@ impl State {
         })
     }
 
-    /// Replaces all holds that a peer has on a volume, and notes the newest common snapshot if it is known now.
+    /// Replaces all holds that a peer has on a volume, and notes the newest common snapshot if it is known now. Nothing
+    /// happens, and the answer is false, unless the pair is `defined`, which is asked when nothing else is written.
     pub fn replace_holds(
         &self,
         volume: &VolumeName,
         peer: &NodeName,
         holds: &[(SnapshotNumber, &str)],
         common: Option<SnapshotNumber>,
-    ) -> Result<(), StateError> {
-        let owner = HoldOwner::Peer(peer.clone());
+        defined: impl FnOnce() -> bool,
+    ) -> Result<bool, StateError> {
         let cursor = common.map(|common| Cursor { common, confirmed: Timestamp::now() });
-        let before = self.holds(volume)?;
         self.write(|txn| {
-            let mut table = txn.open_table(HOLDS)?;
-            let owner_key = owner_key(&owner);
-            let stays =
-                |hold: &Hold| holds.iter().any(|(number, name)| hold.number == *number && hold.name == *name);
-            for hold in before.iter().filter(|hold| hold.owner == owner && !stays(hold)) {
-                table.remove((volume.as_str(), hold.number.0, owner_key.as_str(), hold.name.as_str()))?;
+            if !defined() {
+                return Ok(false);
             }
+            let owner = owner_key(&HoldOwner::Peer(peer.clone()));
+            let mut table = txn.open_table(HOLDS)?;
+            let stays = |number, name: &str| holds.iter().any(|(n, held)| n.0 == number && *held == name);
+            table.retain_in(of_volume(volume), |(_, number, of, name), _| {
+                of != owner || stays(number, name)
+            })?;
             for (number, name) in holds {
-                let key = (volume.as_str(), number.0, owner_key.as_str(), *name);
+                let key = (volume.as_str(), number.0, owner.as_str(), *name);
                 if table.get(key)?.is_none() {
                     table.insert(key, now())?;
                 }
@@ -154,7 +170,7 @@ impl State {
                 let json = serde_json::to_string(cursor)?;
                 txn.open_table(CURSORS)?.insert((volume.as_str(), peer.as_str()), json.as_str())?;
             }
-            Ok(())
+            Ok(true)
         })
     }
 
@@ -169,8 +185,9 @@ impl State {
 
     /// Forgets what a peer has, and its holds.
     pub fn forget_pair(&self, volume: &VolumeName, peer: &NodeName) -> Result<(), StateError> {
-        self.replace_holds(volume, peer, &[], None)?;
+        let owner = owner_key(&HoldOwner::Peer(peer.clone()));
         self.write(|txn| {
+            txn.open_table(HOLDS)?.retain_in(of_volume(volume), |(_, _, of, _), _| of != owner)?;
             txn.open_table(CURSORS)?.remove((volume.as_str(), peer.as_str()))?;
             Ok(())
         })
@@ -311,6 +328,11 @@ fn from_json<T: DeserializeOwned>(json: &str) -> Result<T, StateError> {
 
 fn now() -> i64 {
     Timestamp::now().as_millisecond()
+}
+
+/// The keys of a volume's holds. Every owner's key sorts before the last character there is.
+fn of_volume(volume: &VolumeName) -> RangeInclusive<HoldKey<'_>> {
+    (volume.as_str(), 0, "", "")..=(volume.as_str(), u64::MAX, "\u{10FFFF}", "")
 }
 
 fn owner_key(owner: &HoldOwner) -> String {

@@ -20,23 +20,27 @@ fn holds_of_a_peer_are_replaced_and_survive_a_restart() {
     let gamma: NodeName = "gamma".parse().unwrap();
     // A volume whose name begins alike stays apart.
     let other: VolumeName = "v2".parse().unwrap();
-    state.replace_holds(&other, &beta, &[(SnapshotNumber(9), "base")], None).unwrap();
+    state.replace_holds(&other, &beta, &[(SnapshotNumber(9), "base")], None, || true).unwrap();
     assert!(state.hold(&volume, SnapshotNumber(1), &HoldOwner::User, "keep me").unwrap());
     assert!(!state.hold(&volume, SnapshotNumber(1), &HoldOwner::User, "keep me").unwrap());
-    state.replace_holds(&volume, &gamma, &[(SnapshotNumber(0), "base")], None).unwrap();
+    state.replace_holds(&volume, &gamma, &[(SnapshotNumber(0), "base")], None, || true).unwrap();
     let both = [(SnapshotNumber(1), "base"), (SnapshotNumber(2), "transfer")];
-    state.replace_holds(&volume, &beta, &both, None).unwrap();
+    state.replace_holds(&volume, &beta, &both, None, || true).unwrap();
     let expected = ["0 gamma base", "1 beta base", "1 user keep me", "2 beta transfer"];
     assert_eq!(names(&state, &volume), expected);
     assert_eq!(state.cursor(&volume, &beta).unwrap(), None);
 
     let common = SnapshotNumber(2);
-    state.replace_holds(&volume, &beta, &[(common, "base")], Some(common)).unwrap();
+    state.replace_holds(&volume, &beta, &[(common, "base")], Some(common), || true).unwrap();
     drop(state);
     let state = State::open(&dir.path().join("state.redb")).unwrap();
     assert_eq!(names(&state, &volume), ["0 gamma base", "1 user keep me", "2 beta base"]);
     assert_eq!(state.cursor(&volume, &beta).unwrap().unwrap().common, common);
 
+    assert!(!state.replace_holds(&volume, &beta, &both, Some(common), || false).unwrap());
+    assert_eq!(names(&state, &volume), ["0 gamma base", "1 user keep me", "2 beta base"]);
+    let mode = fs::metadata(dir.path().join("state.redb")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
     state.forget_pair(&volume, &beta).unwrap();
     assert_eq!(names(&state, &volume), ["0 gamma base", "1 user keep me"]);
     assert_eq!(state.cursor(&volume, &beta).unwrap(), None);
@@ -79,4 +83,41 @@ fn the_history_is_bounded() {
     assert_eq!(history.len(), HISTORY_LENGTH);
     assert_eq!(history[0].error.as_deref(), Some("104"));
     assert_eq!(history.last().unwrap().error.as_deref(), Some("5"));
+}
+
+/// The volume may be forgotten while a transfer waits to write its holds.
+#[test]
+fn no_hold_comes_after_the_forgetting() {
+    let (_dir, state, volume, beta) = fixture();
+    for _ in 0..20 {
+        let defined = std::sync::atomic::AtomicBool::new(true);
+        let order = std::sync::atomic::Ordering::SeqCst;
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                state.replace_holds(&volume, &beta, &[(SnapshotNumber(0), "base")], None, || {
+                    defined.load(order)
+                })
+            });
+            defined.store(false, order);
+            state.forget_pair(&volume, &beta).unwrap();
+        });
+        assert!(names(&state, &volume).is_empty());
+    }
+}
+
+/// Two transfers of one pair replace each other's holds, whatever each saw before.
+#[test]
+fn holds_that_are_replaced_at_once_are_those_of_the_last() {
+    let (_dir, state, volume, beta) = fixture();
+    for _ in 0..20 {
+        std::thread::scope(|scope| {
+            for number in 0..4 {
+                let (state, volume, beta) = (&state, &volume, &beta);
+                scope.spawn(move || {
+                    state.replace_holds(volume, beta, &[(SnapshotNumber(number), "base")], None, || true)
+                });
+            }
+        });
+        assert_eq!(names(&state, &volume).len(), 1);
+    }
 }

@@ -31,6 +31,11 @@ pub trait Job: Send + Sync + 'static {
     /// Does it once. May be dropped at any point.
     async fn run(&self, progress: &watch::Sender<Progress>) -> Result<PullSummary, Trouble>;
 
+    /// What is to be said of the run beside its progress.
+    fn remark(&self) -> Option<String> {
+        None
+    }
+
     /// Remembers what came of it.
     async fn ended(&self, result: &Result<PullSummary, Trouble>);
 }
@@ -47,9 +52,15 @@ pub struct Trouble {
 /// The task. Dropping it stops what it does.
 #[derive(Debug)]
 pub struct Worker {
-    asks: mpsc::UnboundedSender<Ask>,
+    messages: mpsc::UnboundedSender<Message>,
     view: watch::Receiver<View>,
     task: JoinHandle<()>,
+}
+
+#[derive(Debug)]
+enum Message {
+    Ask(Ask),
+    Rearm,
 }
 
 /// Somebody wants a run.
@@ -63,20 +74,25 @@ struct Ask {
 impl Worker {
     /// Starts the task. `at_once` makes it begin with a run.
     pub fn spawn(job: Arc<dyn Job>, period: Option<u64>, at_once: bool) -> Self {
-        let (asks, asked) = mpsc::unbounded_channel();
+        let (messages, inbox) = mpsc::unbounded_channel();
         let (publish, view) = watch::channel(View::default());
         let schedule = Schedule::new(period.map(Duration::from_secs), at_once, Instant::now());
         let state =
-            Running { job, asked, schedule, publish, waiting: Vec::new(), joined: Vec::new(), newest: None };
-        Self { asks, view, task: tokio::spawn(state.run()) }
+            Running { job, inbox, schedule, publish, waiting: Vec::new(), joined: Vec::new(), newest: None };
+        Self { messages, view, task: tokio::spawn(state.run()) }
     }
 
     /// Asks for a run and follows it. With `wanted`, one that is under way will do if it gets there.
     pub fn ask(&self, wanted: Option<SnapshotNumber>) -> watch::Receiver<PullState> {
         let (to, follow) = watch::channel(PullState::Running(Progress::default()));
         // If the task is gone, so is `to`, and the follower sees that.
-        let _ = self.asks.send(Ask { wanted, to });
+        let _ = self.messages.send(Message::Ask(Ask { wanted, to }));
         follow
+    }
+
+    /// If it stopped, what stopped it may be over: it is tried again. What runs is not touched.
+    pub fn rearm(&self) {
+        let _ = self.messages.send(Message::Rearm);
     }
 
     /// What is going on.
@@ -105,7 +121,7 @@ impl Drop for Worker {
 
 struct Running {
     job: Arc<dyn Job>,
-    asked: mpsc::UnboundedReceiver<Ask>,
+    inbox: mpsc::UnboundedReceiver<Message>,
     schedule: Schedule,
     publish: watch::Sender<View>,
     /// Who waits for the run that begins next, or has begun.
@@ -121,26 +137,29 @@ impl Running {
         loop {
             let due = self.schedule.due();
             self.publish.send_modify(|view| view.next = due);
-            let asked = tokio::select! {
-                ask = self.asked.recv() => match ask {
-                    Some(ask) => {
-                        self.note(&ask);
-                        self.waiting.push(ask);
-                        true
+            let in_time = tokio::select! {
+                message = self.inbox.recv() => match message {
+                    Some(message) => {
+                        self.receive(message);
+                        false
                     }
                     None => return,
                 },
-                () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => false,
+                () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => true,
             };
-            while let Ok(ask) = self.asked.try_recv() {
-                self.note(&ask);
-                self.waiting.push(ask);
+            while let Ok(message) = self.inbox.try_recv() {
+                self.receive(message);
             }
-            if !asked && self.waiting.is_empty() && !self.job.due().await {
-                self.schedule.begin(Instant::now());
-                self.schedule.succeed(Instant::now());
-                self.publish.send_modify(|view| view.error = None);
-                continue;
+            if self.waiting.is_empty() {
+                if !in_time {
+                    continue;
+                }
+                if !self.job.due().await {
+                    self.schedule.begin(Instant::now());
+                    self.schedule.succeed(Instant::now());
+                    self.publish.send_modify(|view| view.error = None);
+                    continue;
+                }
             }
             while self.attempt().await {}
         }
@@ -160,10 +179,11 @@ impl Running {
             tokio::select! {
                 biased;
                 result = &mut run => break result,
-                Some(ask) = self.asked.recv() => {
-                    self.note(&ask);
-                    ask.to.send_replace(PullState::Running(*changes.borrow()));
-                    self.joined.push(ask);
+                Some(message) = self.inbox.recv() => {
+                    if let Message::Ask(ask) = message {
+                        ask.to.send_replace(PullState::Running(*changes.borrow()));
+                        self.join(ask);
+                    }
                 }
                 Ok(()) = changes.changed() => {
                     let now = *changes.borrow_and_update();
@@ -175,9 +195,11 @@ impl Running {
                 }
             }
         };
-        while let Ok(ask) = self.asked.try_recv() {
-            self.note(&ask);
-            self.joined.push(ask);
+        // Who says while it runs that it might run again says so because it does.
+        while let Ok(message) = self.inbox.try_recv() {
+            if let Message::Ask(ask) = message {
+                self.join(ask);
+            }
         }
         job.ended(&result).await;
         match result {
@@ -213,7 +235,7 @@ impl Running {
         if trouble.passing {
             self.schedule.fail(Instant::now(), rand::random());
         } else {
-            self.schedule.stop();
+            self.schedule.stop(Instant::now());
         }
         let error = WorkError {
             text: trouble.refusal.text.clone(),
@@ -239,8 +261,10 @@ impl Running {
 
     fn show(&mut self, progress: Progress, rate: &mut Rate) {
         let now = rate.note(Instant::now(), progress.wire);
+        let remark = self.job.remark();
         self.publish.send_modify(|view| {
             view.running = Some(progress);
+            view.remark = remark;
             if !matches!(progress.phase, Phase::Connecting | Phase::Planning) {
                 // Whatever it was, it has been got over.
                 view.error = None;
@@ -250,6 +274,21 @@ impl Running {
         for ask in self.waiting.iter().chain(&self.joined) {
             ask.to.send_replace(PullState::Running(progress));
         }
+    }
+
+    fn receive(&mut self, message: Message) {
+        match message {
+            Message::Ask(ask) => {
+                self.note(&ask);
+                self.waiting.push(ask);
+            }
+            Message::Rearm => self.schedule.rearm(Instant::now()),
+        }
+    }
+
+    fn join(&mut self, ask: Ask) {
+        self.note(&ask);
+        self.joined.push(ask);
     }
 
     fn note(&mut self, ask: &Ask) {

@@ -86,7 +86,7 @@ async fn it_runs_once_a_period_and_not_when_there_is_nothing_to_do() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn passing_errors_are_tried_again_and_lasting_ones_are_not() {
+async fn passing_errors_are_tried_again_soon_and_lasting_ones_rarely() {
     let results = vec![Err(trouble(true)), Err(trouble(true)), Ok(got(1, true)), Err(trouble(false))];
     let job = fake(1000, results);
     let worker = Worker::spawn(job.clone(), None, false);
@@ -99,10 +99,43 @@ async fn passing_errors_are_tried_again_and_lasting_ones_are_not() {
 
     assert_eq!(end(worker.ask(None)).await, PullState::Failed(trouble(false).refusal));
     assert_eq!(worker.status().state, WorkState::Stopped);
-    assert_eq!(worker.status().next, None);
-    tokio::time::sleep(Duration::from_secs(86400)).await;
+    assert!(worker.status().next.is_some());
+    tokio::time::sleep(Duration::from_secs(599)).await;
     assert_eq!(job.runs(), 4);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(job.runs(), 5);
+    assert_eq!((worker.status().state, worker.status().error), (WorkState::Idle, None));
     assert_eq!(end(worker.ask(None)).await, PullState::Done(got(0, false)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_stopped_can_be_rearmed() {
+    let results = vec![Err(trouble(false)), Err(trouble(false)), Ok(got(1, true)), Err(trouble(true))];
+    let job = fake(0, results);
+    let worker = Worker::spawn(job.clone(), None, false);
+    let moment = || tokio::time::sleep(Duration::from_millis(100));
+    worker.rearm();
+    moment().await;
+    assert_eq!(job.runs(), 0, "it had not stopped");
+    let first = worker.ask(None);
+    moment().await;
+    // What runs is not touched, and does not run again for that when it stops.
+    worker.rearm();
+    job.gate.add_permits(100);
+    assert_eq!(end(first).await, PullState::Failed(trouble(false).refusal));
+    moment().await;
+    assert_eq!(job.runs(), 1);
+    worker.rearm();
+    moment().await;
+    assert_eq!((job.runs(), worker.status().state), (2, WorkState::Stopped));
+    worker.rearm();
+    moment().await;
+    assert_eq!((job.runs(), worker.status().state), (3, WorkState::Idle));
+    // A pause after a passing error is not cut short, and what is done already needs no run.
+    end(worker.ask(None)).await;
+    worker.rearm();
+    moment().await;
+    assert_eq!((job.runs(), worker.status().state), (4, WorkState::Waiting));
 }
 
 #[tokio::test(start_paused = true)]

@@ -13,6 +13,7 @@ use crate::api::{LastRun, WorkError, WorkState, WorkStatus};
 #[derive(Debug, Clone, Default)]
 pub struct View {
     pub running: Option<Progress>,
+    pub remark: Option<String>,
     pub rate: u64,
     pub next: Option<Instant>,
     pub error: Option<WorkError>,
@@ -43,6 +44,7 @@ impl View {
         WorkStatus {
             state,
             progress: self.running,
+            remark: self.remark.clone().filter(|_| self.running.is_some()),
             rate: if self.running.is_some() { self.rate } else { 0 },
             next,
             error: self.error.clone(),
