@@ -1,6 +1,6 @@
 //! `zumastor peer ticket|add|list|remove`
 
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket};
 
 use zumastor_core::{NodeName, config::DEFAULT_PORT};
 use zumastor_net::Ticket;
@@ -63,12 +63,28 @@ pub async fn run(args: Args, client: Client) -> Result<(), Failure> {
 
 fn ticket(node: NodeStatus, given: Vec<String>) -> Result<(), Failure> {
     let key = node.key.parse().map_err(Failure::doing("the daemon's key"))?;
-    let addresses = if given.is_empty() { own_addresses(node.listen) } else { given };
+    let addresses =
+        if given.is_empty() { own_addresses(node.listen) } else { with_port(given, node.listen.port()) };
     let ticket = Ticket { name: node.name, key, addresses };
     ui::answer(&ticket)?;
     let addresses = ticket.addresses.join(", ");
     ui::comment(format_args!("  there: `zumastor peer add {} TICKET` (reached at {addresses})", ticket.name));
     Ok(())
+}
+
+/// Addresses without a port get the one that the daemon listens on, unless it is the usual one.
+fn with_port(mut addresses: Vec<String>, port: u16) -> Vec<String> {
+    if port == DEFAULT_PORT {
+        return addresses;
+    }
+    for address in &mut addresses {
+        if address.parse::<Ipv6Addr>().is_ok() {
+            *address = format!("[{address}]:{port}");
+        } else if address.ends_with(']') || !address.contains(':') {
+            *address = format!("{address}:{port}");
+        }
+    }
+    addresses
 }
 
 /// Where a daemon that listens there can be reached, as far as this host can tell.
@@ -132,5 +148,14 @@ mod tests {
             !addresses.is_empty() && addresses.iter().all(|address| address.ends_with(":77")),
             "{addresses:?}"
         );
+    }
+
+    #[test]
+    fn a_port_that_is_not_the_usual_one_goes_with_every_address() {
+        let given =
+            || ["h", "h:7", "10.0.0.1", "fd00::1", "[fd00::1]", "[fd00::1]:7"].map(str::to_owned).to_vec();
+        assert_eq!(with_port(given(), DEFAULT_PORT), given());
+        let with = ["h:9", "h:7", "10.0.0.1:9", "[fd00::1]:9", "[fd00::1]:9", "[fd00::1]:7"];
+        assert_eq!(with_port(given(), 9), with);
     }
 }

@@ -72,46 +72,61 @@ async fn status_of_one(State(daemon): Shared, Path(volume): Path<String>) -> Ans
 }
 
 async fn define_volume(State(daemon): Shared, Path(volume): Path<String>, body: Bytes) -> Answer {
-    answer(daemon.define_volume(parse(&volume)?, from_json(&body)?).await)
+    let volume = parse(&volume)?;
+    let body = from_json(&body)?;
+    to_the_end(async move { daemon.define_volume(volume, body).await }).await
 }
 
 async fn forget_volume(State(daemon): Shared, Path(volume): Path<String>) -> Answer {
-    answer(daemon.forget_volume(&parse(&volume)?).await)
+    let volume = parse(&volume)?;
+    to_the_end(async move { daemon.forget_volume(&volume).await }).await
 }
 
 async fn define_master(State(daemon): Shared, Path(volume): Path<String>) -> Answer {
-    answer(daemon.define_master(&parse(&volume)?).await)
+    let volume = parse(&volume)?;
+    to_the_end(async move { daemon.define_master(&volume).await }).await
 }
 
 async fn define_source(State(daemon): Shared, Path(volume): Path<String>, body: Bytes) -> Answer {
-    answer(daemon.define_source(&parse(&volume)?, from_json(&body)?).await)
+    let volume = parse(&volume)?;
+    let body = from_json(&body)?;
+    to_the_end(async move { daemon.define_source(&volume, body).await }).await
 }
 
 async fn forget_source(State(daemon): Shared, Path(volume): Path<String>) -> Answer {
-    answer(daemon.forget_source(&parse(&volume)?).await)
+    let volume = parse(&volume)?;
+    to_the_end(async move { daemon.forget_source(&volume).await }).await
 }
 
 async fn define_target(State(daemon): Shared, Path(volume): Path<String>, body: Bytes) -> Answer {
-    answer(daemon.define_target(&parse(&volume)?, from_json(&body)?).await)
+    let volume = parse(&volume)?;
+    let body = from_json(&body)?;
+    to_the_end(async move { daemon.define_target(&volume, body).await }).await
 }
 
 async fn forget_target(State(daemon): Shared, Path((volume, host)): Path<(String, String)>) -> Answer {
-    answer(daemon.forget_target(&parse(&volume)?, &host).await)
+    let volume = parse(&volume)?;
+    to_the_end(async move { daemon.forget_target(&volume, &host).await }).await
 }
 
 async fn snapshot(State(daemon): Shared, Path(volume): Path<String>) -> Answer {
-    answer(daemon.snapshot(&parse(&volume)?).await)
+    let volume = parse(&volume)?;
+    to_the_end(async move { daemon.snapshot(&volume).await }).await
 }
 
 async fn hold(State(daemon): Shared, Path((volume, number, name)): Path<(String, String, String)>) -> Answer {
-    answer(daemon.hold(&parse(&volume)?, parse_number(&number)?, &name).await)
+    let volume = parse(&volume)?;
+    let number = parse_number(&number)?;
+    to_the_end(async move { daemon.hold(&volume, number, &name).await }).await
 }
 
 async fn release(
     State(daemon): Shared,
     Path((volume, number, name)): Path<(String, String, String)>,
 ) -> Answer {
-    answer(daemon.release(&parse(&volume)?, parse_number(&number)?, &name).await)
+    let volume = parse(&volume)?;
+    let number = parse_number(&number)?;
+    to_the_end(async move { daemon.release(&volume, number, &name).await }).await
 }
 
 async fn replicate(State(daemon): Shared, Path(volume): Path<String>, body: Bytes) -> Answer {
@@ -141,11 +156,22 @@ async fn peers(State(daemon): Shared) -> Answer {
 }
 
 async fn add_peer(State(daemon): Shared, body: Bytes) -> Answer {
-    answer(daemon.add_peer(from_json(&body)?).await)
+    let body = from_json(&body)?;
+    to_the_end(async move { daemon.add_peer(body).await }).await
 }
 
 async fn remove_peer(State(daemon): Shared, Path(name): Path<String>) -> Answer {
-    answer(daemon.remove_peer(&parse::<NodeName>(&name)?).await)
+    let name = parse::<NodeName>(&name)?;
+    to_the_end(async move { daemon.remove_peer(&name).await }).await
+}
+
+/// Does what changes something to its end, even if whoever asked for it is gone before: half a change is none that
+/// anybody asked for.
+async fn to_the_end<T: Serialize + Send + 'static>(
+    work: impl Future<Output = Result<T, Failure>> + Send + 'static,
+) -> Answer {
+    let done = tokio::spawn(work).await;
+    answer(done.unwrap_or_else(|error| Err(Failure::failed(format!("the request was broken off: {error}")))))
 }
 
 fn answer<T: Serialize>(result: Result<T, Failure>) -> Answer {
@@ -172,5 +198,26 @@ impl IntoResponse for Failure {
             Exit::Refused => StatusCode::CONFLICT,
         };
         (status, Json(self)).into_response()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::{sync::oneshot, time::timeout};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_change_is_made_to_the_end_though_nobody_waits_for_it() {
+        let (done, made) = oneshot::channel();
+        let change = to_the_end(async {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            let _ = done.send(());
+            Ok(())
+        });
+        assert!(timeout(Duration::from_millis(5), change).await.is_err());
+        made.await.unwrap();
     }
 }

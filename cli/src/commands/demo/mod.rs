@@ -9,10 +9,12 @@ mod node;
 mod report;
 
 use std::{
+    cell::OnceCell,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
+use tokio::signal::unix::{SignalKind, signal};
 use zumastor_core::{HumanBytes, digest::digest_of};
 use zumastor_net::PullSummary;
 
@@ -56,20 +58,23 @@ pub async fn run(args: Args) -> Result<(), Failure> {
         }
     };
     check_space(&dir)?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(Failure::doing("signals"))?;
+    let listen = OnceCell::new();
+    // The daemons die with what is dropped here.
     let result = tokio::select! {
-        result = show(&dir) => result,
+        result = show(&dir, &listen) => result,
         _ = tokio::signal::ctrl_c() => Err(Failure::failed("interrupted")),
+        _ = terminate.recv() => Err(Failure::failed("terminated")),
     };
-    if args.keep.is_some() {
-        println!(
-            "\nEverything is kept in {0}: try `ZUMASTOR_ROOT={0}/alpha zumastor daemon`.",
-            dir.display()
-        );
+    if let (Some(_), Some(listen)) = (&args.keep, listen.get()) {
+        let command =
+            format!("ZUMASTOR_ROOT={}/alpha zumastor daemon --name alpha --listen {listen}", dir.display());
+        println!("\nEverything is kept in {}: try `{command}`.", dir.display());
     }
     result
 }
 
-async fn show(dir: &Path) -> Result<(), Failure> {
+async fn show(dir: &Path, listen: &OnceCell<String>) -> Result<(), Failure> {
     let started = Instant::now();
     let mut report = Report::new();
 
@@ -79,6 +84,7 @@ async fn show(dir: &Path) -> Result<(), Failure> {
 
     report.chapter("Three nodes, each with its own key: alpha is the master, beta and gamma hold replicas");
     let mut alpha = DemoNode::start(dir, "alpha").await?;
+    let _ = listen.set(alpha.listen.clone());
     let mut beta = DemoNode::start(dir, "beta").await?;
     let mut gamma = DemoNode::start(dir, "gamma").await?;
     acquaint(&alpha, &beta, &report).await?;

@@ -17,7 +17,7 @@ pub(super) struct DemoNode {
     pub name: &'static str,
     pub dir: PathBuf,
     pub client: Client,
-    listen: String,
+    pub listen: String,
     child: Child,
 }
 
