@@ -309,6 +309,9 @@ fn crash_points(place: &Path, mode: Mode) {
             check_contents(store, step);
             let numbers = numbers(store);
             assert_eq!(numbers[..3], [0, 1, 2]);
+            // There, or not: not half of it, which would pass for damaged.
+            let opened = wait(store.open_snapshot(SnapshotNumber(7)));
+            assert!(matches!(opened, Ok(_) | Err(StoreError::NotFound { .. })), "{step}: {opened:?}");
             assert!(numbers.len() == 3 || content(store, 7) == expected(2).0, "{step}");
         },
     );
