@@ -442,7 +442,7 @@ fn outstanding(job: &Job<'_>, changed: Vec<ChangedSegment>) -> Vec<ChangedSegmen
 
 async fn admit(replica: &Replica, todo: &[ChangedSegment]) -> Result<(), PullError> {
     let needed: u64 = todo.iter().map(|changed| u64::from(changed.bytes)).sum();
-    let free = replica.store.usage().await?.free;
+    let free = replica.store.free().await?;
     if needed > free { Err(PullError::NoSpace { needed, free }) } else { Ok(()) }
 }
 
