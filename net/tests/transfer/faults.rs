@@ -182,11 +182,11 @@ async fn a_base_that_rotted_here_is_noticed_and_made_good() {
 
 #[tokio::test]
 async fn what_rots_while_it_is_staged_is_noticed_before_it_is_shown() {
-    let size = 2 * SEGMENT + 5 * MIB;
+    let size = 20 * MIB;
     for with_base in [false, true] {
         let upstream = Arc::new(Upstream::new(size));
         let mut downstream = Downstream::new();
-        downstream.replica.checkpoint = Duration::from_millis(100);
+        downstream.replica.checkpoint = Duration::ZERO;
         upstream.store.write_head(0, &noise(size as usize, 4));
         if with_base {
             upstream.snapshot(0).await;
@@ -195,7 +195,7 @@ async fn what_rots_while_it_is_staged_is_noticed_before_it_is_shown() {
         }
         upstream.snapshot(1).await;
         // Broken off in the middle; then a byte of what had arrived changes where it lies.
-        let budget = if with_base { 40 * MIB } else { SEGMENT + 30 * MIB };
+        let budget = if with_base { 5 * MIB } else { 12 * MIB };
         downstream.pull(&Pipes::breaking_after(&upstream, budget as i64)).await.unwrap_err();
         let plan = downstream.store.staged().await.unwrap().unwrap();
         let staging = downstream.store.stage(plan).await.unwrap();
