@@ -518,6 +518,32 @@ mod tests {
         assert!(old.connected(&"new".parse().unwrap()).is_none());
     }
 
+    #[tokio::test(flavor = "multi_thread")]
+    async fn jumbo_frames_are_found_where_the_path_has_them() {
+        let (one, one_peer) = node("one", PROTOCOL);
+        let (two, two_peer) = node("two", PROTOCOL);
+        one.set_peers(vec![two_peer]);
+        two.set_peers(vec![one_peer]);
+        let link = one.link(&"two".parse().unwrap()).await.unwrap();
+        let connection = one.live(&"two".parse().unwrap()).unwrap();
+        // Discovery goes on as long as packets do; loopback takes 64 KiB.
+        let found = async {
+            while connection.stats().path.current_mtu < 8000 {
+                let mut channel = link.open().await.unwrap();
+                let walk = crate::wire::Request::Committed(crate::wire::Committed {
+                    volume: "v".into(),
+                    target: zumastor_core::SnapshotGuid::generate(),
+                });
+                tokio::io::AsyncWriteExt::write_all(&mut channel.send, &crate::frame::encode(&walk, &[]))
+                    .await
+                    .unwrap();
+                tokio::io::AsyncReadExt::read_to_end(&mut channel.recv, &mut Vec::new()).await.unwrap();
+            }
+        };
+        let in_time = timeout(Duration::from_secs(20), found).await;
+        assert!(in_time.is_ok(), "packets of {} bytes", connection.stats().path.current_mtu);
+    }
+
     #[test]
     fn ports_are_seen_in_addresses() {
         for with in ["host:1", "10.0.0.1:5", "[::1]:5"] {

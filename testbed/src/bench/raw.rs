@@ -111,8 +111,7 @@ async fn receive() -> Result<Told, Anything> {
         .with_single_cert(vec![made.cert.der().clone()], key)?;
     let mut config = ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(tls)?));
     config.transport_config(transport());
-    let endpoint =
-        Endpoint::new(EndpointConfig::default(), Some(config), socket()?, Arc::new(quinn::TokioRuntime))?;
+    let endpoint = Endpoint::new(endpoint_config(), Some(config), socket()?, Arc::new(quinn::TokioRuntime))?;
     let hex: String = made.cert.der().iter().map(|byte| format!("{byte:02x}")).collect();
     println!("{} {hex}", endpoint.local_addr()?);
     let connection = endpoint.accept().await.ok_or("nobody came")?.await?;
@@ -147,7 +146,7 @@ async fn send(address: SocketAddr, certificate: &str, bytes: u64) -> Result<Told
         .with_no_client_auth();
     let mut config = ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls)?));
     config.transport_config(transport());
-    let endpoint = Endpoint::new(EndpointConfig::default(), None, socket()?, Arc::new(quinn::TokioRuntime))?;
+    let endpoint = Endpoint::new(endpoint_config(), None, socket()?, Arc::new(quinn::TokioRuntime))?;
     let mut content = vec![0; 1 << 20];
     SmallRng::seed_from_u64(1).fill_bytes(&mut content);
     let content = Arc::new(content);
@@ -189,7 +188,7 @@ fn told(seconds: f64) -> Result<Told, Anything> {
 /// As `net/src/endpoint/socket.rs` has it.
 fn transport() -> Arc<TransportConfig> {
     let mut discovery = MtuDiscoveryConfig::default();
-    discovery.upper_bound(8952);
+    discovery.upper_bound(MAX_UDP);
     let mut config = TransportConfig::default();
     config
         .stream_receive_window(VarInt::from_u32(8 << 20))
@@ -226,3 +225,12 @@ const BUFFER: usize = 8 << 20;
 const STREAMS: u64 = 4;
 
 const NAME: &str = "raw";
+/// As the product's: what one side takes bounds what the other's discovery tries.
+fn endpoint_config() -> EndpointConfig {
+    let mut config = EndpointConfig::default();
+    config.max_udp_payload_size(MAX_UDP).expect("within what QUIC allows");
+    config
+}
+
+/// Largest UDP payload, as in the product.
+const MAX_UDP: u16 = 8952;
