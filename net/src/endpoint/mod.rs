@@ -396,14 +396,16 @@ async fn answer(connection: Connection, peer: NodeName, host: Arc<dyn Host>, pat
                 return;
             }
         };
-        let channel = Channel { send: Box::new(send), recv: Box::new(recv) };
+        let mut channel = Channel { send: Box::new(send), recv: Box::new(recv) };
         let (connection, peer, host) = (connection.clone(), peer.clone(), Arc::clone(&host));
         let reading = Arc::clone(&reading);
         tokio::spawn(async move {
-            match serve(channel, &peer, &*host, &patience, &reading).await {
+            match serve(&mut channel, &peer, &*host, &patience, &reading).await {
                 Ok(()) => {}
                 Err(error @ (FrameError::Malformed { .. } | FrameError::TooLarge { .. })) => {
                     tracing::warn!(%peer, %error, "closing the connection");
+                    // Before the channel goes: the end of its stream would have to be sent first, and pacing may hold
+                    // it back until the reason for closing is forgotten, and the peer only sees a reset.
                     connection.close(code::PROTOCOL, error.to_string().as_bytes());
                 }
                 Err(error) => tracing::debug!(%peer, %error, "a request ended early"),

@@ -33,7 +33,7 @@ use crate::{
 /// # Errors
 /// What the peer sent is no request, or the stream broke. A request that is understood but refused is no error.
 pub async fn serve(
-    mut channel: Channel,
+    channel: &mut Channel,
     peer: &zumastor_core::NodeName,
     host: &dyn Host,
     patience: &Patience,
@@ -53,15 +53,15 @@ pub async fn serve(
                     Err(Refusal::new(RefusalCode::Malformed, "a number that no master gives was announced"))
                 }
             };
-            follow(&mut channel, state, patience).await
+            follow(channel, state, patience).await
         }
         Request::Want(want) => {
             let served = host.serve(peer, &want.volume).await;
-            plan_for(&mut channel, served, &want, patience).await
+            plan_for(channel, served, &want, patience).await
         }
         Request::Fetch(fetch) => {
             let served = host.serve(peer, &fetch.volume).await;
-            send_data(&mut channel, served, fetch, patience).await
+            send_data(channel, served, fetch, patience).await
         }
         Request::Walk(walk) => {
             let served = host.serve(peer, &walk.volume).await;
@@ -80,7 +80,7 @@ pub async fn serve(
             frame::write(&mut channel.send, &frame::encode(&reply, &[]), patience.stall).await
         }
     }?;
-    finish(&mut channel, patience).await
+    finish(channel, patience).await
 }
 
 /// Tells a downstream that there is something new, and follows what it does about it until it has it.

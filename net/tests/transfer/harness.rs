@@ -171,9 +171,9 @@ impl Link for Pipes {
         let (host, peer) = (Arc::clone(&self.host), self.peer.clone());
         tokio::spawn(async move {
             let (recv, send) = tokio::io::split(theirs);
-            let channel = Channel { send: Box::new(send), recv: Box::new(recv) };
+            let mut channel = Channel { send: Box::new(send), recv: Box::new(recv) };
             let reading = tokio::sync::Semaphore::new(1);
-            let _ = serve(channel, &peer, &*host, &Patience::default(), &reading).await;
+            let _ = serve(&mut channel, &peer, &*host, &Patience::default(), &reading).await;
         });
         let (recv, send) = tokio::io::split(ours);
         let recv = Breaking { inner: recv, budget: Arc::clone(&self.budget) };
