@@ -9,7 +9,7 @@ mod security;
 mod transfer;
 pub mod wire;
 
-pub use endpoint::{ConnectError, Node, NodeError, NodeOptions, Peer};
+pub use endpoint::{ConnectError, Node, NodeError, NodeOptions, Peer, endpoint, transport_config};
 pub use host::{Channel, Holds, Host, Link, Meter, PullState, Served};
 pub use progress::{Phase, Progress, PullSummary, Reporter};
 pub use rate::RateLimiter;

@@ -3,6 +3,8 @@
 mod hello;
 mod socket;
 
+pub use socket::{endpoint, transport_config};
+
 use std::{
     collections::HashMap,
     fmt, io,
@@ -163,12 +165,9 @@ impl Node {
         let NodeOptions { listen, name, key } = options;
         let trust = Arc::new(Trust::default());
         let mut server = quinn::ServerConfig::with_crypto(Arc::new(server_config(&key, Arc::clone(&trust))?));
-        server.transport_config(socket::transport_config());
-        let failed = |source| NodeError::Listen { address: listen, source };
-        let socket = socket::bind(listen).map_err(failed)?;
-        let runtime = Arc::new(quinn::TokioRuntime);
-        let endpoint =
-            Endpoint::new(socket::endpoint_config(&key), Some(server), socket, runtime).map_err(failed)?;
+        server.transport_config(transport_config());
+        let endpoint = endpoint(listen, socket::endpoint_config(&key), Some(server))
+            .map_err(|source| NodeError::Listen { address: listen, source })?;
         let state = Mutex::default();
         let hello = Hello { protocol, features: 0, name };
         let node = Arc::new(Self { endpoint, key, hello, host, trust, patience: Patience::default(), state });
@@ -242,7 +241,7 @@ impl Node {
         let failed = |source| ConnectError::Failed { address, source };
         let crypto = client_config(&self.key, peer.key).map_err(|error| failed(error.into()))?;
         let mut config = quinn::ClientConfig::new(Arc::new(crypto));
-        config.transport_config(socket::transport_config());
+        config.transport_config(transport_config());
         let connecting = self.endpoint.connect_with(config, address, crate::security::TLS_NAME);
         let connecting = connecting.map_err(|error| failed(error.into()))?;
         let connection = timeout(CONNECT, connecting).await.map_err(|_| ConnectError::Silent(address))?;

@@ -2,15 +2,14 @@
 
 use std::{
     io::{BufRead, BufReader},
-    net::{SocketAddr, UdpSocket},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     process::{Command, Stdio},
     sync::Arc,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use quinn::{
-    ClientConfig, Connection, Endpoint, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, ServerConfig,
-    TransportConfig, VarInt,
+    ClientConfig, Connection, EndpointConfig, ServerConfig, VarInt,
     crypto::rustls::{QuicClientConfig, QuicServerConfig},
 };
 use rand::{Rng, SeedableRng, rngs::SmallRng};
@@ -20,8 +19,8 @@ use rustls::{
     pki_types::{CertificateDer, PrivateKeyDer},
 };
 use serde::{Deserialize, Serialize};
-use socket2::{Domain, Protocol, Socket, Type};
 use zumastor::exit::Failure;
+use zumastor_net::{endpoint, transport_config};
 use zumastor_testbed::{cpu, lo_bytes, peak_memory};
 
 use super::measure::{Sample, Spent};
@@ -110,8 +109,8 @@ async fn receive() -> Result<Told, Anything> {
         .with_no_client_auth()
         .with_single_cert(vec![made.cert.der().clone()], key)?;
     let mut config = ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(tls)?));
-    config.transport_config(transport());
-    let endpoint = Endpoint::new(endpoint_config(), Some(config), socket()?, Arc::new(quinn::TokioRuntime))?;
+    config.transport_config(transport_config());
+    let endpoint = endpoint(LOOPBACK, EndpointConfig::default(), Some(config))?;
     let hex: String = made.cert.der().iter().map(|byte| format!("{byte:02x}")).collect();
     println!("{} {hex}", endpoint.local_addr()?);
     let connection = endpoint.accept().await.ok_or("nobody came")?.await?;
@@ -145,8 +144,8 @@ async fn send(address: SocketAddr, certificate: &str, bytes: u64) -> Result<Told
         .with_root_certificates(roots)
         .with_no_client_auth();
     let mut config = ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls)?));
-    config.transport_config(transport());
-    let endpoint = Endpoint::new(endpoint_config(), None, socket()?, Arc::new(quinn::TokioRuntime))?;
+    config.transport_config(transport_config());
+    let endpoint = endpoint(LOOPBACK, EndpointConfig::default(), None)?;
     let mut content = vec![0; 1 << 20];
     SmallRng::seed_from_u64(1).fill_bytes(&mut content);
     let content = Arc::new(content);
@@ -185,33 +184,6 @@ fn told(seconds: f64) -> Result<Told, Anything> {
     Ok(Told { seconds, spent: Spent { cpu: cpu(pid)?.own, peak: peak_memory(pid)? } })
 }
 
-/// As `net/src/endpoint/socket.rs` has it.
-fn transport() -> Arc<TransportConfig> {
-    let mut discovery = MtuDiscoveryConfig::default();
-    discovery.upper_bound(MAX_UDP);
-    let mut config = TransportConfig::default();
-    config
-        .stream_receive_window(VarInt::from_u32(8 << 20))
-        .receive_window(VarInt::from_u32(32 << 20))
-        .send_window(16 << 20)
-        .mtu_discovery_config(Some(discovery))
-        .keep_alive_interval(Some(Duration::from_secs(5)))
-        .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(30_000))));
-    Arc::new(config)
-}
-
-/// As `net/src/endpoint/socket.rs` has it.
-fn socket() -> std::io::Result<UdpSocket> {
-    use rustix::net::sockopt;
-    let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP))?;
-    if sockopt::set_socket_recv_buffer_size_force(&socket, BUFFER).is_err() {
-        socket.set_recv_buffer_size(BUFFER)?;
-    }
-    socket.set_send_buffer_size(BUFFER)?;
-    socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into())?;
-    Ok(socket.into())
-}
-
 /// The same cipher first.
 fn provider() -> Arc<CryptoProvider> {
     let mut provider = aws_lc_rs::default_provider();
@@ -219,18 +191,9 @@ fn provider() -> Arc<CryptoProvider> {
     Arc::new(provider)
 }
 
-const BUFFER: usize = 8 << 20;
-
 /// As many as a transfer has.
 const STREAMS: u64 = 4;
 
 const NAME: &str = "raw";
-/// As the product's: what one side takes bounds what the other's discovery tries.
-fn endpoint_config() -> EndpointConfig {
-    let mut config = EndpointConfig::default();
-    config.max_udp_payload_size(MAX_UDP).expect("within what QUIC allows");
-    config
-}
 
-/// Largest UDP payload, as in the product.
-const MAX_UDP: u16 = 8952;
+const LOOPBACK: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
