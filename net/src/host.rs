@@ -16,6 +16,7 @@ use tokio::{
 use zumastor_core::{NodeName, SnapshotNumber, SnapshotStore, StoreError};
 
 use crate::{
+    compression::Compression,
     progress::{Progress, PullSummary},
     rate::RateLimiter,
     wire::{Announce, Refusal},
@@ -43,8 +44,8 @@ pub struct Served {
     pub store: Arc<dyn SnapshotStore>,
     /// Its holds for that peer.
     pub holds: Arc<dyn Holds>,
-    /// zstd level; none to send uncompressed.
-    pub compression: Option<i32>,
+    /// How what is sent is compressed; none to send it as it is.
+    pub compression: Option<Arc<Compression>>,
     /// Bounds what is sent to that peer for this volume.
     pub limiter: Option<Arc<RateLimiter>>,
     /// Counts what is sent.
@@ -114,7 +115,12 @@ pub struct Channel {
     pub send: Box<dyn AsyncWrite + Send + Unpin>,
     /// From the peer.
     pub recv: Box<dyn AsyncRead + Send + Unpin>,
+    /// What the path to the peer could carry now, if that can be told.
+    pub capacity: Option<Capacity>,
 }
+
+/// Tells how many bytes a second a path could carry now.
+pub type Capacity = Arc<dyn Fn() -> u64 + Send + Sync>;
 
 impl fmt::Debug for Channel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

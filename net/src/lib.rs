@@ -1,5 +1,6 @@
 //! Replication between nodes: who they are, what they say to each other, and both ends of a transfer.
 
+mod compression;
 mod endpoint;
 pub mod frame;
 mod host;
@@ -9,8 +10,9 @@ mod security;
 mod transfer;
 pub mod wire;
 
+pub use compression::Compression;
 pub use endpoint::{ConnectError, Node, NodeError, NodeOptions, Peer, endpoint, transport_config};
-pub use host::{Channel, Holds, Host, Link, Meter, PullState, Served};
+pub use host::{Capacity, Channel, Holds, Host, Link, Meter, PullState, Served};
 pub use progress::{Phase, Progress, PullSummary, Reporter};
 pub use rate::RateLimiter;
 pub use security::{IdentityError, InvalidKey, InvalidTicket, NodeKey, PublicKey, Ticket};

@@ -13,12 +13,9 @@ use zumastor_net::{
 use super::{
     Daemon,
     holds::{PairHolds, Side},
-    volume::Volume,
+    volume::{Target, Volume},
 };
 use crate::exit::chain;
-
-/// zstd level of what is sent: the fastest that zstd calls a level. The wire is rarely slower than that.
-const COMPRESSION: i32 = 1;
 
 /// A handle for the network side; [`Daemon`] itself is behind an `Arc`.
 pub struct Answers(pub Arc<Daemon>);
@@ -38,21 +35,18 @@ impl Host for Answers {
         };
         let volume = self.volume(volume).ok_or_else(refused)?;
         let config = volume.config();
-        let target = config.target.get(peer).ok_or_else(refused)?;
-        let (limiter, meter) = volume
-            .with_target(peer, |target| target.map(|target| (target.limiter.clone(), target.meter.clone())))
+        config.target.get(peer).ok_or_else(refused)?;
+        let (compression, limiter, meter) = volume
+            .with_target(peer, |target| {
+                let Target { compression, limiter, meter, .. } = target?;
+                Some((compression.clone(), limiter.clone(), meter.clone()))
+            })
             .ok_or_else(refused)?;
         let store = volume.store().await.map_err(|error| {
             Refusal::new(RefusalCode::Failed, format!("at {}: {}", self.0.name, chain(&error)))
         })?;
         let holds = PairHolds::new(self.0.state.clone(), volume.clone(), peer.clone(), Side::Upstream);
-        Ok(Served {
-            store,
-            holds: Arc::new(holds),
-            compression: (!target.uncompressed).then_some(COMPRESSION),
-            limiter,
-            meter,
-        })
+        Ok(Served { store, holds: Arc::new(holds), compression, limiter, meter })
     }
 
     async fn announced(

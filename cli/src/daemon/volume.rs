@@ -12,7 +12,7 @@ use zumastor_core::{
     NodeName, SnapshotRecord, SnapshotStore, StoreError, VolumeName,
     config::{TargetConfig, VolumeConfig},
 };
-use zumastor_net::{Meter, RateLimiter};
+use zumastor_net::{Compression, Meter, RateLimiter};
 
 use super::worker::Worker;
 use crate::api::Role;
@@ -36,6 +36,8 @@ pub struct Volume {
 pub struct Target {
     /// Announces.
     pub worker: Worker,
+    /// Compresses what is sent, unless that is not wanted.
+    pub compression: Option<Arc<Compression>>,
     /// Bounds what is sent, over all streams together.
     pub limiter: Option<Arc<RateLimiter>>,
     /// Counts what is sent.
@@ -46,7 +48,8 @@ impl Target {
     /// A target as configured, served by `worker`.
     pub fn new(config: &TargetConfig, worker: Worker) -> Self {
         let limiter = config.ratelimit.map(|rate| Arc::new(RateLimiter::new(rate)));
-        Self { worker, limiter, meter: Arc::new(Meter::default()) }
+        let compression = (!config.uncompressed).then(|| Arc::new(Compression::new(ZSTD_LEVEL)));
+        Self { worker, compression, limiter, meter: Arc::new(Meter::default()) }
     }
 }
 
@@ -214,3 +217,6 @@ impl Stores {
 pub async fn exists(path: PathBuf) -> bool {
     tokio::task::spawn_blocking(move || path.exists()).await.expect("looking does not panic")
 }
+
+/// zstd level of what is sent: the fastest that zstd calls a level.
+const ZSTD_LEVEL: i32 = 1;

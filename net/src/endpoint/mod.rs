@@ -373,13 +373,22 @@ fn key_of(connection: &Connection) -> Option<PublicKey> {
     peer_key(identity.first()?)
 }
 
+fn channel(connection: &Connection, send: quinn::SendStream, recv: quinn::RecvStream) -> Channel {
+    let connection = connection.clone();
+    let capacity = move || {
+        let path = connection.stats().path;
+        (path.cwnd as f64 / path.rtt.as_secs_f64().max(1e-6)) as u64
+    };
+    Channel { send: Box::new(send), recv: Box::new(recv), capacity: Some(Arc::new(capacity)) }
+}
+
 struct QuicLink(Connection);
 
 #[async_trait]
 impl Link for QuicLink {
     async fn open(&self) -> io::Result<Channel> {
         let (send, recv) = self.0.open_bi().await?;
-        Ok(Channel { send: Box::new(send), recv: Box::new(recv) })
+        Ok(channel(&self.0, send, recv))
     }
 }
 
@@ -395,7 +404,7 @@ async fn answer(connection: Connection, peer: NodeName, host: Arc<dyn Host>, pat
                 return;
             }
         };
-        let mut channel = Channel { send: Box::new(send), recv: Box::new(recv) };
+        let mut channel = channel(&connection, send, recv);
         let (connection, peer, host) = (connection.clone(), peer.clone(), Arc::clone(&host));
         let reading = Arc::clone(&reading);
         tokio::spawn(async move {

@@ -1,16 +1,21 @@
 //! Making batches out of changed pages, and their compression.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use zumastor_core::{LEAF, PAGE, SegmentIndex, digest::Hash};
 
 use crate::{
+    compression::Compression,
     frame,
+    host::Capacity,
     wire::{BatchEntry, BatchHeader, Codec, FetchReply, MAX_BATCH, PAGES_PER_LEAF},
 };
 
 /// Collects the changed leaves of one segment into frames of at most [`MAX_BATCH`] bytes of data.
 pub(super) struct BatchBuilder {
-    compressor: Option<zstd::bulk::Compressor<'static>>,
+    compressor: Option<(zstd::bulk::Compressor<'static>, Arc<Compression>)>,
+    capacity: Option<Capacity>,
     entries: Vec<BatchEntry>,
     payload: Vec<u8>,
 }
@@ -24,10 +29,17 @@ pub(super) struct Encoded {
 }
 
 impl BatchBuilder {
-    /// With a zstd level, or none to leave data as it is.
-    pub fn new(level: Option<i32>) -> std::io::Result<Self> {
-        let compressor = level.map(zstd::bulk::Compressor::new).transpose()?;
-        Ok(Self { compressor, entries: Vec::new(), payload: Vec::with_capacity(MAX_BATCH) })
+    /// Without compression, data are left as they are.
+    pub fn new(compression: Option<Arc<Compression>>, capacity: Option<Capacity>) -> std::io::Result<Self> {
+        let with = |compression: Arc<Compression>| {
+            Ok::<_, std::io::Error>((zstd::bulk::Compressor::new(compression.level())?, compression))
+        };
+        Ok(Self {
+            compressor: compression.map(with).transpose()?,
+            capacity,
+            entries: Vec::new(),
+            payload: Vec::with_capacity(MAX_BATCH),
+        })
     }
 
     /// Whether `length` more bytes of data would be too many.
@@ -69,8 +81,12 @@ impl BatchBuilder {
     }
 
     fn compress(&mut self) -> Option<Vec<u8>> {
-        let compressor = self.compressor.as_mut()?;
-        if self.payload.is_empty() || !is_compressible(&self.payload) {
+        let (compressor, compression) = self.compressor.as_mut()?;
+        if self.payload.is_empty() {
+            return None;
+        }
+        let capacity = self.capacity.as_ref().map(|capacity| capacity());
+        if !compression.is_worthwhile(self.payload.len(), capacity) || !is_compressible(&self.payload) {
             return None;
         }
         let compressed = compressor.compress(&self.payload).ok()?;

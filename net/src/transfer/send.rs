@@ -105,7 +105,8 @@ impl Sender {
             return Ok(());
         }
         buffers.fill(&pages, &block, &*self.target, self.base.as_ref().map(|(_, base)| &**base))?;
-        if self.builder.is_full_for((block.end - block.start) as usize) {
+        let read: u32 = pages.iter().map(|pages| pages.read.count_ones()).sum();
+        if self.builder.is_full_for(read as usize * PAGE as usize) {
             self.flush(segment, sink)?;
         }
         let size = self.target.size();

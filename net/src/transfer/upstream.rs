@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     frame::{self, FrameError, Limits},
-    host::{Channel, Host, Link, PullState, Served},
+    host::{Capacity, Channel, Host, Link, PullState, Served},
     progress::{Progress, PullSummary},
     wire::{
         Announce, AnnounceReply, ChangedSegment, Committed, CommittedReply, Fetch, FetchReply, FetchWhat,
@@ -205,6 +205,9 @@ async fn plan(served: &Served, want: &Want) -> Result<WantReply, StoreError> {
     }
     let base = common.map(|record| record.number());
     served.holds.transferring(base, target.number()).await?;
+    if let Some(compression) = &served.compression {
+        compression.begin();
+    }
     let leaves = store.leaves(target.number()).await?;
     let record = SnapshotRecord { digest: leaves.digest(), ..target.clone() };
     let changed = changed_segments(&**store, base, target.number(), record.size).await?;
@@ -246,10 +249,12 @@ async fn send_data(
     fetch: Fetch,
     patience: &Patience,
 ) -> Result<(), FrameError> {
+    // With a limit, it is the limit that decides how fast data are sent.
+    let capacity = channel.capacity.clone().filter(|_| served.as_ref().is_ok_and(|s| s.limiter.is_none()));
     let prepared = async {
         let served = served?;
         fetch.validate()?;
-        let sender = sender(&served, &fetch).await?;
+        let sender = sender(&served, &fetch, capacity).await?;
         Ok((served, sender))
     };
     let (served, mut sender) = match prepared.await {
@@ -322,7 +327,7 @@ async fn send_limited(
 }
 
 /// Opens what a request for data needs.
-async fn sender(served: &Served, fetch: &Fetch) -> Result<Sender, Refusal> {
+async fn sender(served: &Served, fetch: &Fetch, capacity: Option<Capacity>) -> Result<Sender, Refusal> {
     let store = &served.store;
     let snapshots = store.snapshots().await.map_err(|error| failed(&error))?;
     let target = find(&snapshots, fetch.target)?;
@@ -345,7 +350,8 @@ async fn sender(served: &Served, fetch: &Fetch) -> Result<Sender, Refusal> {
             Some(base) => Some((base.number(), store.open_snapshot(base.number()).await?)),
             None => None,
         };
-        let builder = BatchBuilder::new(served.compression).map_err(StoreError::io("zstd"))?;
+        let builder =
+            BatchBuilder::new(served.compression.clone(), capacity).map_err(StoreError::io("zstd"))?;
         Ok::<_, StoreError>(Sender {
             store: Arc::clone(store),
             number: target.number(),

@@ -221,7 +221,7 @@ impl Link for Silent {
             }
         });
         let (recv, send) = tokio::io::split(ours);
-        Ok(Channel { send: Box::new(send), recv: Box::new(recv) })
+        Ok(Channel { send: Box::new(send), recv: Box::new(recv), capacity: None })
     }
 }
 

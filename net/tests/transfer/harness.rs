@@ -17,8 +17,8 @@ use zumastor_core::{
     Lineage, MemoryStore, NewSnapshot, NodeName, SnapshotNumber, SnapshotRecord, SnapshotStore, StoreError,
 };
 use zumastor_net::{
-    Channel, Holds, Host, Link, Meter, Patience, PullError, PullState, PullSummary, Replica, Reporter,
-    Served, pull, serve,
+    Channel, Compression, Holds, Host, Link, Meter, Patience, PullError, PullState, PullSummary, Replica,
+    Reporter, Served, pull, serve,
     wire::{Announce, Refusal, RefusalCode},
 };
 
@@ -89,7 +89,7 @@ impl Host for Upstream {
         Ok(Served {
             store: Arc::clone(&self.serving),
             holds: Arc::clone(&self.holds) as _,
-            compression: self.compression,
+            compression: self.compression.map(|level| Arc::new(Compression::new(level))),
             limiter: None,
             meter: Arc::clone(&self.meter),
         })
@@ -171,13 +171,13 @@ impl Link for Pipes {
         let (host, peer) = (Arc::clone(&self.host), self.peer.clone());
         tokio::spawn(async move {
             let (recv, send) = tokio::io::split(theirs);
-            let mut channel = Channel { send: Box::new(send), recv: Box::new(recv) };
+            let mut channel = Channel { send: Box::new(send), recv: Box::new(recv), capacity: None };
             let reading = tokio::sync::Semaphore::new(1);
             let _ = serve(&mut channel, &peer, &*host, &Patience::default(), &reading).await;
         });
         let (recv, send) = tokio::io::split(ours);
         let recv = Breaking { inner: recv, budget: Arc::clone(&self.budget) };
-        Ok(Channel { send: Box::new(send), recv: Box::new(recv) })
+        Ok(Channel { send: Box::new(send), recv: Box::new(recv), capacity: None })
     }
 }
 
@@ -221,7 +221,11 @@ impl Link for Rogue {
         let mut asked = self.asked.lock().unwrap();
         let answer = self.answers.lock().unwrap().get(&*asked).cloned().unwrap_or_default();
         *asked += 1;
-        Ok(Channel { send: Box::new(tokio::io::sink()), recv: Box::new(io::Cursor::new(answer)) })
+        Ok(Channel {
+            send: Box::new(tokio::io::sink()),
+            recv: Box::new(io::Cursor::new(answer)),
+            capacity: None,
+        })
     }
 }
 
