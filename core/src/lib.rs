@@ -1,6 +1,7 @@
 //! What Zumastor is about, without sockets, devices or an async runtime: volumes and their snapshots, the
 //! store that keeps them, the digest that names their content, and the words of the configuration.
 
+mod buffer;
 mod catalogue;
 pub mod config;
 pub mod digest;
@@ -12,6 +13,7 @@ mod memory;
 mod store;
 mod units;
 
+pub use buffer::PageBuf;
 pub use catalogue::{Hold, HoldOwner, NewSnapshot, SnapshotRecord};
 pub use error::StoreError;
 pub use extent::{Changes, Extent, ExtentKind};

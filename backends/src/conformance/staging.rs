@@ -67,6 +67,9 @@ pub fn deliver(
             Entry::Occupied(entry) => entry.into_mut(),
         };
         let bytes = &target.0[(leaf * LEAF) as usize..((leaf + 1) * LEAF).min(size) as usize];
+        let mut back = vec![0; bytes.len()];
+        staging.read_back(leaf * LEAF, &mut back)?;
+        assert!(back == bytes, "leaf {leaf} is not read back as it was written");
         let hash = (!is_zero(bytes)).then(|| Hash::of_leaf(bytes));
         leaves.set((leaf - segment.first_leaf()) as usize, hash);
     }

@@ -7,13 +7,15 @@ use zumastor_core::{SnapshotReader, StoreError, files};
 use super::{
     bulk::BulkFile,
     layout::failed,
-    reader::{check_bounds, read_exact},
+    reader::{check_bounds, read_exact, reading},
     runs::Runs,
 };
 
 /// Where the bytes of a staging go. Calls for different segments may run on different threads.
 pub(crate) trait Body: Debug + Send + Sync {
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), StoreError>;
+    /// As `read_at`, from the disk and not from memory, if that is as fast.
+    fn read_back(&self, offset: u64, buf: &mut [u8]) -> Result<(), StoreError>;
     fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), StoreError>;
     fn zero(&self, range: Range<u64>) -> Result<(), StoreError>;
     fn sync(&self) -> Result<(), StoreError>;
@@ -32,6 +34,10 @@ pub(crate) struct ImageBody {
 impl Body for ImageBody {
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), StoreError> {
         read_exact(self.file.file(), &self.path, offset, buf)
+    }
+
+    fn read_back(&self, offset: u64, buf: &mut [u8]) -> Result<(), StoreError> {
+        self.file.read_exact_at(buf, offset).map_err(|error| reading(error, &self.path, offset, buf.len()))
     }
 
     fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), StoreError> {

@@ -1,4 +1,4 @@
-//! Writing much to a file without filling the page cache.
+//! Writing much to a file, and reading it back, without filling the page cache.
 
 use std::{
     cell::RefCell,
@@ -10,6 +10,7 @@ use std::{
 };
 
 use rustix::fs::OFlags;
+use zumastor_core::{PAGE, PageBuf};
 
 /// A file whose large writes go past the page cache (`O_DIRECT`) where the file system can.
 ///
@@ -27,8 +28,12 @@ pub(crate) struct BulkFile {
 impl BulkFile {
     /// `file` is what is at `path`, open for writing.
     pub(crate) fn new(file: File, path: &Path) -> Self {
-        let direct =
-            OpenOptions::new().write(true).custom_flags(OFlags::DIRECT.bits() as i32).open(path).ok();
+        let direct = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(OFlags::DIRECT.bits() as i32)
+            .open(path)
+            .ok();
         Self { file, direct, refused: AtomicBool::new(false) }
     }
 
@@ -58,6 +63,22 @@ impl BulkFile {
             written => written,
         }
     }
+
+    /// Fills `buf` as it lies on the disk, where the file system can and `buf` is worth it and aligned.
+    pub(crate) fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        let direct = self.direct.as_ref().filter(|_| {
+            buf.len() >= LEAST
+                && offset.is_multiple_of(ALIGN as u64)
+                && buf.len().is_multiple_of(ALIGN)
+                && buf.as_ptr().align_offset(ALIGN) == 0
+                && !self.refused.load(Ordering::Relaxed)
+        });
+        match direct.map(|direct| direct.read_exact_at(buf, offset)) {
+            None => self.file.read_exact_at(buf, offset),
+            Some(Err(e)) if e.kind() == io::ErrorKind::InvalidInput => self.file.read_exact_at(buf, offset),
+            Some(read) => read,
+        }
+    }
 }
 
 /// Writes a multiple of [`ALIGN`] bytes, from memory that is aligned as well.
@@ -66,10 +87,8 @@ fn write_aligned(file: &File, data: &[u8], offset: u64) -> io::Result<()> {
         return file.write_all_at(data, offset);
     }
     BUFFER.with_borrow_mut(|buffer| {
-        buffer.resize(CHUNK + ALIGN, 0);
-        let start = buffer.as_ptr().align_offset(ALIGN);
         for (part, offset) in data.chunks(CHUNK).zip((offset..).step_by(CHUNK)) {
-            let aligned = &mut buffer[start..start + part.len()];
+            let aligned = &mut buffer[..part.len()];
             aligned.copy_from_slice(part);
             file.write_all_at(aligned, offset)?;
         }
@@ -78,11 +97,11 @@ fn write_aligned(file: &File, data: &[u8], offset: u64) -> io::Result<()> {
 }
 
 thread_local! {
-    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    static BUFFER: RefCell<PageBuf> = RefCell::new(PageBuf::new(CHUNK));
 }
 
 /// What offsets, lengths and addresses must be multiples of: no block device wants more.
-const ALIGN: usize = 4096;
+const ALIGN: usize = PAGE as usize;
 /// Below this, gathering in the page cache is faster than waiting for the disk.
 const LEAST: usize = 128 << 10;
 /// Bytes written by one call.

@@ -19,7 +19,7 @@ use std::{
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use serde::{Deserialize, Serialize};
 use zumastor_core::{
-    Changes, ExtentKind, HeadState, SegmentIndex, SnapshotGuid, SnapshotNumber, SnapshotReader,
+    Changes, ExtentKind, HeadState, PageBuf, SegmentIndex, SnapshotGuid, SnapshotNumber, SnapshotReader,
     SnapshotRecord, StoreError, files,
 };
 
@@ -93,7 +93,7 @@ impl Inner {
         let known: Vec<Stamp> = head.0.into_iter().map(|shown| shown.stamp).collect();
         let known: Vec<Stamp> =
             known.into_iter().chain(alternate.0.into_iter().map(|alternate| alternate.shown.stamp)).collect();
-        for path in [self.flip_path(), self.next_path()] {
+        for path in [self.flip_path(), self.next_path(), self.draft_path()] {
             let Some(stamp) = Stamp::at(&path)? else { continue };
             // What was the origin until a flip stopped may have been written to since.
             let ours = known.iter().filter(|known| known.same_file(&stamp)).collect::<Vec<_>>();
@@ -154,6 +154,7 @@ impl Inner {
 
     fn flip_to_copy(&self, record: &SnapshotRecord, keep: bool) -> Result<(), StoreError> {
         let shown = self.shown()?;
+        let draft = self.draft().take().filter(|draft| draft.is_of(record));
         let alternate = self.usable_alternate(record)?;
         let (path, file) = match alternate {
             Some((file, alternate)) => {
@@ -162,9 +163,15 @@ impl Inner {
             }
             None => {
                 let path = self.flip_path();
-                self.check_room(record)?;
-                let file = new_head(&path)?;
-                self.fill(&file, &path, None, record)?;
+                let file = match draft {
+                    Some(draft) => draft.rename(&path)?,
+                    None => {
+                        self.check_room(record)?;
+                        let file = new_head(&path)?;
+                        self.fill(&file, &path, None, record)?;
+                        file
+                    }
+                };
                 (path, file)
             }
         };
@@ -349,7 +356,7 @@ pub(super) fn write_changes(
     file: &BulkFile,
     path: &Path,
 ) -> Result<(), StoreError> {
-    let mut buffer = vec![0; 1 << 20];
+    let mut buffer = PageBuf::new(1 << 20);
     for extent in changes {
         let Range { mut start, end } = extent.range.clone();
         if extent.kind == ExtentKind::Zero {

@@ -21,6 +21,7 @@ use zumastor_core::{
 
 use super::{
     FileStoreOptions, Mode,
+    draft::Draft,
     head::{HeadMarker, Shown, Stamp, boot_id},
     header::{self, Header},
     layered::{Descriptor, Layers},
@@ -50,6 +51,8 @@ pub(crate) struct Inner {
     pub computing: Mutex<()>,
     /// Bytes that a snapshot holds and the next does not share: counted once, for `usage`.
     held: Mutex<BTreeMap<(SnapshotNumber, SnapshotNumber), u64>>,
+    /// The head of the snapshot that was committed last, if it was made on the way.
+    draft: Mutex<Option<Draft>>,
     /// Counts whoever took up the staging: only the last one may go on.
     pub staging_generation: AtomicU64,
     /// What is on the store. Held for moments only, and never while taking `control`.
@@ -126,6 +129,7 @@ impl Inner {
             control: Mutex::new(()),
             computing: Mutex::new(()),
             held: Mutex::default(),
+            draft: Mutex::default(),
             staging_generation: AtomicU64::new(0),
             state: Mutex::default(),
             broken: AtomicBool::new(false),
@@ -189,6 +193,10 @@ impl Inner {
 
     pub(crate) fn held(&self) -> MutexGuard<'_, BTreeMap<(SnapshotNumber, SnapshotNumber), u64>> {
         self.held.lock().expect("no panic while locked")
+    }
+
+    pub(super) fn draft(&self) -> MutexGuard<'_, Option<Draft>> {
+        self.draft.lock().expect("no panic while locked")
     }
 
     /// To be held by whoever changes what is on the store.

@@ -3,6 +3,7 @@
 
 mod body;
 mod bulk;
+mod draft;
 mod fiemap;
 mod flip;
 mod head;

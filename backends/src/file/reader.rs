@@ -76,13 +76,16 @@ impl Source for ImageReader {
 /// Fills `buf` from a file that must reach that far. Files are read, never mapped: one that somebody cuts short gives
 /// an error instead of a signal.
 pub(crate) fn read_exact(file: &File, path: &Path, offset: u64, buf: &mut [u8]) -> Result<(), StoreError> {
-    match read_uncached(file, buf, offset) {
-        Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => {
-            let what = format!("it ends before byte {}: it was cut short", offset + buf.len() as u64);
-            Err(StoreError::Damaged { path: path.to_owned(), what })
-        }
-        read => read.map_err(|e| failed(&format!("reading from byte {offset} of"), path)(e)),
+    read_uncached(file, buf, offset).map_err(|error| reading(error, path, offset, buf.len()))
+}
+
+/// Says what a read of `length` bytes failed of.
+pub(crate) fn reading(error: io::Error, path: &Path, offset: u64, length: usize) -> StoreError {
+    if error.kind() == io::ErrorKind::UnexpectedEof {
+        let what = format!("it ends before byte {}: it was cut short", offset + length as u64);
+        return StoreError::Damaged { path: path.to_owned(), what };
     }
+    failed(&format!("reading from byte {offset} of"), path)(error)
 }
 
 /// Reads; much at once without leaving it in the page cache, where the kernel can (`RWF_DONTCACHE`, Linux 6.14): what is

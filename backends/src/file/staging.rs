@@ -7,19 +7,20 @@ use std::{
     ops::Range,
     path::Path,
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
 };
 
 use serde::{Deserialize, Serialize};
 use zumastor_core::{
-    SegmentIndex, SnapshotRecord, StagePlan, Staging, StoreError,
+    LEAF, SegmentIndex, SnapshotRecord, StagePlan, Staging, StoreError,
     digest::{Digest, LeafTree, SegmentLeaves},
 };
 
 use super::{
     body::Body,
+    draft::Draft,
     inner::{Inner, RecordFile},
     layered::Descriptor,
     layout::{Described, failed, sync_dir},
@@ -107,6 +108,8 @@ pub(crate) struct FileStaging {
     leaves: LeafTree,
     body: Box<dyn Body>,
     finished: Mutex<BTreeSet<SegmentIndex>>,
+    /// The next head, made of what is read back; none if it is not worth it, or failed.
+    draft: OnceLock<Option<Draft>>,
     /// Set by a failed write or sync. What the disk has is then unknown, so nothing more is recorded as finished.
     failed: AtomicBool,
     /// Whether that was for want of space.
@@ -129,6 +132,7 @@ impl FileStaging {
             leaves,
             body,
             finished,
+            draft: OnceLock::new(),
             failed: AtomicBool::new(false),
             full: AtomicBool::new(false),
         }
@@ -205,6 +209,22 @@ impl FileStaging {
         Ok(())
     }
 
+    /// Begins to draft the next head, when all of it would have to be copied once more for the flip.
+    fn begin_draft(&self) -> Option<Draft> {
+        let StagePlan { record, base } = &self.plan.plan;
+        if self.plan.layer.is_none() || base.is_some() {
+            return None;
+        }
+        let begun = self.inner.begin_draft(record, self.body.runs().leaves() * LEAF);
+        begun.inspect_err(|error| tracing::debug!(%error, "the next head is not drafted")).ok().flatten()
+    }
+
+    fn undraft(&self, range: &Range<u64>) {
+        if let Some(Some(draft)) = self.draft.get() {
+            draft.forget(range);
+        }
+    }
+
     /// Turns what is staged into the snapshot. Everything is durable and checked.
     fn publish(&self, tree: &LeafTree, record: &SnapshotRecord) -> Result<(), StoreError> {
         let Self { inner, plan, .. } = self;
@@ -259,15 +279,37 @@ impl Staging for FileStaging {
         self.body.read_at(offset, buf)
     }
 
+    fn read_back(&self, offset: u64, buf: &mut [u8]) -> Result<(), StoreError> {
+        self.check_range(offset, buf.len() as u64)?;
+        self.body.read_back(offset, buf)?;
+        if let Some(draft) = self.draft.get_or_init(|| self.begin_draft())
+            && let Err(error) = draft.take(offset, buf)
+        {
+            // The flip fills another file then, or says why it cannot.
+            draft.abandon();
+            tracing::debug!(%error, "the next head was not drafted");
+        }
+        Ok(())
+    }
+
     fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), StoreError> {
         self.check_range(offset, data.len() as u64)?;
         self.check_current()?;
-        self.noting(self.body.write_at(offset, data))
+        self.undraft(&(offset..offset + data.len() as u64));
+        let written = match (self.body.write_at(offset, data), self.draft.get()) {
+            // What is received goes before what is made for later.
+            (Err(StoreError::NoSpace { .. }), Some(Some(draft))) if draft.abandon() => {
+                self.body.write_at(offset, data)
+            }
+            (written, _) => written,
+        };
+        self.noting(written)
     }
 
     fn zero(&self, range: Range<u64>) -> Result<(), StoreError> {
         self.check_range(range.start, range.end.saturating_sub(range.start))?;
         self.check_current()?;
+        self.undraft(&range);
         self.noting(self.body.zero(range))
     }
 
@@ -283,7 +325,7 @@ impl Staging for FileStaging {
         self.save(leaves, finished)
     }
 
-    fn commit(self: Box<Self>, digest: Digest) -> Result<SnapshotRecord, StoreError> {
+    fn commit(mut self: Box<Self>, digest: Digest) -> Result<SnapshotRecord, StoreError> {
         self.save(&[], &[])?;
         let found = self.leaves.root()?;
         let record = SnapshotRecord { digest: Some(digest), ..self.plan.plan.record.clone() };
@@ -293,7 +335,10 @@ impl Staging for FileStaging {
         self.inner.faults.at("commit: before sealing")?;
         let unsealed = LeafTree::open(&self.inner.layout.staging().join("leaves"))?;
         let sealed = unsealed.seal()?;
+        let draft = self.draft.take().flatten();
+        let draft = draft.filter(|draft| draft.is_complete(&sealed).unwrap_or(false));
         self.publish(&sealed, &record)?;
+        *self.inner.draft() = draft;
         Ok(record)
     }
 }

@@ -1,5 +1,5 @@
 //! What the tests of stores share: a volume in a directory, and file systems on loop devices.
-#![allow(dead_code)]
+#![allow(dead_code, reason = "shared by several test programs, none of which uses all of it")]
 
 use std::{
     fs::{self, File, OpenOptions},

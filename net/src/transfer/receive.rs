@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, ops::Range};
 
 use zumastor_core::{
-    LeafIndex, SegmentIndex, Staging, StoreError,
+    LeafIndex, PageBuf, SegmentIndex, Staging, StoreError,
     digest::{Hash, SegmentLeaves},
     is_zero,
 };
@@ -16,7 +16,8 @@ pub(super) struct Receiver<'a> {
     staging: &'a dyn Staging,
     size: u64,
     decompressor: zstd::bulk::Decompressor<'static>,
-    data: Vec<u8>,
+    /// What was decompressed last.
+    data: Option<PageBuf>,
     leaf: Vec<u8>,
     /// Leaf hashes of what was written and is not checkpointed yet.
     leaves: BTreeMap<SegmentIndex, SegmentLeaves>,
@@ -55,7 +56,7 @@ impl<'a> Receiver<'a> {
             staging,
             size: staging.plan().record.size,
             decompressor: zstd::bulk::Decompressor::new().map_err(StoreError::io("zstd"))?,
-            data: Vec::new(),
+            data: None,
             leaf: Vec::new(),
             leaves,
             current: None,
@@ -69,15 +70,13 @@ impl<'a> Receiver<'a> {
     /// written but remembered as a mismatch.
     pub fn batch(&mut self, header: &BatchHeader, payload: &[u8]) -> Result<u64, BatchError> {
         let (expected, end) = self.validate(header)?;
-        let mut data = std::mem::take(&mut self.data);
+        let mut data = self.data.take().unwrap_or_else(|| PageBuf::new(MAX_BATCH));
         let bytes = match header.codec {
             Codec::Raw => payload,
             Codec::Zstd => {
-                data.clear();
-                data.reserve(MAX_BATCH);
-                let decoded = self.decompressor.decompress_to_buffer(payload, &mut data);
-                decoded.map_err(|_| BatchError::Malformed("a payload that cannot be decompressed"))?;
-                &data[..]
+                let decoded = self.decompressor.decompress_to_buffer(payload, &mut *data);
+                &data
+                    [..decoded.map_err(|_| BatchError::Malformed("a payload that cannot be decompressed"))?]
             }
         };
         if bytes.len() != expected {
@@ -114,7 +113,7 @@ impl<'a> Receiver<'a> {
             }
         }
         run.write(self.staging, bytes)?;
-        self.data = data;
+        self.data = Some(data);
         Ok(expected as u64)
     }
 

@@ -10,7 +10,7 @@ use std::sync::{
 };
 
 use zumastor_core::{
-    LEAF, LeafIndex, SegmentIndex, Staging, StoreError,
+    LEAF, LeafIndex, PageBuf, SegmentIndex, Staging, StoreError,
     digest::{Hash, LeafTree, SegmentLeaves},
 };
 
@@ -32,7 +32,7 @@ pub(super) fn damaged_leaves(
     let next = AtomicUsize::new(0);
     let damaged = Mutex::new(Vec::new());
     let work = || -> Result<(), StoreError> {
-        let mut buffer = vec![0; READ as usize];
+        let mut buffer = PageBuf::new(READ as usize);
         while let Some(segment) = segments.get(next.fetch_add(1, Ordering::Relaxed)) {
             let found = check(staging, base, *segment, &mut buffer)?;
             damaged.lock().expect("no panic while locked").extend(found);
@@ -83,7 +83,7 @@ fn check(
         let start = LeafIndex(segment.first_leaf() + position as u64).range(size).start;
         let stop = LeafIndex(segment.first_leaf() + end as u64 - 1).range(size).end;
         let bytes = &mut buffer[..(stop - start) as usize];
-        staging.read_at(start, bytes)?;
+        staging.read_back(start, bytes)?;
         for (position, bytes) in (position..end).zip(bytes.chunks(LEAF as usize)) {
             if Hash::of_leaf(bytes) != leaves.hash(segment, position, size) {
                 damaged.push(LeafIndex(segment.first_leaf() + position as u64));

@@ -17,7 +17,7 @@ use crate::file::{
     body::Body,
     bulk::BulkFile,
     layout::failed,
-    reader::{check_bounds, read_exact},
+    reader::{check_bounds, read_exact, reading},
     runs::Runs,
 };
 
@@ -148,29 +148,45 @@ impl LayerBody {
         let end = if range.end == self.size { range.end } else { range.end / LEAF * LEAF };
         (range.start..end, true)
     }
-}
 
-impl Body for LayerBody {
-    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), StoreError> {
+    fn read(
+        &self,
+        offset: u64,
+        buf: &mut [u8],
+        here: impl Fn(u64, &mut [u8]) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
         check_bounds(offset, buf.len() as u64, self.size)?;
         let end = offset + buf.len() as u64;
         let mut position = offset;
         while position < end {
-            let here = self.has(position / LEAF);
+            let has = self.has(position / LEAF);
             let mut next = (position / LEAF + 1) * LEAF;
-            while next < end && self.has(next / LEAF) == here {
+            while next < end && self.has(next / LEAF) == has {
                 next += LEAF;
             }
             let next = next.min(end);
             let part = &mut buf[(position - offset) as usize..(next - offset) as usize];
             match &self.base {
-                _ if here => read_exact(self.data.file(), &self.path, position, part)?,
+                _ if has => here(position, part)?,
                 Some(base) => base.read_at(position, part)?,
                 None => part.fill(0),
             }
             position = next;
         }
         Ok(())
+    }
+}
+
+impl Body for LayerBody {
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), StoreError> {
+        self.read(offset, buf, |at, part| read_exact(self.data.file(), &self.path, at, part))
+    }
+
+    fn read_back(&self, offset: u64, buf: &mut [u8]) -> Result<(), StoreError> {
+        let read = |at, part: &mut [u8]| {
+            self.data.read_exact_at(part, at).map_err(|error| reading(error, &self.path, at, part.len()))
+        };
+        self.read(offset, buf, read)
     }
 
     fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), StoreError> {

@@ -1,0 +1,82 @@
+//! The next head is made of what is read back of a first full copy, and only then.
+
+mod common;
+
+use std::{fs, path::PathBuf};
+
+use common::{Volume, wait};
+use zumastor_backends::{
+    FileStore, Mode,
+    conformance::{Bytes, deliver, plan_for},
+};
+use zumastor_core::{LEAF, Lineage, SegmentIndex, SnapshotNumber, SnapshotStore, Staging};
+
+const SIZE: u64 = 10 * LEAF + 5000;
+
+fn content() -> Bytes {
+    let mut bytes = vec![0; SIZE as usize];
+    for (at, byte) in bytes.iter_mut().enumerate().filter(|(at, _)| (at / LEAF as usize) % 3 != 1) {
+        *byte = (at / 1000 + 1) as u8;
+    }
+    Bytes(bytes)
+}
+
+fn draft(volume: &Volume) -> PathBuf {
+    volume.dir.path().join(".disk.img.zumastor-draft")
+}
+
+/// Stages everything, and reads it back.
+fn staged(store: &FileStore, content: &Bytes) -> Box<dyn Staging> {
+    let plan = plan_for(SnapshotNumber(3), Lineage::generate(), None, content);
+    let staging = wait(store.stage(plan)).unwrap();
+    let nothing = Bytes(vec![0; SIZE as usize]);
+    let leaves = deliver(&*staging, &nothing, content, 0..SIZE).unwrap();
+    staging.checkpoint(&leaves, &[SegmentIndex(0)]).unwrap();
+    staging
+}
+
+fn volume() -> Volume {
+    Volume::new(&std::env::temp_dir(), Some(Mode::Layered))
+}
+
+#[test]
+fn the_draft_becomes_the_head() {
+    let (volume, content) = (volume(), content());
+    let store = volume.store();
+    staged(&store, &content).commit(content.digest()).unwrap();
+    let made = fs::read(draft(&volume)).unwrap();
+    assert!(made == content.0);
+    assert!(!volume.origin().exists());
+    wait(store.show(SnapshotNumber(3))).unwrap();
+    assert!(!draft(&volume).exists());
+    assert!(fs::read(volume.origin()).unwrap() == content.0);
+}
+
+#[test]
+fn what_changed_after_it_was_read_back_is_not_taken_from_the_draft() {
+    let (volume, content) = (volume(), content());
+    let store = volume.store();
+    let staging = staged(&store, &content);
+    let leaf = &content.0[2 * LEAF as usize..3 * LEAF as usize];
+    staging.write_at(2 * LEAF, &vec![9; LEAF as usize]).unwrap();
+    staging.write_at(2 * LEAF, leaf).unwrap();
+    staging.commit(content.digest()).unwrap();
+    assert!(!draft(&volume).exists());
+    wait(store.show(SnapshotNumber(3))).unwrap();
+    assert!(fs::read(volume.origin()).unwrap() == content.0);
+}
+
+#[test]
+fn a_draft_goes_with_what_it_is_made_of() {
+    let (volume, content) = (volume(), content());
+    let store = volume.store();
+    let staging = staged(&store, &content);
+    assert!(draft(&volume).exists());
+    drop(staging);
+    assert!(!draft(&volume).exists());
+    // Taken up again, but not read back again.
+    let plan = wait(store.staged()).unwrap().unwrap();
+    wait(store.stage(plan)).unwrap().commit(content.digest()).unwrap();
+    wait(store.show(SnapshotNumber(3))).unwrap();
+    assert!(fs::read(volume.origin()).unwrap() == content.0);
+}
