@@ -3,6 +3,7 @@
 
 mod catalogue;
 pub mod config;
+mod cron;
 pub mod digest;
 mod error;
 mod extent;
@@ -13,6 +14,7 @@ mod store;
 mod units;
 
 pub use catalogue::{Hold, HoldOwner, NewSnapshot, SnapshotRecord};
+pub use cron::{CronExpression, InvalidCron};
 pub use error::StoreError;
 pub use extent::{Changes, Extent, ExtentKind};
 pub use ids::{InvalidName, Lineage, NodeName, SnapshotGuid, SnapshotNumber, VolumeName};
