@@ -12,6 +12,7 @@ pub mod files;
 mod ids;
 mod memory;
 mod rotation;
+pub mod schedule;
 mod store;
 mod units;
 
