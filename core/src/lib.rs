@@ -11,6 +11,7 @@ mod extent;
 pub mod files;
 mod ids;
 mod memory;
+pub mod retention;
 mod rotation;
 pub mod schedule;
 mod store;
