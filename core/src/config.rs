@@ -7,6 +7,10 @@ use uuid::Uuid;
 
 use crate::NodeName;
 
+mod schedule;
+
+pub use schedule::{CustomConfig, InvalidSchedule, ScheduleConfig};
+
 /// UDP port that nodes listen on unless told otherwise.
 pub const DEFAULT_PORT: u16 = 11235;
 
@@ -60,6 +64,9 @@ pub struct VolumeConfig {
     /// Present on a node that receives the volume.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source: Option<SourceConfig>,
+    /// How many snapshots of which rotations are kept and, on the master, when they are taken.
+    #[serde(default, skip_serializing_if = "ScheduleConfig::is_empty")]
+    pub schedule: ScheduleConfig,
     /// The nodes the volume is sent to, by the name they are known under.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub target: BTreeMap<NodeName, TargetConfig>,

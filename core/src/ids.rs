@@ -15,6 +15,17 @@ pub struct InvalidName {
     name: String,
 }
 
+impl InvalidName {
+    /// Whether `name` can be the name of a `what`.
+    pub(crate) fn check(what: &'static str, name: &str) -> Result<(), Self> {
+        let inner = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+        let good = name.len() <= 63
+            && name.starts_with(|c: char| c.is_ascii_alphanumeric())
+            && name.chars().all(inner);
+        if good { Ok(()) } else { Err(Self { what, name: name.to_owned() }) }
+    }
+}
+
 macro_rules! name_type {
     ($(#[$doc:meta])* $name:ident, $what:literal) => {
         $(#[$doc])*
@@ -33,11 +44,7 @@ macro_rules! name_type {
             type Err = InvalidName;
 
             fn from_str(name: &str) -> Result<Self, InvalidName> {
-                let inner = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-                let good = name.len() <= 63
-                    && name.starts_with(|c: char| c.is_ascii_alphanumeric())
-                    && name.chars().all(inner);
-                if good { Ok(Self(name.to_owned())) } else { Err(InvalidName { what: $what, name: name.to_owned() }) }
+                InvalidName::check($what, name).map(|()| Self(name.to_owned()))
             }
         }
 

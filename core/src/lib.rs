@@ -4,21 +4,29 @@
 mod buffer;
 mod catalogue;
 pub mod config;
+mod cron;
 pub mod digest;
 mod error;
+mod every;
 mod extent;
 pub mod files;
 mod ids;
 mod memory;
+pub mod retention;
+mod rotation;
+pub mod schedule;
 mod store;
 mod units;
 
 pub use buffer::PageBuf;
 pub use catalogue::{Hold, HoldOwner, NewSnapshot, SnapshotRecord};
+pub use cron::{CronExpression, InvalidCron};
 pub use error::StoreError;
+pub use every::{Every, Interval, InvalidEvery};
 pub use extent::{Changes, Extent, ExtentKind};
 pub use ids::{InvalidName, Lineage, NodeName, SnapshotGuid, SnapshotNumber, VolumeName};
 pub use memory::MemoryStore;
+pub use rotation::{CustomName, InvalidRotation, RotationName, RotationSpec};
 pub use store::{Geometry, HeadState, SnapshotReader, SnapshotStore, StagePlan, Staging, StoreInfo, Usage};
 pub use units::{
     HumanBytes, InvalidSize, LEAF, LEAVES_PER_SEGMENT, LeafIndex, PAGE, SEGMENT, SegmentIndex, is_zero,
