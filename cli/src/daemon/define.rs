@@ -7,7 +7,7 @@ use std::{
 
 use zumastor_core::{
     NodeName, VolumeName,
-    config::{MasterConfig, SourceConfig, VolumeConfig},
+    config::{MasterConfig, ScheduleConfig, SourceConfig, VolumeConfig},
 };
 
 use super::{
@@ -48,8 +48,15 @@ impl Daemon {
         // Before a store is made.
         let owned = name.clone();
         self.configuring(move |files| files.check_volume(&owned)).await?;
-        let mut config =
-            VolumeConfig { origin, snapstore, store: None, master: None, source: None, target: [].into() };
+        let mut config = VolumeConfig {
+            origin,
+            snapstore,
+            store: None,
+            master: None,
+            source: None,
+            target: [].into(),
+            schedule: ScheduleConfig::default(),
+        };
         let volume = Arc::new(Volume::new(name.clone(), config.clone(), self.stores.clone()));
         let (store, id) = volume.found().await?;
         config.store = id;

@@ -106,7 +106,7 @@ pub async fn blocking<T: Send + 'static>(
 mod tests {
     use zumastor_core::{
         VolumeName,
-        config::{SourceConfig, TargetConfig, VolumeConfig},
+        config::{ScheduleConfig, SourceConfig, TargetConfig, VolumeConfig},
     };
 
     use super::*;
@@ -123,6 +123,7 @@ mod tests {
             master: None,
             source: Some(SourceConfig { host: "alpha".parse().unwrap(), period: None, name: None }),
             target: [("beta".parse().unwrap(), TargetConfig::default())].into(),
+            schedule: ScheduleConfig::default(),
         };
         let volume = Arc::new(Volume::new(name.clone(), config.clone(), Arc::default()));
         let held = || {

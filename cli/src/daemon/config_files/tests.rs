@@ -1,6 +1,6 @@
 //! Files that people and the daemon write.
 
-use zumastor_core::config::{MasterConfig, PeerConfig, SourceConfig, TargetConfig};
+use zumastor_core::config::{MasterConfig, PeerConfig, ScheduleConfig, SourceConfig, TargetConfig};
 
 use super::*;
 
@@ -31,6 +31,7 @@ fn volume() -> VolumeConfig {
         master: Some(MasterConfig::default()),
         source: None,
         target: [("beta".parse().unwrap(), TargetConfig { period: Some(60), ..Default::default() })].into(),
+        schedule: ScheduleConfig::default(),
     }
 }
 
