@@ -10,14 +10,15 @@ use std::{
 use tokio::time;
 use zumastor_core::{
     HeadState, HumanBytes, LEAF, Lineage, NewSnapshot, SEGMENT, SegmentIndex, SnapshotNumber, SnapshotRecord,
-    SnapshotStore, StagePlan, StoreError, VolumeName, digest::Digest,
+    SnapshotStore, StagePlan, StoreError, VolumeName,
+    digest::{Digest, LeafTree},
 };
 
 use super::{
     Patience,
     fetch::{Find, Job, Writers, ask},
     upstream::describe,
-    verify::damaged_in,
+    verify::Checked,
 };
 use crate::{
     frame::{self, FrameError, Limits},
@@ -192,6 +193,10 @@ pub async fn pull(
     }
     replica.holds.transferring(base, number).await?;
     let staging = replica.store.stage(stage_plan.clone()).await?;
+    let base_leaves = match start {
+        Some(start) => Some(replica.store.leaves(start).await?),
+        None => None,
+    };
     let job = Job {
         link,
         patience,
@@ -203,8 +208,9 @@ pub async fn pull(
         resumed,
         refetched: AtomicU64::new(0),
         writers: Writers::new(),
+        checked: Checked::new(base_leaves.clone()),
     };
-    let fetched = fetch_all(&job, replica, find, plan.changed, digest).await;
+    let fetched = fetch_all(&job, replica, find, plan.changed, base_leaves, digest).await;
     job.writers.ended().await;
     fetched?;
     let refetched = job.refetched.into_inner();
@@ -364,6 +370,7 @@ async fn fetch_all(
     replica: &Replica,
     find: Find,
     changed: Vec<ChangedSegment>,
+    base: Option<Arc<LeafTree>>,
     digest: Digest,
 ) -> Result<(), PullError> {
     let changed = match find {
@@ -380,14 +387,10 @@ async fn fetch_all(
         admit(replica, &todo).await?;
     }
     job.reporter.phase(Phase::Transferring);
-    let base = match job.staging.plan().base {
-        Some(base) => Some(replica.store.leaves(base).await?),
-        None => None,
-    };
     if job.resumed && matches!(find, Find::Changes(_)) {
         // Of what was begun, only the leaves that are not right yet.
         let begun;
-        (begun, todo) = job.begun(base.clone(), todo).await?;
+        (begun, todo) = job.begun(base, todo).await?;
         job.run(Find::Hashes, begun, replica.streams).await?;
     }
     job.run(find, todo, replica.streams).await?;
@@ -395,19 +398,22 @@ async fn fetch_all(
     job.reporter.phase(Phase::Verifying);
     let mut found = job.with_staged(|staging| staging.leaves().root()).await?;
     if found != digest {
+        job.checked.forget();
         repair(job, replica.streams).await?;
         found = job.with_staged(|staging| staging.leaves().root()).await?;
     }
     if found != digest {
         return Err(PullError::DigestMismatch { expected: digest, found });
     }
-    let damaged = job.with_staged(damaged_in(base.clone())).await?;
+    let checked = job.checked.clone();
+    let damaged = job.with_staged(move |staging| checked.rest(staging)).await?;
     if damaged.is_empty() {
         return Ok(());
     }
     tracing::warn!(leaves = damaged.len(), "what was staged is not what was written, fetching it again");
     job.refetch(damaged).await?;
-    match job.with_staged(damaged_in(base)).await?.first() {
+    let checked = job.checked.clone();
+    match job.with_staged(move |staging| checked.rest(staging)).await?.first() {
         None => Ok(()),
         Some(leaf) => Err(PullError::Rotten { offset: leaf.0 * LEAF }),
     }

@@ -2,11 +2,15 @@
 //!
 //! Each leaf was checked before it was written. Between that and the commit it lay on a disk, perhaps for days and across
 //! restarts, and nothing has looked at it since. So everything that differs from the base is read and hashed once more:
-//! it costs what changed, and a replica never shows what was not verified where it lies.
+//! it costs what changed, and a replica never shows what was not verified where it lies. Most of it is read as soon as it is
+//! durable, while more is coming in; what an earlier run has staged, in the end.
 
-use std::sync::{
-    Arc, Mutex,
-    atomic::{AtomicUsize, Ordering},
+use std::{
+    collections::HashSet,
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use zumastor_core::{
@@ -14,41 +18,79 @@ use zumastor_core::{
     digest::{Hash, LeafTree, SegmentLeaves},
 };
 
-/// The leaves that are not what the tree of the staging says, among those that differ from the base. Blocking.
-pub(super) fn damaged_leaves(
-    staging: &dyn Staging,
-    base: Option<&LeafTree>,
-) -> Result<Vec<LeafIndex>, StoreError> {
-    let size = staging.plan().record.size;
-    let nodes = staging.leaves().nodes()?;
-    let before = base.map(LeafTree::nodes).transpose()?.unwrap_or_default();
-    let differs = |(index, node): (u64, &Hash)| {
-        let segment = SegmentIndex(index);
-        let old =
-            before.get(index as usize).copied().unwrap_or_else(|| SegmentLeaves::zero_node(segment, size));
-        (old != *node).then_some(segment)
-    };
-    let segments: Vec<SegmentIndex> = (0..).zip(&nodes).filter_map(differs).collect();
-    let next = AtomicUsize::new(0);
-    let damaged = Mutex::new(Vec::new());
-    let work = || -> Result<(), StoreError> {
+/// What was read back, and what was wrong of it. Clones share it.
+#[derive(Debug, Clone)]
+pub(super) struct Checked {
+    base: Option<Arc<LeafTree>>,
+    seen: Arc<Mutex<Seen>>,
+}
+
+#[derive(Debug, Default)]
+struct Seen {
+    segments: HashSet<SegmentIndex>,
+    damaged: Vec<LeafIndex>,
+}
+
+impl Checked {
+    /// Nothing yet, of what is built upon a base with this tree.
+    pub fn new(base: Option<Arc<LeafTree>>) -> Self {
+        Self { base, seen: Arc::default() }
+    }
+
+    /// Reads back segments that are complete and durable. Blocking.
+    pub fn check(&self, staging: &dyn Staging, segments: &[SegmentIndex]) -> Result<(), StoreError> {
         let mut buffer = PageBuf::new(READ as usize);
-        while let Some(segment) = segments.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let found = check(staging, base, *segment, &mut buffer)?;
-            damaged.lock().expect("no panic while locked").extend(found);
+        for segment in segments {
+            let damaged = check(staging, self.base.as_deref(), *segment, &mut buffer)?;
+            let mut seen = self.seen();
+            seen.segments.insert(*segment);
+            seen.damaged.extend(damaged);
         }
         Ok(())
-    };
-    // Twice the processors: half of them wait for the disk.
-    let threads =
-        std::thread::available_parallelism().map_or(2, |n| 2 * n.get()).clamp(1, segments.len().max(1));
-    std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
-        workers.into_iter().try_for_each(|worker| worker.join().expect("reading does not panic"))
-    })?;
-    let mut damaged = damaged.into_inner().expect("no panic while locked");
-    damaged.sort_unstable();
-    Ok(damaged)
+    }
+
+    /// Reads back what has not been; gives the leaves that are not what the tree of the staging says, among those that
+    /// differ from the base, and forgets all of it. Blocking.
+    pub fn rest(&self, staging: &dyn Staging) -> Result<Vec<LeafIndex>, StoreError> {
+        let size = staging.plan().record.size;
+        let nodes = staging.leaves().nodes()?;
+        let before = self.base.as_deref().map(LeafTree::nodes).transpose()?.unwrap_or_default();
+        let differs = |(index, node): (u64, &Hash)| {
+            let segment = SegmentIndex(index);
+            let old = before
+                .get(index as usize)
+                .copied()
+                .unwrap_or_else(|| SegmentLeaves::zero_node(segment, size));
+            (old != *node && !self.seen().segments.contains(&segment)).then_some(segment)
+        };
+        let segments: Vec<SegmentIndex> = (0..).zip(&nodes).filter_map(differs).collect();
+        let next = AtomicUsize::new(0);
+        let work = || -> Result<(), StoreError> {
+            while let Some(segment) = segments.get(next.fetch_add(1, Ordering::Relaxed)) {
+                self.check(staging, std::slice::from_ref(segment))?;
+            }
+            Ok(())
+        };
+        // Twice the processors: half of them wait for the disk.
+        let threads =
+            std::thread::available_parallelism().map_or(2, |n| 2 * n.get()).clamp(1, segments.len().max(1));
+        std::thread::scope(|scope| {
+            let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+            workers.into_iter().try_for_each(|worker| worker.join().expect("reading does not panic"))
+        })?;
+        let mut seen = std::mem::take(&mut *self.seen());
+        seen.damaged.sort_unstable();
+        Ok(seen.damaged)
+    }
+
+    /// What was read back may have changed since.
+    pub fn forget(&self) {
+        *self.seen() = Seen::default();
+    }
+
+    fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.seen.lock().expect("no panic while locked")
+    }
 }
 
 fn check(
@@ -96,10 +138,3 @@ fn check(
 
 /// Bytes per read.
 const READ: u64 = 1 << 20;
-
-/// As [`damaged_leaves`], for what several hold.
-pub(super) fn damaged_in(
-    base: Option<Arc<LeafTree>>,
-) -> impl FnOnce(&dyn Staging) -> Result<Vec<LeafIndex>, StoreError> + Send {
-    move |staging| damaged_leaves(staging, base.as_deref())
-}
