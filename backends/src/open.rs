@@ -5,6 +5,7 @@ use std::{
     os::unix::fs::FileTypeExt,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use uuid::Uuid;
@@ -76,8 +77,11 @@ pub fn store_id(snapstore: &Path) -> Result<Option<Uuid>, StoreError> {
 }
 
 fn options() -> FileStoreOptions {
-    FileStoreOptions { prepare: Some(WORTHWHILE), ..FileStoreOptions::default() }
+    FileStoreOptions { prepare: Some(WORTHWHILE), clone_ahead: Some(SLOW), ..FileStoreOptions::default() }
 }
+
+/// A clone that takes as long is made ahead.
+const SLOW: Duration = Duration::from_millis(50);
 
 /// Bytes from which on a copy takes long enough for somebody to notice.
 const WORTHWHILE: u64 = 1 << 30;

@@ -1,10 +1,11 @@
-//! The next head is made of what is read back of a first full copy, and only then.
+//! What is made before it is needed: the next head, of what is read back of a first full copy; the clone that the next
+//! transfer begins with.
 
 mod common;
 
 use std::{fs, path::PathBuf};
 
-use common::{Volume, wait};
+use common::{Mounted, Volume, wait};
 use zumastor_backends::{
     FileStore, Mode,
     conformance::{Bytes, deliver, plan_for},
@@ -79,4 +80,36 @@ fn a_draft_goes_with_what_it_is_made_of() {
     wait(store.stage(plan)).unwrap().commit(content.digest()).unwrap();
     wait(store.show(SnapshotNumber(3))).unwrap();
     assert!(fs::read(volume.origin()).unwrap() == content.0);
+}
+
+/// The clones that wait for a transfer.
+fn ready(volume: &Volume) -> Vec<PathBuf> {
+    let entries = fs::read_dir(volume.snapstore().join("tmp")).unwrap().map(|entry| entry.unwrap().path());
+    entries.filter(|path| path.to_string_lossy().contains("/ready-")).collect()
+}
+
+#[test]
+fn root_the_next_transfer_finds_a_clone_of_its_base() {
+    let Some(mounted) = Mounted::make("xfs", 300) else { return };
+    let volume = Volume::new(&mounted.path(), Some(Mode::Reflink));
+    let store = volume.store();
+    let (lineage, mut before, mut base) = (Lineage::generate(), Bytes(vec![0; SIZE as usize]), None);
+    for number in (0..4).map(SnapshotNumber) {
+        let mut after = before.clone();
+        after.0[number.0 as usize * LEAF as usize..][..70_000].fill(number.0 as u8 + 1);
+        let staging = wait(store.stage(plan_for(number, lineage, base, &after))).unwrap();
+        assert_eq!(ready(&volume), Vec::<PathBuf>::new());
+        let leaves = deliver(&*staging, &before, &after, 0..SIZE).unwrap();
+        staging.checkpoint(&leaves, &[SegmentIndex(0)]).unwrap();
+        staging.commit(after.digest()).unwrap();
+        wait(store.show(number)).unwrap();
+        assert!(fs::read(volume.origin()).unwrap() == after.0);
+        // The first was not cloned, so nothing is known of how long it takes.
+        while number.0 > 0 && ready(&volume).is_empty() {
+            std::thread::yield_now();
+        }
+        (before, base) = (after, Some(number));
+    }
+    wait(store.delete_snapshot(SnapshotNumber(3))).unwrap();
+    assert_eq!(ready(&volume), Vec::<PathBuf>::new());
 }

@@ -46,6 +46,20 @@ pub fn reflink(from: &File, to: &File) -> io::Result<bool> {
     }
 }
 
+/// Makes a range of one file share the blocks of the other's; copies what cannot be shared. Both are on one file system.
+pub fn share_range(from: &File, to: &File, range: Range<u64>) -> io::Result<()> {
+    let (mut read, mut write) = (range.start, range.start);
+    while read < range.end {
+        let left = usize::try_from(range.end - read).unwrap_or(usize::MAX);
+        match rustix::fs::copy_file_range(from, Some(&mut read), to, Some(&mut write), left) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
 /// The ranges of a file within `window` that hold data; everything else reads as zeros. The seek position of the file
 /// is not preserved.
 pub fn data_ranges(file: &File, window: Range<u64>) -> io::Result<Vec<Range<u64>>> {

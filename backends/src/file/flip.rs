@@ -1,9 +1,9 @@
 //! Making the origin show a snapshot: everything is prepared in a second file, then one rename puts it in place.
 //!
-//! In reflink mode the second file is a clone. In layered mode it would be a full copy; so the file that the origin was
-//! before is kept as the *alternate*, and the next flip brings it up to date by what changed since. Nobody may have
-//! that file open then: a reader of the content before the last flip would see it change. Where that is not certain, it
-//! is left to whoever has it, and a full copy is made.
+//! The second file would be a full copy, or a clone, whose cost grows with the volume too. So the file that the origin was
+//! before is kept as the *alternate*, and the next flip brings it up to date by what changed since: by copying, or by
+//! sharing the blocks of what changed. Nobody may have that file open then: a reader of the content before the last flip would see it change. Where that is not certain, it
+//! is left to whoever has it, and a full copy, or clone, is made.
 
 use std::{
     fs::{self, File, OpenOptions, Permissions},
@@ -59,10 +59,7 @@ impl Inner {
             // Before the work, so that it is not done in vain, and once more at its end.
             drop(self.replaceable()?);
         }
-        let flipped = match self.header.mode {
-            Mode::Reflink => self.flip_to_clone(&record, keep),
-            Mode::Layered => self.flip_to_copy(&record, keep),
-        };
+        let flipped = self.flip_to(&record, keep);
         if flipped.is_err() && !self.faults.stopped() {
             let _ = fs::remove_file(self.flip_path());
         }
@@ -142,17 +139,7 @@ impl Inner {
         directory(&self.origin).join(format!(".{name}.zumastor-{what}"))
     }
 
-    fn flip_to_clone(&self, record: &SnapshotRecord, keep: bool) -> Result<(), StoreError> {
-        let path = self.flip_path();
-        let file = new_head(&path)?;
-        clone(self.image(record.number())?.file(), &file, &path)?;
-        self.faults.at("flip: after cloning")?;
-        let stamp = self.finish_head(&file, &path, record)?;
-        self.mark_head(record, stamp)?;
-        self.rename_over(&path, keep)
-    }
-
-    fn flip_to_copy(&self, record: &SnapshotRecord, keep: bool) -> Result<(), StoreError> {
+    fn flip_to(&self, record: &SnapshotRecord, keep: bool) -> Result<(), StoreError> {
         let shown = self.shown()?;
         let draft = self.draft().take().filter(|draft| draft.is_of(record));
         let alternate = self.usable_alternate(record)?;
@@ -163,15 +150,21 @@ impl Inner {
             }
             None => {
                 let path = self.flip_path();
-                let file = match draft {
-                    Some(draft) => draft.rename(&path)?,
-                    None => {
+                let file = match (draft, self.header.mode) {
+                    (Some(draft), _) => draft.rename(&path)?,
+                    (None, Mode::Reflink) => {
+                        let file = new_head(&path)?;
+                        clone(self.image(record.number())?.file(), &file, &path)?;
+                        file
+                    }
+                    (None, Mode::Layered) => {
                         self.check_room(record)?;
                         let file = new_head(&path)?;
                         self.fill(&file, &path, None, record)?;
                         file
                     }
                 };
+                self.faults.at("flip: after cloning")?;
                 (path, file)
             }
         };
@@ -287,8 +280,15 @@ impl Inner {
     /// snapshot it could not be told what to change, and the next flip would copy the whole volume.
     pub(super) fn forward_alternate(&self, leaving: &SnapshotRecord) -> Result<(), StoreError> {
         let marker = AlternateMarker::recall(&self.layout.alternate());
-        let holds = marker.0.iter().any(|alternate| alternate.shown.guid == leaving.guid());
-        let Some(shown) = self.shown()?.filter(|shown| holds && shown.guid != leaving.guid()) else {
+        if !marker.0.iter().any(|alternate| alternate.shown.guid == leaving.guid()) {
+            return Ok(());
+        }
+        let Some(shown) = self.shown()?.filter(|shown| shown.guid != leaving.guid()) else {
+            // It cannot be brought to anything, and would only keep the space of what is deleted.
+            if self.usable_alternate(leaving)?.is_some() {
+                let path = self.alternate_path();
+                fs::remove_file(&path).map_err(failed("removing", &path))?;
+            }
             return Ok(());
         };
         let record = self.kept(shown.number)?.record;
@@ -315,7 +315,31 @@ impl Inner {
         AlternateMarker(vec![alternate]).replace(&self.layout.alternate())?;
         self.faults.at("flip: before applying")?;
         let path = self.alternate_path();
-        self.fill(file, &path, Some(from), record)
+        match self.header.mode {
+            Mode::Reflink => self.share(file, &path, from, record),
+            Mode::Layered => self.fill(file, &path, Some(from), record),
+        }
+    }
+
+    /// Makes a file that shares the blocks of `from` share those of `record`.
+    fn share(
+        &self,
+        file: &File,
+        path: &Path,
+        from: SnapshotNumber,
+        record: &SnapshotRecord,
+    ) -> Result<(), StoreError> {
+        file.set_len(record.size).map_err(failed("resizing", path))?;
+        let image = self.image(record.number())?;
+        for extent in &self.cheap_changes(from, record.number())? {
+            let range = extent.range.clone();
+            let done = match extent.kind {
+                ExtentKind::Zero => files::punch_hole(file, range),
+                ExtentKind::Data => files::share_range(image.file(), file, range),
+            };
+            done.map_err(failed("writing", path))?;
+        }
+        Ok(())
     }
 
     /// Writes what `record` has and `from` has not.

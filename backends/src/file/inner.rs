@@ -10,6 +10,7 @@ use std::{
         Arc, Mutex, MutexGuard,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use rustix::{fs::SeekFrom, io::Errno};
@@ -24,8 +25,10 @@ use super::{
     draft::Draft,
     head::{HeadMarker, Shown, Stamp, boot_id},
     header::{self, Header},
+    known::KnownChanges,
     layered::{Descriptor, Layers},
     layout::{Described, Layout, failed, numbered, sync_dir},
+    ready::Ready,
     staging::Staged,
 };
 use crate::Faults;
@@ -51,6 +54,12 @@ pub(crate) struct Inner {
     pub computing: Mutex<()>,
     /// Bytes that a snapshot holds and the next does not share: counted once, for `usage`.
     held: Mutex<BTreeMap<(SnapshotNumber, SnapshotNumber), u64>>,
+    /// A clone for what is received next; from which time on it is worth making one, and whether it is.
+    ready: Mutex<Option<Ready>>,
+    pub clones_ahead: Option<Duration>,
+    pub cloning_is_slow: AtomicBool,
+    /// What clones were found to differ in.
+    pub known: KnownChanges,
     /// The head of the snapshot that was committed last, if it was made on the way.
     draft: Mutex<Option<Draft>>,
     /// Counts whoever took up the staging: only the last one may go on.
@@ -129,6 +138,10 @@ impl Inner {
             control: Mutex::new(()),
             computing: Mutex::new(()),
             held: Mutex::default(),
+            ready: Mutex::default(),
+            clones_ahead: options.clone_ahead,
+            cloning_is_slow: AtomicBool::new(false),
+            known: KnownChanges::default(),
             draft: Mutex::default(),
             staging_generation: AtomicU64::new(0),
             state: Mutex::default(),
@@ -193,6 +206,10 @@ impl Inner {
 
     pub(crate) fn held(&self) -> MutexGuard<'_, BTreeMap<(SnapshotNumber, SnapshotNumber), u64>> {
         self.held.lock().expect("no panic while locked")
+    }
+
+    pub(super) fn ready(&self) -> MutexGuard<'_, Option<Ready>> {
+        self.ready.lock().expect("no panic while locked")
     }
 
     pub(super) fn draft(&self) -> MutexGuard<'_, Option<Draft>> {
@@ -298,13 +315,12 @@ impl Inner {
     pub(crate) fn delete(&self, number: SnapshotNumber) -> Result<(), StoreError> {
         let _control = self.control()?;
         let kept = self.kept(number)?;
-        if self.header.mode == Mode::Layered {
-            self.forward_alternate(&kept.record).or_else(|error| self.unless_stopped(error))?;
-        }
+        self.forward_alternate(&kept.record).or_else(|error| self.unless_stopped(error))?;
         let grave = format!("{}-{}", number.0, kept.record.guid());
         self.faults.at("delete: before rename")?;
         self.or_broken(self.layout.bury(&self.layout.snapshot(number), &grave))?;
         self.state().snapshots.remove(&number);
+        drop(self.ready().take());
         self.faults.at("delete: after rename")?;
         self.layout.empty_grave(&grave);
         self.faults.at("delete: before collecting")?;

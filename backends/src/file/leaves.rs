@@ -20,7 +20,6 @@ use super::{
     inner::{Inner, Kept},
     layout::{failed, sync_dir},
     reader::ImageReader,
-    reflink::image_changes,
 };
 
 impl Inner {
@@ -37,6 +36,18 @@ impl Inner {
                 let base = base.map(|base| self.leaves(base)).transpose()?;
                 tree_changes(base.as_deref(), &*self.leaves(target)?, window)
             }
+        }
+    }
+
+    /// Where `target` differs from `base`, found without looking at everything the files have, if their trees are there.
+    pub(super) fn cheap_changes(
+        &self,
+        base: SnapshotNumber,
+        target: SnapshotNumber,
+    ) -> Result<Changes, StoreError> {
+        match (self.stored_leaves(base)?, self.stored_leaves(target)?) {
+            (Some(base), Some(target)) => tree_changes(Some(&base), &target, 0..target.size()),
+            _ => self.changes(Some(base), target, 0..u64::MAX),
         }
     }
 
@@ -88,15 +99,47 @@ impl Inner {
         for base in older.into_iter().rev() {
             // A base that is deleted meanwhile is no base.
             let Ok(Some(old)) = self.stored_leaves(base) else { continue };
-            let Ok(old_image) = self.image(base) else { continue };
             let tree = old.copy(path, size)?;
             tree.rehash_end(old.size(), &image)?;
-            update(&tree, &old_image, &image, &self.layout.image(number))?;
-            return tree.seal();
+            return match self.update(&tree, base, number, &image) {
+                Ok(()) => tree.seal(),
+                // Deleted meanwhile, it is no base.
+                Err(_) if self.kept(base).is_err() => continue,
+                Err(error) => Err(error),
+            };
         }
         let tree = LeafTree::create(path, size)?;
         digest_of(&image, Some(&tree))?;
         tree.seal()
+    }
+
+    /// Brings a tree that is a copy of the base's up to date, on all cores.
+    fn update(
+        &self,
+        tree: &LeafTree,
+        base: SnapshotNumber,
+        number: SnapshotNumber,
+        target: &ImageReader,
+    ) -> Result<(), StoreError> {
+        let size = SnapshotReader::size(target);
+        let next = AtomicU64::new(0);
+        let strides = size.div_ceil(STRIDE);
+        let threads =
+            std::thread::available_parallelism().map_or(1, |n| n.get() as u64).clamp(1, strides.max(1));
+        let work = || -> Result<(), StoreError> {
+            loop {
+                let start = next.fetch_add(1, Ordering::Relaxed) * STRIDE;
+                if start >= size {
+                    return Ok(());
+                }
+                let changes = self.changes_reflink(Some(base), number, start..start + STRIDE)?;
+                tree.update(&changes, target)?;
+            }
+        };
+        std::thread::scope(|scope| {
+            let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+            workers.into_iter().try_for_each(|worker| worker.join().expect("hashing does not panic"))
+        })
     }
 
     /// Puts a computed tree with its snapshot, if that is still there.
@@ -127,28 +170,6 @@ impl Inner {
 
 /// Bytes of volume that one thread brings up to date at a time.
 const STRIDE: u64 = 8 * SEGMENT;
-
-/// Brings a tree that is a copy of the base's up to date, on all cores.
-fn update(tree: &LeafTree, base: &ImageReader, target: &ImageReader, path: &Path) -> Result<(), StoreError> {
-    let size = SnapshotReader::size(target);
-    let next = AtomicU64::new(0);
-    let strides = size.div_ceil(STRIDE);
-    let threads = std::thread::available_parallelism().map_or(1, |n| n.get() as u64).clamp(1, strides.max(1));
-    let work = || -> Result<(), StoreError> {
-        loop {
-            let start = next.fetch_add(1, Ordering::Relaxed) * STRIDE;
-            if start >= size {
-                return Ok(());
-            }
-            let changes = image_changes(Some(base), target, path, start..start + STRIDE)?;
-            tree.update(&changes, target)?;
-        }
-    };
-    std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
-        workers.into_iter().try_for_each(|worker| worker.join().expect("hashing does not panic"))
-    })
-}
 
 /// Where two snapshots differ, by their leaf trees: exact to the leaf, and costs nothing where whole segments are equal.
 pub(crate) fn tree_changes(

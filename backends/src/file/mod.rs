@@ -9,12 +9,14 @@ mod flip;
 mod head;
 mod header;
 mod inner;
+mod known;
 mod layered;
 mod layout;
 mod lease;
 mod leaves;
 mod prepare;
 mod reader;
+mod ready;
 mod reflink;
 mod runs;
 mod stage;
@@ -25,6 +27,7 @@ use std::{
     ops::Range,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -45,6 +48,8 @@ pub struct FileStoreOptions {
     pub mode: Option<Mode>,
     /// In layered mode, a copy that the next flip will need is made in the background if it takes as many bytes.
     pub prepare: Option<u64>,
+    /// In reflink mode, a clone that the next transfer will need is made in the background if the last one took as long.
+    pub clone_ahead: Option<Duration>,
     /// Which start of the machine this is, for tests; asked from the kernel when absent.
     pub boot: Option<String>,
     /// Where to stop, for tests.
@@ -158,6 +163,7 @@ impl SnapshotStore for FileStore {
         self.blocking(move |inner| {
             inner.revert(number, true)?;
             inner.prepare_alternate();
+            inner.prepare_clone(number);
             Ok(())
         })
         .await

@@ -78,8 +78,17 @@ impl Inner {
         target: SnapshotNumber,
         window: Range<u64>,
     ) -> Result<Changes, StoreError> {
-        let base = base.map(|base| self.image(base)).transpose()?;
-        image_changes(base.as_ref(), &self.image(target)?, &self.layout.image(target), window)
+        let path = self.layout.image(target);
+        let Some(base) = base else { return image_changes(None, &self.image(target)?, &path, window) };
+        let record = self.kept(target)?.record;
+        let window = window.start.min(record.size)..window.end.min(record.size);
+        let (base_guid, guid) = (self.kept(base)?.record.guid(), record.guid());
+        if let Some(changes) = self.known.find(base_guid, guid, &window) {
+            return Ok(changes);
+        }
+        let changes = image_changes(Some(&self.image(base)?), &self.image(target)?, &path, window.clone())?;
+        self.known.add(base_guid, guid, window, &changes);
+        Ok(changes)
     }
 
     /// Bytes that the images hold and the next ones do not share: what an image shares with the next is counted there,

@@ -18,7 +18,7 @@ use super::{
     inner::{Inner, State},
     layered::LayerBody,
     layout::{Described, failed, sync_dir},
-    reflink::{clone, new_file},
+    reflink::new_file,
     staging::{FileStaging, PlanFile, Progress, Staged},
 };
 
@@ -94,10 +94,10 @@ impl Inner {
             }
             None => {
                 let path = dir.join("image");
-                let file = new_file(&path)?;
-                if let Some(base) = plan.plan.base {
-                    clone(self.image(base)?.file(), &file, &path)?;
-                }
+                let file = match plan.plan.base {
+                    Some(base) => self.clone_snapshot(base, &path)?,
+                    None => new_file(&path)?,
+                };
                 file.set_len(size).map_err(failed("resizing", &path))?;
                 Box::new(ImageBody { file: BulkFile::new(file, &path), path, size })
             }

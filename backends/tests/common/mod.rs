@@ -8,6 +8,7 @@ use std::{
     path::{Path, PathBuf},
     process::Command,
     sync::Arc,
+    time::Duration,
 };
 
 use tempfile::TempDir;
@@ -35,7 +36,8 @@ impl Volume {
     }
 
     pub fn store_with(&self, faults: Faults) -> Result<FileStore, StoreError> {
-        let options = FileStoreOptions { mode: self.mode, faults, ..FileStoreOptions::default() };
+        let (mode, clone_ahead) = (self.mode, Some(Duration::ZERO));
+        let options = FileStoreOptions { mode, clone_ahead, faults, ..FileStoreOptions::default() };
         FileStore::open_or_create(self.origin(), self.snapstore(), options)
     }
 
