@@ -187,3 +187,42 @@ async fn compression_is_worth_it_or_left_alone() {
         downstream.assert_shows(&upstream, 0).await;
     }
 }
+
+/// Words, as they stand in files; different for each seed.
+fn text(length: usize, seed: u64) -> Vec<u8> {
+    let random = noise(length, seed);
+    let word =
+        |byte: &u8| format!("{} ", ["lorem", "ipsum", "dolor", "sit", "amet", "sed"][usize::from(byte % 6)]);
+    let mut text = random.iter().map(word).collect::<String>().into_bytes();
+    text.truncate(length);
+    text
+}
+
+#[tokio::test]
+async fn the_wire_carries_what_the_changed_pages_compress_to() {
+    const CHUNK: u64 = 64 << 10;
+    let upstream = Upstream::new(256 * MIB);
+    upstream.store.write_head(0, &noise(200 << 20, 1));
+    upstream.snapshot(0).await;
+    let upstream = Arc::new(upstream);
+    let downstream = Downstream::new();
+    let first = downstream.pull(&Pipes::to(&upstream)).await.unwrap();
+    // One chunk in a hundred, and single pages between them.
+    let mut changed = Vec::new();
+    for (seed, chunk) in (2..).zip((0..4096).step_by(100)) {
+        let content = if seed % 3 == 0 { noise(CHUNK as usize, seed) } else { text(CHUNK as usize, seed) };
+        upstream.store.write_head(chunk * CHUNK, &content);
+        changed.extend(content);
+        let page = text(4096, seed + 1000);
+        upstream.store.write_head((chunk + 50) * CHUNK, &page);
+        changed.extend(page);
+    }
+    upstream.snapshot(1).await;
+    let second = downstream.pull(&Pipes::to(&upstream)).await.unwrap();
+    assert_eq!(second.data, changed.len() as u64);
+    let compressed = zstd::bulk::compress(&changed, 1).unwrap().len() as u64;
+    assert!(second.wire * 10 <= compressed * 11, "{} on the wire, {compressed} compressed", second.wire);
+    let sent = upstream.meter.wire() - first.wire;
+    assert!(sent * 10 <= compressed * 11, "{sent} sent, {compressed} compressed");
+    downstream.assert_shows(&upstream, 1).await;
+}
