@@ -46,7 +46,7 @@ impl Scratch {
                 let made = File::create(&disk).and_then(|file| file.set_len(size));
                 made.map_err(Failure::doing(disk.display()))?;
                 output("mkfs.xfs", |mkfs| mkfs.args(["-q", "-m", "reflink=1"]).arg(&disk))?;
-                output("mount", |mount| mount.args(["-o", "loop"]).arg(&disk).arg(&place))?;
+                loop_mount(&disk, &place)?;
             }
         }
         Ok(Self { dir, place })
@@ -56,6 +56,19 @@ impl Scratch {
     pub fn path(&self) -> &Path {
         &self.place
     }
+}
+
+/// Mounts a file, past the page cache of the file system that it lies on where that can be: it would keep everything a second
+/// time.
+fn loop_mount(disk: &Path, place: &Path) -> Result<(), Failure> {
+    let set_up = ["-f", "--show", "--direct-io=on"];
+    let Ok(device) = output("losetup", |losetup| losetup.args(set_up).arg(disk)) else {
+        return output("mount", |mount| mount.args(["-o", "loop"]).arg(disk).arg(place)).map(drop);
+    };
+    let mounted = output("mount", |mount| mount.arg(device.trim()).arg(place));
+    // It is detached by itself as soon as nobody uses it any more.
+    output("losetup", |losetup| losetup.args(["-d", device.trim()]))?;
+    mounted.map(drop)
 }
 
 impl Drop for Scratch {
