@@ -105,13 +105,7 @@ impl Job for Pull {
     async fn ended(&self, result: &Result<PullSummary, Trouble>) {
         self.daemon.transfer_ended(&self.volume, &self.source.host, Direction::Received, result).await;
         if result.as_ref().is_ok_and(|summary| summary.received) {
-            let (daemon, volume) = (self.daemon.clone(), self.volume.clone());
-            // To its end, even if receiving is stopped meanwhile.
-            let retained = tokio::spawn(async move {
-                let _snapshotting = volume.snapshotting.lock().await;
-                daemon.retain(&volume).await;
-            });
-            let _ = retained.await;
+            self.daemon.retain_to_the_end(&self.volume).await;
         }
     }
 }

@@ -3,6 +3,8 @@
 //! A snapshot that goes is claimed first, at a moment when nobody holds it and nobody can begin to; from then on no
 //! hold is given on it. Retention asks nobody else: it runs whether or not any peer can be reached.
 
+use std::sync::Arc;
+
 use zumastor_core::{
     Hold, HoldOwner, SnapshotNumber, SnapshotRecord, SnapshotStore, VolumeName,
     retention::{self, DropReason, Fate},
@@ -21,6 +23,18 @@ impl Daemon {
         if let Err(failure) = self.apply_limits(volume).await {
             tracing::warn!(volume = %volume.name, error = %failure, "old snapshots could not be dropped");
         }
+    }
+
+    /// As [`retain`](Self::retain), and locks the volume itself. Goes on if nobody waits for it any more: a claim lasts as
+    /// long as the deletion.
+    pub async fn retain_to_the_end(self: &Arc<Self>, volume: &Arc<Volume>) {
+        let (daemon, volume) = (self.clone(), volume.clone());
+        let retained = tokio::spawn(async move {
+            let _snapshotting = volume.snapshotting.lock().await;
+            daemon.retain(&volume).await;
+        });
+        // It ends with the daemon at the latest.
+        let _ = retained.await;
     }
 
     async fn apply_limits(&self, volume: &Volume) -> Result<(), Failure> {

@@ -128,7 +128,7 @@ impl Run {
         if config.master.is_none() || self.volume.is_stopped(&Part::Master) || !takes(&config.schedule) {
             return Ok(None);
         }
-        let _snapshotting = self.volume.snapshotting.lock().await;
+        let snapshotting = self.volume.snapshotting.lock().await;
         let since = self.daemon.since(&self.volume).await?;
         let snapshots = self.volume.store().await?.snapshots().await?;
         let (now, zone) = (self.daemon.now(), self.daemon.clock.zone());
@@ -141,7 +141,8 @@ impl Run {
         if tick.next != Some(now) {
             self.daemon.set_since(&self.volume, now).await?;
         }
-        self.daemon.retain(&self.volume).await;
+        drop(snapshotting);
+        self.daemon.retain_to_the_end(&self.volume).await;
         Ok(tick.next)
     }
 

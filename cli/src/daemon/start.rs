@@ -183,8 +183,7 @@ pub async fn open(daemon: Arc<Daemon>, volume: Arc<Volume>) {
         tracing::warn!(volume = %volume.name, error = %failure, "the store's identity could not be noted");
     }
     if !volume.is_stopped(&Part::Volume) {
-        let _snapshotting = volume.snapshotting.lock().await;
-        daemon.retain(&volume).await;
+        daemon.retain_to_the_end(&volume).await;
     }
 }
 
