@@ -193,6 +193,13 @@ async fn what_was_missed_is_made_up_for_once() {
     assert_eq!(f.numbers().await, [0, 1, 2]);
     f.pass(6 * 60).await;
     assert_eq!(f.snapshots().await.last().unwrap(), "3 07 11:00:00 hourly");
+    // And by days: nobody waits for the tick that was the next.
+    f.clock.set("2026-06-05T12:30:00Z");
+    f.pass(61).await;
+    let taken = f.snapshots().await;
+    assert!(taken.last().unwrap().starts_with("4 05 12:30:"), "{taken:?}");
+    f.pass(30 * 60).await;
+    assert_eq!(f.snapshots().await.last().unwrap(), "5 05 13:00:00 hourly");
 }
 
 #[tokio::test(start_paused = true)]
@@ -230,6 +237,14 @@ async fn a_snapshot_that_was_deleted_is_not_taken_again() {
     f.pass(60).await;
     // Nor is its number given again.
     assert_eq!(f.snapshots().await, ["1 01 10:00:00 hourly"]);
+    // Nor is one that was taken by hand in place of a scheduled one.
+    f.daemon.stop_part(&f.volume.name, Part::Master).await.unwrap();
+    f.pass(3700).await;
+    f.daemon.snapshot(&f.volume.name, Some("hourly")).await.unwrap();
+    f.daemon.delete_snapshots(&f.volume.name, &[SnapshotNumber(2)]).await.unwrap();
+    f.daemon.start_part(&f.volume.name, Part::Master).await.unwrap();
+    f.pass(60).await;
+    assert_eq!(f.numbers().await, [1]);
 }
 
 #[tokio::test(start_paused = true)]
