@@ -12,8 +12,8 @@ use zumastor_core::{NodeName, SnapshotNumber, VolumeName};
 
 use crate::{
     api::{
-        AddPeer, DefineSource, DefineTarget, DefineVolume, Outcome, PeerStatus, Replicate, ReplicateEvent,
-        SnapshotStatus, Status,
+        AddPeer, DefineRotations, DefineSource, DefineTarget, DefineVolume, DeleteSnapshots, Outcome, Part,
+        PeerStatus, Replicate, ReplicateEvent, SnapshotStatus, Status, TakeSnapshot, VolumePlan,
     },
     exit::{Exit, Failure},
     paths::{Paths, check_socket_path},
@@ -51,9 +51,53 @@ impl Client {
         self.call(Method::POST, &format!("/v1/volumes/{volume}"), Some(define)).await
     }
 
-    /// `define master`.
-    pub async fn define_master(&self, volume: &VolumeName) -> Result<Outcome, Failure> {
-        self.call(Method::PUT, &format!("/v1/volumes/{volume}/master"), None::<&()>).await
+    /// `define master`, with the rotations to add or to change.
+    pub async fn define_master(
+        &self,
+        volume: &VolumeName,
+        define: &DefineRotations,
+    ) -> Result<Outcome, Failure> {
+        self.call(Method::PUT, &format!("/v1/volumes/{volume}/master"), Some(define)).await
+    }
+
+    /// `define schedule`.
+    pub async fn define_schedule(
+        &self,
+        volume: &VolumeName,
+        define: &DefineRotations,
+    ) -> Result<Outcome, Failure> {
+        self.call(Method::PUT, &format!("/v1/volumes/{volume}/schedule"), Some(define)).await
+    }
+
+    /// `forget schedule`.
+    pub async fn forget_schedule(&self, volume: &VolumeName) -> Result<Outcome, Failure> {
+        self.call(Method::DELETE, &format!("/v1/volumes/{volume}/schedule"), None::<&()>).await
+    }
+
+    /// `plan`.
+    pub async fn plan(&self, volume: &VolumeName) -> Result<VolumePlan, Failure> {
+        self.call(Method::GET, &format!("/v1/volumes/{volume}/plan"), None::<&()>).await
+    }
+
+    /// `stop`.
+    pub async fn stop(&self, volume: &VolumeName, part: &Part) -> Result<Outcome, Failure> {
+        self.call(Method::PUT, &stopped_path(volume, part), None::<&()>).await
+    }
+
+    /// `start`.
+    pub async fn start(&self, volume: &VolumeName, part: &Part) -> Result<Outcome, Failure> {
+        self.call(Method::DELETE, &stopped_path(volume, part), None::<&()>).await
+    }
+
+    /// `reload`.
+    pub async fn reload(&self) -> Result<Outcome, Failure> {
+        self.call(Method::POST, "/v1/reload", None::<&()>).await
+    }
+
+    /// `delete`: all of these snapshots, or none.
+    pub async fn delete(&self, volume: &VolumeName, numbers: &[SnapshotNumber]) -> Result<Outcome, Failure> {
+        let body = DeleteSnapshots { numbers: numbers.to_vec() };
+        self.call(Method::DELETE, &format!("/v1/volumes/{volume}/snapshots"), Some(&body)).await
     }
 
     /// `define source`.
@@ -90,9 +134,14 @@ impl Client {
         self.call(Method::DELETE, &path, None::<&()>).await
     }
 
-    /// `snapshot`: when this returns, the snapshot exists.
-    pub async fn snapshot(&self, volume: &VolumeName) -> Result<SnapshotStatus, Failure> {
-        self.call(Method::POST, &format!("/v1/volumes/{volume}/snapshots"), None::<&()>).await
+    /// `snapshot`, in a rotation or manual: when this returns, the snapshot exists.
+    pub async fn snapshot(
+        &self,
+        volume: &VolumeName,
+        rotation: Option<&str>,
+    ) -> Result<SnapshotStatus, Failure> {
+        let body = TakeSnapshot { rotation: rotation.map(str::to_owned) };
+        self.call(Method::POST, &format!("/v1/volumes/{volume}/snapshots"), Some(&body)).await
     }
 
     /// `hold`.
@@ -247,6 +296,10 @@ fn cut_off() -> Failure {
 
 fn hold_path(volume: &VolumeName, number: SnapshotNumber, name: &str) -> String {
     format!("/v1/volumes/{volume}/snapshots/{number}/holds/{}", encode(name))
+}
+
+fn stopped_path(volume: &VolumeName, part: &Part) -> String {
+    format!("/v1/volumes/{volume}/stopped/{}", encode(&part.to_string()))
 }
 
 /// Percent-encoding of one segment of a path (RFC 3986, section 2).

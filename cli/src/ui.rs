@@ -7,6 +7,7 @@ use std::{
 };
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use jiff::Timestamp;
 use zumastor_core::HumanBytes;
 use zumastor_net::{Phase, Progress, PullSummary};
 
@@ -66,6 +67,15 @@ impl fmt::Display for Span {
             _ => format!("{days} d"),
         };
         f.pad(&text)
+    }
+}
+
+/// A moment, seen from `now`.
+pub fn moment(at: Timestamp, now: Timestamp) -> String {
+    let seconds = at.duration_since(now).as_secs();
+    match u64::try_from(seconds) {
+        Ok(seconds) => format!("in {}", Span(seconds)),
+        Err(_) => format!("since {} ago", Span(seconds.unsigned_abs())),
     }
 }
 

@@ -5,20 +5,27 @@
 //! | `GET /status`, `GET /status/VOLUME` | | [`Status`] |
 //! | `POST /volumes/VOLUME` | [`DefineVolume`] | [`Outcome`] |
 //! | `DELETE /volumes/VOLUME` | | [`Outcome`] |
-//! | `PUT /volumes/VOLUME/master` | | [`Outcome`] |
+//! | `PUT /volumes/VOLUME/master` | [`DefineRotations`] or none | [`Outcome`] |
+//! | `PUT /volumes/VOLUME/schedule` | [`DefineRotations`] | [`Outcome`] |
+//! | `DELETE /volumes/VOLUME/schedule` | | [`Outcome`] |
+//! | `GET /volumes/VOLUME/plan` | | [`VolumePlan`] |
+//! | `PUT`, `DELETE /volumes/VOLUME/stopped/PART` | | [`Outcome`]; PART is `volume`, `master`, `source` or `target HOST` |
 //! | `PUT /volumes/VOLUME/source` | [`DefineSource`] | [`Outcome`] |
 //! | `DELETE /volumes/VOLUME/source` | | [`Outcome`] |
 //! | `PUT /volumes/VOLUME/targets` | [`DefineTarget`] | [`Outcome`] |
 //! | `DELETE /volumes/VOLUME/targets/HOST` | | [`Outcome`] |
-//! | `POST /volumes/VOLUME/snapshots` | | [`SnapshotStatus`] |
+//! | `POST /volumes/VOLUME/snapshots` | [`TakeSnapshot`] or none | [`SnapshotStatus`] |
+//! | `DELETE /volumes/VOLUME/snapshots` | [`DeleteSnapshots`] | [`Outcome`] |
 //! | `PUT`, `DELETE /volumes/VOLUME/snapshots/NUMBER/holds/NAME` | | [`Outcome`] |
 //! | `POST /volumes/VOLUME/replicate` | [`Replicate`] | [`Outcome`]; with `wait`, lines of [`ReplicateEvent`] |
+//! | `POST /reload` | | [`Outcome`] |
 //! | `GET /peers` | | a list of [`PeerStatus`] |
 //! | `POST /peers` | [`AddPeer`] | [`Outcome`] |
 //! | `DELETE /peers/NAME` | | [`Outcome`] |
 //!
 //! Every error is a [`Failure`]. Snapshot numbers are numbers; a local one is 2^48 and more.
 
+mod schedule;
 mod status;
 
 use std::path::PathBuf;
@@ -27,6 +34,7 @@ use serde::{Deserialize, Serialize};
 use zumastor_core::{NodeName, config::TargetConfig};
 use zumastor_net::{Progress, PullSummary};
 
+pub use schedule::*;
 pub use status::*;
 
 use crate::exit::Failure;

@@ -11,6 +11,8 @@ use zumastor_core::{
 };
 use zumastor_net::{Progress, PullSummary};
 
+use super::{Part, ScheduleStatus, VolumeEvent};
+
 /// Version of [`Status`]: raised when a field changes its meaning or goes away.
 pub const STATUS_SCHEMA: u32 = 1;
 
@@ -75,6 +77,15 @@ pub struct VolumeStatus {
     pub targets: Vec<TargetStatus>,
     /// The newest transfers, the newest first.
     pub history: Vec<TransferRecord>,
+    /// Its rotations, if it has any.
+    #[serde(default)]
+    pub schedule: Option<ScheduleStatus>,
+    /// What a person stopped.
+    #[serde(default)]
+    pub stopped: Vec<Part>,
+    /// What happened to its snapshots, the newest first.
+    #[serde(default)]
+    pub events: Vec<VolumeEvent>,
 }
 
 /// What this node is for a volume.
@@ -126,6 +137,9 @@ pub struct SnapshotStatus {
     pub guid: SnapshotGuid,
     /// When it was taken.
     pub created: Timestamp,
+    /// The rotations it belongs to; none if it is manual.
+    #[serde(default)]
+    pub rotations: Vec<String>,
     /// Size of the volume at that moment.
     pub size: u64,
     /// Digest of its content, once it has been computed.

@@ -1,10 +1,10 @@
-//! `zumastor define volume|master|source|target`
+//! `zumastor define volume|master|schedule|source|target`
 
 use std::path::PathBuf;
 
 use zumastor_core::{VolumeName, config::TargetConfig, parse_size};
 
-use super::volume_name;
+use super::{rotations::Rotations, volume_name};
 use crate::{
     api::{DefineSource, DefineTarget, DefineVolume},
     client::Client,
@@ -22,7 +22,10 @@ pub struct Args {
 #[derive(Debug, clap::Subcommand)]
 pub enum What {
     Volume(Volume),
+    #[command(disable_help_flag = true)]
     Master(Master),
+    #[command(disable_help_flag = true)]
+    Schedule(Schedule),
     Source(Source),
     Target(Target),
 }
@@ -39,12 +42,30 @@ pub struct Volume {
     snapdev: PathBuf,
 }
 
-/// Take snapshots of the volume on this node
+/// Take snapshots of the volume on this node, by hand and by schedule
+///
+/// On a volume that this node masters already, only the rotations that are named change. With 0, no more are taken of a
+/// rotation, and those there are go when the next snapshot comes.
 #[derive(Debug, clap::Args)]
 pub struct Master {
     /// Name of the volume
     #[arg(value_parser = volume_name)]
     volume: VolumeName,
+    #[command(flatten)]
+    rotations: Rotations,
+}
+
+/// Say how many snapshots of which rotations are kept here
+///
+/// On a master they are taken as well; on a replica, what is received counts. Only the rotations that are named change.
+/// With 0, no more are taken, and those there are go when the next snapshot comes.
+#[derive(Debug, clap::Args)]
+pub struct Schedule {
+    /// Name of the volume
+    #[arg(value_parser = volume_name)]
+    volume: VolumeName,
+    #[command(flatten)]
+    rotations: Rotations,
 }
 
 /// Receive the volume from another node
@@ -94,7 +115,12 @@ pub async fn run(args: Args, client: Client) -> Result<(), Failure> {
             let define = DefineVolume { origin: absolute(orgdev)?, snapstore: absolute(snapdev)? };
             client.define_volume(&volume, &define).await?
         }
-        What::Master(Master { volume }) => client.define_master(&volume).await?,
+        What::Master(Master { volume, rotations }) => {
+            client.define_master(&volume, &rotations.define()).await?
+        }
+        What::Schedule(Schedule { volume, rotations }) => {
+            client.define_schedule(&volume, &rotations.define()).await?
+        }
         What::Source(Source { volume, host, period, name }) => {
             let define = DefineSource { host, period, name: name.map(String::from) };
             client.define_source(&volume, &define).await?

@@ -1,4 +1,4 @@
-//! `zumastor forget volume|source|target`
+//! `zumastor forget volume|schedule|source|target`
 
 use zumastor_core::VolumeName;
 
@@ -16,6 +16,12 @@ pub struct Args {
 enum What {
     /// Forget a volume; its data and its snapshots stay where they are
     Volume {
+        /// Name of the volume
+        #[arg(value_parser = volume_name)]
+        volume: VolumeName,
+    },
+    /// Take and drop no more snapshots by schedule; those there are stay
+    Schedule {
         /// Name of the volume
         #[arg(value_parser = volume_name)]
         volume: VolumeName,
@@ -39,6 +45,7 @@ enum What {
 pub async fn run(args: Args, client: Client) -> Result<(), Failure> {
     let outcome = match args.what {
         What::Volume { volume } => client.forget_volume(&volume).await?,
+        What::Schedule { volume } => client.forget_schedule(&volume).await?,
         What::Source { volume } => client.forget_source(&volume).await?,
         What::Target { volume, host } => client.forget_target(&volume, &host).await?,
     };

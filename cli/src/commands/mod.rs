@@ -2,12 +2,17 @@
 
 mod daemon;
 mod define;
+mod delete;
 mod demo;
 mod digest;
 mod forget;
 mod hold;
+mod parts;
 mod peer;
+mod plan;
+mod reload;
 mod replicate;
+mod rotations;
 mod snapshot;
 mod status;
 
@@ -36,6 +41,11 @@ enum Command {
     Define(define::Args),
     Forget(forget::Args),
     Snapshot(snapshot::Args),
+    Delete(delete::Args),
+    Plan(plan::Args),
+    Start(parts::StartArgs),
+    Stop(parts::StopArgs),
+    Reload(reload::Args),
     Replicate(replicate::Args),
     Status(status::Args),
     Peer(peer::Args),
@@ -54,6 +64,11 @@ pub fn run() -> ExitCode {
         Command::Define(args) => with_client(async |client| define::run(args, client).await),
         Command::Forget(args) => with_client(async |client| forget::run(args, client).await),
         Command::Snapshot(args) => with_client(async |client| snapshot::run(args, client).await),
+        Command::Delete(args) => with_client(async |client| delete::run(args, client).await),
+        Command::Plan(args) => with_client(async |client| plan::run(args, client).await),
+        Command::Start(args) => with_client(async |client| parts::start(args, client).await),
+        Command::Stop(args) => with_client(async |client| parts::stop(args, client).await),
+        Command::Reload(args) => with_client(async |client| reload::run(args, client).await),
         Command::Replicate(args) => with_client(async |client| replicate::run(args, client).await),
         Command::Status(args) => with_client(async |client| status::run(args, client).await),
         Command::Peer(args) => with_client(async |client| peer::run(args, client).await),

@@ -13,9 +13,12 @@ pub struct Args {
     /// Name of the volume
     #[arg(value_parser = volume_name)]
     volume: VolumeName,
+    /// Rotation it belongs to: hourly, daily, weekly, monthly, or one with a name of your own [default: none, and only
+    /// `delete` deletes it]
+    rotation: Option<String>,
 }
 
 pub async fn run(args: Args, client: Client) -> Result<(), Failure> {
-    let snapshot = client.snapshot(&args.volume).await?;
+    let snapshot = client.snapshot(&args.volume, args.rotation.as_deref()).await?;
     ui::answer(format_args!("{}  {}", snapshot.number, snapshot.name))
 }

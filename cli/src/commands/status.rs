@@ -5,7 +5,9 @@ use zumastor_core::{HumanBytes, NodeName, VolumeName};
 
 use super::volume_name;
 use crate::{
-    api::{HeadStatus, Health, Lag, Role, SnapshotStatus, Status, VolumeStatus, WorkState, WorkStatus},
+    api::{
+        EventKind, HeadStatus, Health, Lag, Role, SnapshotStatus, Status, VolumeStatus, WorkState, WorkStatus,
+    },
     client::Client,
     exit::Failure,
     ui::{self, Span},
@@ -46,6 +48,7 @@ fn human(status: &Status, one: bool, now: Timestamp) -> String {
         volume_lines(&mut out, volume, now);
         if one {
             snapshot_lines(&mut out, volume, now);
+            event_lines(&mut out, volume, now);
         }
     }
     out.0
@@ -91,6 +94,7 @@ fn volume_lines(out: &mut Lines, volume: &VolumeStatus, now: Timestamp) {
         format!(", newest {} of {} ({age} ago)", newest.number, newest.name)
     });
     out.line(1, format!("snapshots  {}{newest}", volume.snapshots.len()));
+    schedule_lines(out, volume, now);
     if let Some(caution) = volume.store.as_ref().and_then(|store| store.caution.as_ref()) {
         out.line(1, format!("caution    {caution}"));
     }
@@ -121,6 +125,44 @@ fn volume_lines(out: &mut Lines, volume: &VolumeStatus, now: Timestamp) {
             ),
         );
         work_lines(out, &target.work, &volume.name, &target.host, now);
+    }
+}
+
+/// The rotations, and what a person stopped.
+fn schedule_lines(out: &mut Lines, volume: &VolumeStatus, now: Timestamp) {
+    if let Some(schedule) = &volume.schedule {
+        let limits: Vec<_> = schedule
+            .rotations
+            .iter()
+            .map(|rotation| format!("{} {}", rotation.keep, rotation.name))
+            .collect();
+        let next = schedule.next.map(|next| format!(", next snapshot {}", ui::moment(next, now)));
+        out.line(1, format!("schedule   {}{}", limits.join(", "), next.unwrap_or_default()));
+        if let Some(error) = &schedule.error {
+            let ago = Span(seconds(error.at, now));
+            out.line(3, format!("error: {} ({ago} ago)", error.text));
+            if let Some(remedy) = &error.remedy {
+                out.line(3, format!("remedy: {remedy}"));
+            }
+            out.line(3, format!("trying again {}", ui::moment(error.next, now)));
+        }
+    }
+    if !volume.stopped.is_empty() {
+        let stopped: Vec<_> = volume.stopped.iter().map(ToString::to_string).collect();
+        out.line(1, format!("stopped    {}", stopped.join(", ")));
+    }
+}
+
+fn event_lines(out: &mut Lines, volume: &VolumeStatus, now: Timestamp) {
+    for event in &volume.events {
+        let ago = Span(seconds(event.at, now));
+        let number = event.number.map(|number| format!("snapshot {number} ")).unwrap_or_default();
+        let what = match event.what {
+            EventKind::Dropped => "dropped",
+            EventKind::Deleted => "deleted",
+            EventKind::Failed => "scheduled snapshot failed",
+        };
+        out.line(1, format!("{number}{what} {ago} ago: {}", event.text));
     }
 }
 
@@ -159,14 +201,21 @@ fn snapshot_lines(out: &mut Lines, volume: &VolumeStatus, now: Timestamp) {
     }
     out.line(
         1,
-        format!("{:>6}  {:19}  {:>10}  {:>10}  {:16}  held by", "number", "taken", "age", "size", "digest"),
+        format!(
+            "{:>6}  {:19}  {:>10}  {:>10}  {:16}  {:12}  held by",
+            "number", "taken", "age", "size", "digest", "rotations"
+        ),
     );
     for snapshot in &volume.snapshots {
-        let SnapshotStatus { number, name, created, size, digest, holds, .. } = snapshot;
+        let SnapshotStatus { number, name, created, rotations, size, digest, holds, .. } = snapshot;
+        let rotations = if rotations.is_empty() { "manual".to_owned() } else { rotations.join(" ") };
         let digest = digest.map_or_else(|| "-".to_owned(), |digest| digest.to_string()[..16].to_owned());
         let holds: Vec<_> = holds.iter().map(|hold| format!("{} ({})", hold.owner, hold.name)).collect();
         let (age, size, holds) = (Span(seconds(*created, now)), HumanBytes(*size), holds.join(", "));
-        out.line(1, format!("{number:>6}  {name:19}  {age:>10}  {size:>10}  {digest:16}  {holds}"));
+        out.line(
+            1,
+            format!("{number:>6}  {name:19}  {age:>10}  {size:>10}  {digest:16}  {rotations:12}  {holds}"),
+        );
     }
     if let Some(staged) = volume.staged {
         out.line(1, format!("{staged:>6}  being received"));

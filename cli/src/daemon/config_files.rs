@@ -59,6 +59,17 @@ impl ConfigFiles {
         Ok((files, Configuration { node, peers, volumes }))
     }
 
+    /// Reads all files once more, and leaves it to the caller to [replace](Self::replace) what was known of them.
+    pub fn read_again(&self) -> Result<(Self, Configuration), Failure> {
+        Self::load(&self.paths)
+    }
+
+    /// What the files say by now has been applied.
+    pub fn replace(&self, fresh: Self) {
+        let known = fresh.known.into_inner().expect("no panic while locked");
+        *self.known.lock().expect("no panic while locked") = known;
+    }
+
     /// Writes `volumes/NAME.toml`.
     pub fn write_volume(&self, name: &VolumeName, config: &VolumeConfig) -> Result<(), Failure> {
         self.edit(&self.paths.volume_toml(name), config)
@@ -154,10 +165,8 @@ fn unchanged(known: &HashMap<PathBuf, String>, path: &Path) -> Result<Option<Str
     if text.as_ref() == known.get(path) {
         return Ok(text);
     }
-    Err(Failure::refused(format!(
-        "{} was edited since the daemon read it: restart the daemon to apply the edit, then repeat this command",
-        path.display()
-    )))
+    Err(Failure::refused(format!("{} was edited since the daemon read it", path.display()))
+        .remedy("`zumastor reload` applies the edit; then repeat this command"))
 }
 
 fn line_at(text: &str, span: Option<std::ops::Range<usize>>) -> Option<usize> {

@@ -20,7 +20,7 @@ use zumastor_core::{NodeName, SnapshotNumber, VolumeName};
 
 use super::{Daemon, replicate::follow};
 use crate::{
-    api::{Outcome, Replicate, ReplicateEvent},
+    api::{DeleteSnapshots, Outcome, Part, Replicate, ReplicateEvent, TakeSnapshot},
     exit::{Exit, Failure, chain},
 };
 
@@ -34,13 +34,17 @@ pub async fn serve(listener: UnixListener, daemon: Arc<Daemon>, mut stop: watch:
         .route("/source", put(define_source).delete(forget_source))
         .route("/targets", put(define_target))
         .route("/targets/{host}", delete(forget_target))
-        .route("/snapshots", post(snapshot))
+        .route("/schedule", put(define_schedule).delete(forget_schedule))
+        .route("/plan", get(plan))
+        .route("/stopped/{part}", put(stop_part).delete(start_part))
+        .route("/snapshots", post(snapshot).delete(delete_snapshots))
         .route("/snapshots/{number}/holds/{hold}", put(hold).delete(release))
         .route("/replicate", post(replicate));
     let v1 = Router::new()
         .route("/status", get(status_of_all))
         .route("/status/{volume}", get(status_of_one))
         .nest("/volumes/{volume}", volume)
+        .route("/reload", post(reload))
         .route("/peers", get(peers).post(add_peer))
         .route("/peers/{name}", delete(remove_peer));
     let app = Router::new()
@@ -82,9 +86,41 @@ async fn forget_volume(State(daemon): Shared, Path(volume): Path<String>) -> Ans
     to_the_end(async move { daemon.forget_volume(&volume).await }).await
 }
 
-async fn define_master(State(daemon): Shared, Path(volume): Path<String>) -> Answer {
+async fn define_master(State(daemon): Shared, Path(volume): Path<String>, body: Bytes) -> Answer {
     let volume = parse(&volume)?;
-    to_the_end(async move { daemon.define_master(&volume).await }).await
+    let body = or_default(&body)?;
+    to_the_end(async move { daemon.define_master(&volume, body).await }).await
+}
+
+async fn define_schedule(State(daemon): Shared, Path(volume): Path<String>, body: Bytes) -> Answer {
+    let volume = parse(&volume)?;
+    let body = from_json(&body)?;
+    to_the_end(async move { daemon.define_schedule(&volume, body).await }).await
+}
+
+async fn forget_schedule(State(daemon): Shared, Path(volume): Path<String>) -> Answer {
+    let volume = parse(&volume)?;
+    to_the_end(async move { daemon.forget_schedule(&volume).await }).await
+}
+
+async fn plan(State(daemon): Shared, Path(volume): Path<String>) -> Answer {
+    answer(daemon.plan(&parse(&volume)?).await)
+}
+
+async fn stop_part(State(daemon): Shared, Path((volume, part)): Path<(String, String)>) -> Answer {
+    let volume = parse(&volume)?;
+    let part = Part::try_from(part).map_err(Failure::usage)?;
+    to_the_end(async move { daemon.stop_part(&volume, part).await }).await
+}
+
+async fn start_part(State(daemon): Shared, Path((volume, part)): Path<(String, String)>) -> Answer {
+    let volume = parse(&volume)?;
+    let part = Part::try_from(part).map_err(Failure::usage)?;
+    to_the_end(async move { daemon.start_part(&volume, part).await }).await
+}
+
+async fn reload(State(daemon): Shared) -> Answer {
+    to_the_end(async move { daemon.reload().await }).await
 }
 
 async fn define_source(State(daemon): Shared, Path(volume): Path<String>, body: Bytes) -> Answer {
@@ -109,9 +145,16 @@ async fn forget_target(State(daemon): Shared, Path((volume, host)): Path<(String
     to_the_end(async move { daemon.forget_target(&volume, &host).await }).await
 }
 
-async fn snapshot(State(daemon): Shared, Path(volume): Path<String>) -> Answer {
+async fn snapshot(State(daemon): Shared, Path(volume): Path<String>, body: Bytes) -> Answer {
     let volume = parse(&volume)?;
-    to_the_end(async move { daemon.snapshot(&volume).await }).await
+    let TakeSnapshot { rotation } = or_default(&body)?;
+    to_the_end(async move { daemon.snapshot(&volume, rotation.as_deref()).await }).await
+}
+
+async fn delete_snapshots(State(daemon): Shared, Path(volume): Path<String>, body: Bytes) -> Answer {
+    let volume = parse(&volume)?;
+    let DeleteSnapshots { numbers } = from_json(&body)?;
+    to_the_end(async move { daemon.delete_snapshots(&volume, &numbers).await }).await
 }
 
 async fn hold(State(daemon): Shared, Path((volume, number, name)): Path<(String, String, String)>) -> Answer {
@@ -188,6 +231,11 @@ fn parse_number(text: &str) -> Result<SnapshotNumber, Failure> {
 
 fn from_json<T: DeserializeOwned>(body: &[u8]) -> Result<T, Failure> {
     serde_json::from_slice(body).map_err(|error| Failure::usage(format!("the request's body: {error}")))
+}
+
+/// A body that may be absent.
+fn or_default<T: DeserializeOwned + Default>(body: &[u8]) -> Result<T, Failure> {
+    if body.is_empty() { Ok(T::default()) } else { from_json(body) }
 }
 
 impl IntoResponse for Failure {

@@ -16,10 +16,12 @@ use super::{
     holds::blocking,
     puller::Pull,
     pusher::Push,
+    rotations::with_rotations,
+    snapshotter,
     volume::{Volume, exists},
 };
 use crate::{
-    api::{DefineSource, DefineTarget, DefineVolume, Outcome},
+    api::{DefineRotations, DefineSource, DefineTarget, DefineVolume, Outcome, Part},
     exit::Failure,
 };
 
@@ -63,6 +65,7 @@ impl Daemon {
         volume.set_config(config.clone());
         let snapshots = store.snapshots().await?;
         self.write_volume(&name, &config).await?;
+        snapshotter::start(self, &volume);
         self.volumes.write().expect("no panic while locked").insert(name.clone(), volume);
 
         let mut outcome = Outcome::changed(format!("volume {name} is defined"));
@@ -123,11 +126,17 @@ impl Daemon {
     }
 
     /// `define master`.
-    pub async fn define_master(&self, name: &VolumeName) -> Result<Outcome, Failure> {
+    pub async fn define_master(
+        self: &Arc<Self>,
+        name: &VolumeName,
+        define: DefineRotations,
+    ) -> Result<Outcome, Failure> {
         let _editing = self.editing.lock().await;
         let volume = self.volume(name)?;
         let mut config = volume.config();
-        if config.master.is_some() {
+        let scheduled = !define.rotations.is_empty();
+        let schedule = with_rotations(&config.schedule, define.rotations)?;
+        if config.master.is_some() && schedule == config.schedule {
             return Ok(Outcome::already(format!("this node is the master of volume {name} already")));
         }
         if let Some(source) = &config.source {
@@ -147,9 +156,10 @@ impl Daemon {
             .remedy("create it, or `zumastor define source` if the volume comes from another node"));
         }
         config.master = Some(MasterConfig::default());
-        self.write_volume(name, &config).await?;
-        volume.set_config(config);
-        Ok(Outcome::changed(format!("this node is the master of volume {name}")))
+        config.schedule = schedule;
+        self.set_schedule(&volume, config).await?;
+        let outcome = Outcome::changed(format!("this node is the master of volume {name}"));
+        Ok(if scheduled { self.told(outcome, &volume) } else { outcome })
     }
 
     /// `define source`.
@@ -286,6 +296,7 @@ impl Daemon {
         self.write_volume(name, &config).await?;
         volume.set_config(config);
         volume.set_puller(|| None).await;
+        self.unstop(&volume, &Part::Source).await?;
         self.forget_pair(name, &source.host).await?;
         let outcome = Outcome::changed(format!("volume {name} comes from {} no more", source.host));
         Ok(outcome.note("what was received stays"))
@@ -307,12 +318,14 @@ impl Daemon {
         self.write_volume(name, &config).await?;
         volume.set_config(config);
         volume.set_target(&host, || None).await;
+        self.unstop(&volume, &Part::Target(host.clone())).await?;
         self.forget_pair(name, &host).await?;
         let outcome = Outcome::changed(format!("volume {name} is sent to {host} no more"));
         Ok(outcome.note(format!("what {host} has stays there; its holds here are lifted")))
     }
 
-    async fn forget_pair(&self, name: &VolumeName, host: &NodeName) -> Result<(), Failure> {
+    /// Forgets what a peer has of a volume, and its holds.
+    pub async fn forget_pair(&self, name: &VolumeName, host: &NodeName) -> Result<(), Failure> {
         let (state, name, host) = (self.state.clone(), name.clone(), host.clone());
         Ok(blocking(move || state.forget_pair(&name, &host)).await?)
     }

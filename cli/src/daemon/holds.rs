@@ -50,6 +50,10 @@ impl PairHolds {
         let noted = blocking(move || {
             // Asked when nobody else writes: nobody would ever lift a hold that comes after the forgetting.
             let defined = || {
+                let doomed = volume.doomed.lock().expect("no panic while locked");
+                if holds.iter().any(|(number, _)| doomed.contains(number)) {
+                    return false;
+                }
                 let config = volume.config();
                 match side {
                     Side::Upstream => config.target.contains_key(&peer),
@@ -62,7 +66,9 @@ impl PairHolds {
         .map_err(|error| StoreError::io("noting holds")(io::Error::other(error)))?;
         if !noted {
             let (volume, peer) = (&self.volume.name, &self.peer);
-            return Err(StoreError::Unsupported(format!("{peer} has been forgotten for volume {volume}")));
+            return Err(StoreError::Unsupported(format!(
+                "{peer} has been forgotten for volume {volume}, or a snapshot that it needs was just deleted"
+            )));
         }
         Ok(())
     }

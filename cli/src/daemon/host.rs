@@ -13,9 +13,10 @@ use zumastor_net::{
 use super::{
     Daemon,
     holds::{PairHolds, Side},
+    parts::refuse_stopped,
     volume::{Target, Volume},
 };
-use crate::exit::chain;
+use crate::{api::Part, exit::chain};
 
 /// A handle for the network side; [`Daemon`] itself is behind an `Arc`.
 pub struct Answers(pub Arc<Daemon>);
@@ -36,6 +37,7 @@ impl Host for Answers {
         let volume = self.volume(volume).ok_or_else(refused)?;
         let config = volume.config();
         config.target.get(peer).ok_or_else(refused)?;
+        self.not_stopped(&volume, &Part::Target(peer.clone()))?;
         let (compression, limiter, meter) = volume
             .with_target(peer, |target| {
                 let Target { compression, limiter, meter, .. } = target?;
@@ -73,11 +75,19 @@ impl Host for Answers {
         if source.host != *peer || expected != upstream_volume {
             return Err(refused());
         }
+        self.not_stopped(&volume, &Part::Source)?;
         volume.with_puller(|puller| puller.map(|puller| puller.ask(Some(*number)))).ok_or_else(refused)
     }
 }
 
 impl Answers {
+    fn not_stopped(&self, volume: &Volume, part: &Part) -> Result<(), Refusal> {
+        refuse_stopped(volume, part).map_err(|failure| {
+            let remedy = failure.remedy.unwrap_or_default();
+            Refusal::new(RefusalCode::Failed, format!("at {}, {}: {remedy}", self.0.name, failure.error))
+        })
+    }
+
     fn volume(&self, name: &str) -> Option<Arc<Volume>> {
         self.0.find_volume(&name.parse().ok()?)
     }

@@ -1,16 +1,23 @@
 //! `zumastor daemon`: one process that owns the volumes of a node and replicates them.
 
+mod clock;
 mod config_files;
 mod control;
 mod define;
 mod holds;
 mod host;
+mod parts;
 mod peers;
+mod plan;
 mod puller;
 mod pusher;
+mod reload;
 mod replicate;
+mod retention;
+mod rotations;
 mod schedule;
 mod snapshots;
+mod snapshotter;
 mod start;
 mod state;
 mod status;
@@ -27,13 +34,14 @@ use jiff::Timestamp;
 use tokio::sync::Semaphore;
 use zumastor_core::{
     NodeName, VolumeName,
-    config::{PeersConfig, VolumeConfig},
+    config::{NodeConfig, PeersConfig, VolumeConfig},
 };
 use zumastor_net::{Node, PublicKey, PullSummary};
 
 pub use start::{Settings, run};
 
 use self::{
+    clock::Clock,
     config_files::ConfigFiles,
     state::State,
     volume::{Stores, Volume},
@@ -51,9 +59,12 @@ const PULLS: usize = 8;
 #[derive(Debug)]
 pub struct Daemon {
     files: Arc<ConfigFiles>,
+    /// `zumastor.toml` as it was at the start.
+    configured: NodeConfig,
     name: NodeName,
     key: PublicKey,
     started: Timestamp,
+    clock: Arc<dyn Clock>,
     state: Arc<State>,
     stores: Arc<Stores>,
     /// Set before anything else uses the daemon: the network needs the daemon, and the daemon the network.

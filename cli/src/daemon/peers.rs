@@ -124,9 +124,15 @@ impl Daemon {
 
     /// Writes the peers down and trusts exactly them.
     async fn set_peers(&self, peers: PeersConfig) -> Result<(), Failure> {
-        let trusted = trusted(&peers)?;
+        trusted(&peers)?;
         let written = peers.clone();
         self.configuring(move |files| files.write_peers(&written)).await?;
+        self.set_trusted(peers)
+    }
+
+    /// Trusts exactly these peers.
+    pub fn set_trusted(&self, peers: PeersConfig) -> Result<(), Failure> {
+        let trusted = trusted(&peers)?;
         *self.peers.write().expect("no panic while locked") = peers;
         self.node().set_peers(trusted);
         Ok(())

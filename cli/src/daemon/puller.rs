@@ -22,7 +22,10 @@ use super::{
     volume::Volume,
     worker::{Job, Trouble, Worker},
 };
-use crate::{api::Direction, exit::chain};
+use crate::{
+    api::{Direction, Part},
+    exit::chain,
+};
 
 /// Pulls one volume from its source.
 pub struct Pull {
@@ -36,8 +39,12 @@ pub struct Pull {
 }
 
 impl Pull {
-    /// Starts to pull a volume. If something is left to be done from before, it is done at once.
+    /// Starts to pull a volume, unless that is stopped. If something is left to be done from before, it is done at once.
     pub async fn start(daemon: &Arc<Daemon>, volume: &Arc<Volume>, source: &SourceConfig) {
+        if volume.is_stopped(&Part::Source) {
+            volume.set_puller(|| None).await;
+            return;
+        }
         let job = Self {
             daemon: daemon.clone(),
             volume: volume.clone(),
@@ -97,6 +104,9 @@ impl Job for Pull {
 
     async fn ended(&self, result: &Result<PullSummary, Trouble>) {
         self.daemon.transfer_ended(&self.volume, &self.source.host, Direction::Received, result).await;
+        if result.as_ref().is_ok_and(|summary| summary.received) {
+            self.daemon.retain_to_the_end(&self.volume).await;
+        }
     }
 }
 

@@ -16,7 +16,10 @@ use super::{
     volume::{Target, Volume},
     worker::{Job, Trouble, Worker},
 };
-use crate::{api::Direction, exit::chain};
+use crate::{
+    api::{Direction, Part},
+    exit::chain,
+};
 
 /// Announces one volume to one of its targets.
 pub struct Push {
@@ -27,8 +30,12 @@ pub struct Push {
 }
 
 impl Push {
-    /// Starts to serve a target. What it has missed is made up for at once.
+    /// Starts to serve a target, unless that is stopped. What it has missed is made up for at once.
     pub async fn start(daemon: &Arc<Daemon>, volume: &Arc<Volume>, host: &NodeName, target: &TargetConfig) {
+        if volume.is_stopped(&Part::Target(host.clone())) {
+            volume.set_target(host, || None).await;
+            return;
+        }
         let job = Self {
             daemon: daemon.clone(),
             volume: volume.clone(),

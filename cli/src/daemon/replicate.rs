@@ -9,9 +9,9 @@ use zumastor_net::{
     wire::{Refusal, RefusalCode},
 };
 
-use super::Daemon;
+use super::{Daemon, parts::refuse_stopped};
 use crate::{
-    api::{Outcome, ReplicateEvent},
+    api::{Outcome, Part, ReplicateEvent},
     exit::Failure,
 };
 
@@ -29,6 +29,7 @@ impl Daemon {
         let config = volume.config();
         let host = self.known_host(host)?;
         if config.target.contains_key(&host) {
+            refuse_stopped(&volume, &Part::Target(host.clone()))?;
             if volume.newest().await?.is_none() {
                 return Err(Failure::failed(format!("volume {name} has no snapshot yet"))
                     .remedy(format!("`zumastor snapshot {name}` takes one")));
@@ -39,9 +40,11 @@ impl Daemon {
                 return Ok((Outcome::changed(format!("volume {name} is being sent to {host}")), follow));
             }
         }
-        if config.source.is_some_and(|source| source.host == host)
-            && let Some(follow) = volume.with_puller(|puller| puller.map(|puller| puller.ask(None)))
-        {
+        let comes = config.source.is_some_and(|source| source.host == host);
+        if comes {
+            refuse_stopped(&volume, &Part::Source)?;
+        }
+        if comes && let Some(follow) = volume.with_puller(|puller| puller.map(|puller| puller.ask(None))) {
             return Ok((Outcome::changed(format!("volume {name} is being received from {host}")), follow));
         }
         Err(Failure::failed(format!("{host} is neither a target nor the source of volume {name}")).remedy(

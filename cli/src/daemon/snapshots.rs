@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
-use zumastor_core::{HoldOwner, NewSnapshot, SnapshotNumber, VolumeName};
+use jiff::Timestamp;
+use zumastor_core::{HoldOwner, NewSnapshot, SnapshotNumber, SnapshotRecord, StoreError, VolumeName};
 
-use super::{Daemon, holds::blocking, state::StateError, status::snapshot_status};
+use super::{Daemon, holds::blocking, state::StateError, status::snapshot_status, volume::Volume};
 use crate::{
     api::{Outcome, Role, SnapshotStatus},
     exit::{Failure, chain},
@@ -12,7 +13,11 @@ use crate::{
 
 impl Daemon {
     /// `snapshot`.
-    pub async fn snapshot(self: &Arc<Self>, name: &VolumeName) -> Result<SnapshotStatus, Failure> {
+    pub async fn snapshot(
+        self: &Arc<Self>,
+        name: &VolumeName,
+        rotation: Option<&str>,
+    ) -> Result<SnapshotStatus, Failure> {
         let volume = self.volume(name)?;
         match volume.role() {
             Role::Master => {}
@@ -27,8 +32,25 @@ impl Daemon {
                     .remedy(format!("`zumastor define master {name}` first")));
             }
         }
-        let store = volume.store().await?;
+        if let Some(rotation) = rotation {
+            check_rotation(&volume, rotation)?;
+        }
         let _snapshotting = volume.snapshotting.lock().await;
+        let rotations = rotation.into_iter().map(str::to_owned).collect();
+        let record = self.take_snapshot(&volume, rotations, self.now()).await?;
+        self.retain(&volume).await;
+        Ok(snapshot_status(&record, &[]))
+    }
+
+    /// Takes a snapshot of a volume that this node masters. To be called with its `snapshotting` locked.
+    pub async fn take_snapshot(
+        &self,
+        volume: &Volume,
+        rotations: Vec<String>,
+        created: Timestamp,
+    ) -> Result<SnapshotRecord, Failure> {
+        let name = &volume.name;
+        let store = volume.store().await?;
         let newest = volume.newest().await?;
         let least = newest.as_ref().map_or(SnapshotNumber(0), |newest| newest.number().next());
         let (state, owned) = (self.state.clone(), name.clone());
@@ -40,7 +62,8 @@ impl Daemon {
             Ok((lineage, state.take_number(lineage, least)?))
         })
         .await?;
-        let record = match store.create_snapshot(NewSnapshot::manual(number, lineage)).await {
+        let new = NewSnapshot { rotations, created, ..NewSnapshot::manual(number, lineage) };
+        let record = match store.create_snapshot(new).await {
             Ok(record) => record,
             Err(error) => {
                 let state = self.state.clone();
@@ -48,16 +71,21 @@ impl Daemon {
                 return Err(error.into());
             }
         };
-        tracing::info!(volume = %name, %number, "snapshot taken");
+        let rotations = record.new.rotations.join(" ");
+        tracing::info!(volume = %name, %number, rotations, "snapshot taken");
         volume.rearm_targets();
         // The digest is wanted as soon as it is sent; until then there is time.
         let volume = name.clone();
         tokio::spawn(async move {
-            if let Err(error) = store.leaves(number).await {
-                tracing::warn!(%volume, %number, error = %chain(&error), "the digest could not be computed");
+            match store.leaves(number).await {
+                // It may be gone by now.
+                Ok(_) | Err(StoreError::NotFound { .. }) => {}
+                Err(error) => {
+                    tracing::warn!(%volume, %number, error = %chain(&error), "the digest could not be computed");
+                }
             }
         });
-        Ok(snapshot_status(&record, &[]))
+        Ok(record)
     }
 
     /// `hold`.
@@ -77,6 +105,14 @@ impl Daemon {
         }
         let (state, owned, hold) = (self.state.clone(), volume.clone(), name.to_owned());
         let new = blocking(move || state.hold(&owned, number, &HoldOwner::User, &hold)).await?;
+        // Whoever claimed it before deletes it, or has done so; whoever comes later sees the hold.
+        let doomed = found.doomed.lock().expect("no panic while locked").contains(&number);
+        let there = found.store().await?.snapshots().await?.iter().any(|record| record.number() == number);
+        if doomed || !there {
+            let (state, owned, hold) = (self.state.clone(), volume.clone(), name.to_owned());
+            blocking(move || state.release(&owned, number, &HoldOwner::User, &hold)).await?;
+            return Err(no_snapshot(volume, number));
+        }
         let held = format!("snapshot {number} of volume {volume} is held as {name:?}");
         Ok(if new { Outcome::changed(held) } else { Outcome::already(format!("{held} already")) })
     }
@@ -126,9 +162,29 @@ impl From<StateError> for Failure {
     }
 }
 
-fn no_snapshot(volume: &VolumeName, number: SnapshotNumber) -> Failure {
+pub fn no_snapshot(volume: &VolumeName, number: SnapshotNumber) -> Failure {
     Failure::failed(format!("volume {volume} has no snapshot {number}"))
         .remedy(format!("`zumastor status {volume}` lists them"))
+}
+
+/// Refuses a rotation that the volume does not have, or that keeps nothing.
+fn check_rotation(volume: &Volume, rotation: &str) -> Result<(), Failure> {
+    let name = &volume.name;
+    let specs = volume.config().schedule.specs();
+    if let Some(spec) = specs.iter().find(|spec| spec.name.as_str() == rotation) {
+        if spec.keep > 0 {
+            return Ok(());
+        }
+        return Err(Failure::failed(format!("rotation {rotation} of volume {name} keeps no snapshots"))
+            .remedy(format!("give it a limit with `zumastor define schedule {name}` first")));
+    }
+    let known: Vec<_> = specs.iter().map(|spec| spec.name.as_str()).collect();
+    let known = match known.is_empty() {
+        true => "it has none".to_owned(),
+        false => format!("it has {}", known.join(", ")),
+    };
+    Err(Failure::failed(format!("volume {name} has no rotation {rotation:?}; {known}"))
+        .remedy(format!("`zumastor define schedule {name}` adds rotations")))
 }
 
 fn check_hold_name(name: &str) -> Result<(), Failure> {

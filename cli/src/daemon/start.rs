@@ -25,15 +25,18 @@ use zumastor_net::{Node, NodeKey, NodeOptions};
 
 use super::{
     Daemon, PULLS,
+    clock::SystemClock,
     config_files::ConfigFiles,
     control,
     host::Answers,
     puller::Pull,
     pusher::Push,
+    snapshotter,
     state::State,
     volume::{Stores, Volume, identity},
 };
 use crate::{
+    api::Part,
     exit::{Failure, chain},
     paths::{Paths, check_socket_path},
 };
@@ -53,7 +56,7 @@ pub struct Settings {
     pub name: Option<NodeName>,
 }
 
-/// Runs until SIGTERM or SIGINT.
+/// Runs until SIGTERM or SIGINT. SIGHUP reads the configuration again.
 pub async fn run(paths: Paths, settings: Settings) -> Result<(), Failure> {
     check_socket_path(&paths.socket())?;
     // Before anything is touched: a bad file changes nothing.
@@ -64,6 +67,7 @@ pub async fn run(paths: Paths, settings: Settings) -> Result<(), Failure> {
 
     let mut terminate = signal(SignalKind::terminate()).map_err(Failure::doing("signals"))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(Failure::doing("signals"))?;
+    let mut hangup = signal(SignalKind::hangup()).map_err(Failure::doing("signals"))?;
     let state = State::open(&paths.database()).map_err(Failure::doing(paths.database().display()))?;
     let key =
         NodeKey::load_or_create(&paths.node_key()).map_err(Failure::doing(paths.node_key().display()))?;
@@ -72,6 +76,7 @@ pub async fn run(paths: Paths, settings: Settings) -> Result<(), Failure> {
         name: name.clone(),
         key: key.public(),
         started: Timestamp::now(),
+        clock: Arc::new(SystemClock),
         state: Arc::new(state),
         stores: Arc::new(Stores::default()),
         node: OnceLock::new(),
@@ -80,6 +85,7 @@ pub async fn run(paths: Paths, settings: Settings) -> Result<(), Failure> {
         turns: Semaphore::new(PULLS),
         editing: tokio::sync::Mutex::default(),
         files: Arc::new(files),
+        configured: config.node.clone(),
     });
     let listen = settings.listen.or(config.node.listen).unwrap_or_else(anywhere);
     let options = NodeOptions { listen, name: name.clone(), key };
@@ -92,6 +98,7 @@ pub async fn run(paths: Paths, settings: Settings) -> Result<(), Failure> {
     let listener = bind(&socket)?;
     for (name, config) in config.volumes {
         let volume = Arc::new(Volume::new(name.clone(), config, daemon.stores.clone()));
+        daemon.recall_stopped(&volume).await?;
         daemon.volumes.write().expect("no panic while locked").insert(name, volume);
     }
     daemon.trust_peers()?;
@@ -103,9 +110,12 @@ pub async fn run(paths: Paths, settings: Settings) -> Result<(), Failure> {
     let control = tokio::spawn(control::serve(listener, daemon.clone(), stopped));
     tracing::info!("node {name} listening on {address} (key {})", daemon.key.short());
 
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            _ = hangup.recv() => daemon.reload_on_signal().await,
+        }
     }
     tracing::info!("stopping");
     let _ = fs::remove_file(&socket);
@@ -138,9 +148,10 @@ impl Daemon {
         Ok(())
     }
 
-    /// Starts what replicates a volume.
+    /// Starts what takes snapshots of a volume and replicates it.
     pub async fn start_volume(self: &Arc<Self>, volume: &Arc<Volume>) {
         let config = volume.config();
+        snapshotter::start(self, volume);
         if let Some(source) = &config.source {
             Pull::start(self, volume, source).await;
         }
@@ -150,8 +161,9 @@ impl Daemon {
     }
 }
 
-/// Opens a volume's store, again and again until that works. Notes which store it is if the file does not say.
-async fn open(daemon: Arc<Daemon>, volume: Arc<Volume>) {
+/// Opens a volume's store, again and again until that works. Notes which store it is if the file does not say, and drops
+/// what its rotations no longer keep.
+pub async fn open(daemon: Arc<Daemon>, volume: Arc<Volume>) {
     let mut pause = FIRST_PAUSE;
     loop {
         match volume.store().await {
@@ -169,6 +181,9 @@ async fn open(daemon: Arc<Daemon>, volume: Arc<Volume>) {
     }
     if let Err(failure) = daemon.adopt(&volume).await {
         tracing::warn!(volume = %volume.name, error = %failure, "the store's identity could not be noted");
+    }
+    if !volume.is_stopped(&Part::Volume) {
+        daemon.retain_to_the_end(&volume).await;
     }
 }
 

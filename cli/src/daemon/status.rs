@@ -11,8 +11,8 @@ use zumastor_core::{
 use super::{Daemon, holds::blocking, state::Cursor, volume::Volume};
 use crate::{
     api::{
-        HeadStatus, Health, Lag, NodeStatus, STATUS_SCHEMA, SnapshotStatus, SourceStatus, Status,
-        TargetStatus, TransferRecord, VolumeStatus, WorkState, WorkStatus,
+        HeadStatus, Health, Lag, NodeStatus, STATUS_SCHEMA, ScheduleStatus, SnapshotStatus, SourceStatus,
+        Status, TargetStatus, TransferRecord, VolumeEvent, VolumeStatus, WorkState, WorkStatus,
     },
     exit::{Failure, chain},
 };
@@ -112,6 +112,10 @@ impl Daemon {
         {
             (health, trouble) = (Health::Stopped, Some(written));
         }
+        let view = volume.snapshotter.view();
+        if let (Health::Ok, Some(error)) = (health, &view.error) {
+            (health, trouble) = (Health::Retrying, Some(error.text.clone()));
+        }
         Ok(VolumeStatus {
             name: volume.name.clone(),
             role: volume.role(),
@@ -129,11 +133,19 @@ impl Daemon {
             source,
             targets,
             history: remembered.history,
+            schedule: (!config.schedule.is_empty()).then(|| ScheduleStatus {
+                rotations: self.rotation_statuses(volume, records, remembered.since),
+                next: view.next,
+                error: view.error,
+            }),
+            stopped: volume.stopped().into_iter().collect(),
+            events: remembered.events,
         })
     }
 
     async fn remembered(&self, volume: &Arc<Volume>) -> Result<Remembered, Failure> {
         let (state, name, config) = (self.state.clone(), volume.name.clone(), volume.config());
+        let now = self.now();
         let read = move || {
             let hosts = config.target.into_keys().chain(config.source.map(|source| source.host));
             let mut cursors = Vec::new();
@@ -143,7 +155,10 @@ impl Daemon {
                 }
             }
             let (holds, history) = (state.holds(&name)?, state.history(&name, HISTORY_SHOWN)?);
-            Ok(Remembered { holds, cursors, history })
+            let events = state.events(&name, HISTORY_SHOWN)?;
+            // Where there is no schedule, nothing is to be remembered of it.
+            let since = if config.schedule.is_empty() { now } else { state.since(&name, now)? };
+            Ok(Remembered { holds, cursors, history, events, since })
         };
         Ok(blocking(read).await?)
     }
@@ -154,6 +169,8 @@ struct Remembered {
     holds: Vec<Hold>,
     cursors: Vec<(NodeName, Cursor)>,
     history: Vec<TransferRecord>,
+    events: Vec<VolumeEvent>,
+    since: Timestamp,
 }
 
 impl Remembered {
@@ -178,11 +195,7 @@ impl Seen {
     async fn look(volume: &Volume) -> Result<Self, StoreError> {
         let store = volume.store().await?;
         let usage = store.usage().await?;
-        let head = match store.head().await? {
-            HeadState::Empty => HeadStatus::Empty,
-            HeadState::Shows(number) => HeadStatus::Snapshot(number),
-            HeadState::Written => HeadStatus::Written,
-        };
+        let head = HeadStatus::from(store.head().await?);
         // A replica that has received nothing yet has no size.
         let size = store.geometry().ok().map(|geometry| geometry.size).filter(|size| *size > 0);
         Ok(Self {
@@ -197,18 +210,29 @@ impl Seen {
     }
 }
 
+impl From<HeadState> for HeadStatus {
+    fn from(head: HeadState) -> Self {
+        match head {
+            HeadState::Empty => Self::Empty,
+            HeadState::Shows(number) => Self::Snapshot(number),
+            HeadState::Written => Self::Written,
+        }
+    }
+}
+
+/// What a snapshot is called: the time it was taken.
+pub fn snapshot_name(created: Timestamp, zone: &TimeZone) -> String {
+    created.to_zoned_datetime(zone.clone()).strftime("%Y.%m.%d-%H.%M.%S").to_string()
+}
+
 /// A snapshot, with those of `holds` that are on it.
 pub fn snapshot_status(record: &SnapshotRecord, holds: &[Hold]) -> SnapshotStatus {
     SnapshotStatus {
         number: record.number(),
-        name: record
-            .new
-            .created
-            .to_zoned_datetime(TimeZone::system())
-            .strftime("%Y.%m.%d-%H.%M.%S")
-            .to_string(),
+        name: snapshot_name(record.new.created, &TimeZone::system()),
         guid: record.guid(),
         created: record.new.created,
+        rotations: record.new.rotations.clone(),
         size: record.size,
         digest: record.digest,
         holds: holds.iter().filter(|hold| hold.number == record.number()).cloned().collect(),

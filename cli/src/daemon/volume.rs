@@ -1,7 +1,7 @@
 //! A volume: its configuration, its store, and what replicates it.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     path::PathBuf,
     sync::{Arc, Mutex, RwLock, Weak},
 };
@@ -9,21 +9,26 @@ use std::{
 use uuid::Uuid;
 use zumastor_backends::{OriginMust, open_volume, reopen_volume, store_id};
 use zumastor_core::{
-    NodeName, SnapshotRecord, SnapshotStore, StoreError, VolumeName,
+    NodeName, SnapshotNumber, SnapshotRecord, SnapshotStore, StoreError, VolumeName,
     config::{TargetConfig, VolumeConfig},
 };
 use zumastor_net::{Compression, Meter, RateLimiter};
 
-use super::worker::Worker;
-use crate::api::Role;
+use super::{snapshotter::Snapshotter, worker::Worker};
+use crate::api::{Part, Role};
 
 /// A volume that is defined on this node.
 #[derive(Debug)]
 pub struct Volume {
     /// Its name here.
     pub name: VolumeName,
-    /// One snapshot at a time.
+    /// One snapshot is taken or deleted at a time.
     pub snapshotting: tokio::sync::Mutex<()>,
+    /// Takes the scheduled snapshots.
+    pub snapshotter: Snapshotter,
+    /// Snapshots that are being deleted: nobody may hold them any more.
+    pub doomed: Arc<Mutex<BTreeSet<SnapshotNumber>>>,
+    stopped: RwLock<BTreeSet<Part>>,
     stores: Arc<Stores>,
     config: RwLock<VolumeConfig>,
     store: tokio::sync::Mutex<Option<Arc<dyn SnapshotStore>>>,
@@ -59,6 +64,9 @@ impl Volume {
         Self {
             name,
             snapshotting: tokio::sync::Mutex::default(),
+            snapshotter: Snapshotter::default(),
+            doomed: Arc::default(),
+            stopped: RwLock::default(),
             stores,
             config: RwLock::new(config),
             store: tokio::sync::Mutex::default(),
@@ -72,9 +80,27 @@ impl Volume {
         self.config.read().expect("no panic while locked").clone()
     }
 
-    /// Changes how it is configured; what runs is not touched.
+    /// Changes how it is configured; what replicates it is not touched.
     pub fn set_config(&self, config: VolumeConfig) {
         *self.config.write().expect("no panic while locked") = config;
+        self.snapshotter.wake();
+    }
+
+    /// Whether a part of its work is stopped, alone or with all of it.
+    pub fn is_stopped(&self, part: &Part) -> bool {
+        let stopped = self.stopped.read().expect("no panic while locked");
+        stopped.contains(part) || stopped.contains(&Part::Volume)
+    }
+
+    /// What is stopped.
+    pub fn stopped(&self) -> BTreeSet<Part> {
+        self.stopped.read().expect("no panic while locked").clone()
+    }
+
+    /// Notes what is stopped; what runs is not touched.
+    pub fn set_stopped(&self, stopped: BTreeSet<Part>) {
+        *self.stopped.write().expect("no panic while locked") = stopped;
+        self.snapshotter.wake();
     }
 
     /// What this node is for it.
@@ -96,6 +122,12 @@ impl Volume {
         }
         let opened = self.stores.open(&self.config(), Found::There).await?;
         Ok(store.insert(opened).clone())
+    }
+
+    /// Gives it a store, as if that had been opened.
+    #[cfg(test)]
+    pub async fn set_store(&self, store: Arc<dyn SnapshotStore>) {
+        *self.store.lock().await = Some(store);
     }
 
     /// Its store, made if there is none, and the store's identity: for a volume that is being defined.
@@ -148,8 +180,9 @@ impl Volume {
         }
     }
 
-    /// Ends everything that replicates it.
+    /// Ends everything that takes snapshots of it and replicates it.
     pub async fn stop(&self) {
+        self.snapshotter.stop().await;
         self.set_puller(|| None).await;
         let targets = std::mem::take(&mut *self.targets.lock().expect("no panic while locked"));
         for target in targets.into_values() {

@@ -70,6 +70,12 @@ impl Node {
         status.code().expect("not killed")
     }
 
+    /// Asks the daemon to read its configuration again, as a service manager does.
+    pub fn hang_up(&self) {
+        let pid = rustix::process::Pid::from_child(self.daemon.as_ref().unwrap());
+        rustix::process::kill_process(pid, rustix::process::Signal::HUP).unwrap();
+    }
+
     /// Ends the daemon as a power cut does.
     pub fn kill(&mut self) {
         let mut child = self.daemon.take().unwrap();

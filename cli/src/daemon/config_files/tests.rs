@@ -134,9 +134,8 @@ fn a_file_that_was_edited_meanwhile_is_left_alone() {
     {
         let failure = refused.unwrap_err();
         assert_eq!(failure.exit, crate::exit::Exit::Refused);
-        let expected =
-            "was edited since the daemon read it: restart the daemon to apply the edit, then repeat this";
-        assert!(failure.error.contains(expected), "{failure}");
+        assert!(failure.error.contains("was edited since the daemon read it"), "{failure}");
+        assert!(failure.remedy.is_some_and(|remedy| remedy.contains("`zumastor reload`")));
     }
     assert_eq!(fs::read_to_string(&path).unwrap(), edited);
     // So is one that was not there before, or is gone.

@@ -2,6 +2,8 @@
 //!
 //! Every change is on disk when the call returns. Values are JSON, so that a later version can add to them.
 
+mod schedules;
+
 #[cfg(test)]
 mod tests;
 
@@ -78,7 +80,7 @@ impl State {
             txn.open_table(HISTORY)?;
             txn.open_table(LINEAGES)?;
             txn.open_table(NUMBERS)?;
-            Ok(())
+            schedules::make_tables(txn)
         })?;
         Ok(state)
     }
@@ -201,7 +203,7 @@ impl State {
             txn.open_table(CURSORS)?.retain(|(of, _), _| of != volume)?;
             txn.open_table(HISTORY)?.retain(|(of, _), _| of != volume)?;
             txn.open_table(LINEAGES)?.remove(volume)?;
-            Ok(())
+            schedules::forget_volume(txn, volume)
         })
     }
 

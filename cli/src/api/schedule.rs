@@ -1,0 +1,211 @@
+//! Rotations, what becomes of snapshots because of them, and what is stopped.
+
+use std::fmt;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use zumastor_core::{Every, NodeName, RotationName, RotationSpec, SnapshotNumber, VolumeName};
+
+/// `define schedule`, and `define master` with rotations. Rotations that are not named stay as they are.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DefineRotations {
+    /// The rotations to add or to change.
+    #[serde(default)]
+    pub rotations: Vec<Rotation>,
+}
+
+/// One rotation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rotation {
+    /// Its name.
+    pub name: RotationName,
+    /// How many of its snapshots are kept. With 0 none is taken either.
+    pub keep: u32,
+    /// When one is taken; of a custom rotation that is there already, what it says stays if this is absent. Those built
+    /// in have times of their own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub every: Option<Every>,
+}
+
+impl From<RotationSpec> for Rotation {
+    fn from(spec: RotationSpec) -> Self {
+        let RotationSpec { name, keep, every } = spec;
+        let every = every.filter(|_| matches!(name, RotationName::Custom(_)));
+        Self { name, keep, every }
+    }
+}
+
+/// `snapshot`. No body is as good as an empty one.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TakeSnapshot {
+    /// The rotation it belongs to; without one it is manual.
+    #[serde(default)]
+    pub rotation: Option<String>,
+}
+
+/// `delete`: all of these, or none if one of them must stay.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DeleteSnapshots {
+    /// The snapshots.
+    pub numbers: Vec<SnapshotNumber>,
+}
+
+/// The schedule of a volume, as `status` shows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScheduleStatus {
+    /// Its rotations, in the order of their names.
+    pub rotations: Vec<RotationStatus>,
+    /// When the next snapshot is taken; nothing on a replica, or while that is stopped.
+    pub next: Option<Timestamp>,
+    /// Why the last scheduled snapshot could not be taken, unless one has been since.
+    pub error: Option<ScheduleError>,
+}
+
+/// One rotation of a volume.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RotationStatus {
+    /// Its name.
+    pub name: RotationName,
+    /// How many of its snapshots are kept.
+    pub keep: u32,
+    /// When one is taken, if the schedule takes any.
+    pub every: Option<Every>,
+    /// When the next one is taken: in the past if it should have been taken already. Nothing where none is taken.
+    pub next: Option<Timestamp>,
+}
+
+/// Why a scheduled snapshot could not be taken.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScheduleError {
+    /// What went wrong.
+    pub text: String,
+    /// What to do about it.
+    pub remedy: Option<String>,
+    /// When it was tried.
+    pub at: Timestamp,
+    /// When it is tried again.
+    pub next: Timestamp,
+}
+
+/// Something that happened to a volume's snapshots.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeEvent {
+    /// When.
+    pub at: Timestamp,
+    /// What.
+    pub what: EventKind,
+    /// The snapshot, if there is one.
+    pub number: Option<SnapshotNumber>,
+    /// Why.
+    pub text: String,
+}
+
+/// What happened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EventKind {
+    /// Retention dropped a snapshot.
+    Dropped,
+    /// A person deleted a snapshot.
+    Deleted,
+    /// A scheduled snapshot could not be taken.
+    Failed,
+}
+
+/// A part of a volume's work that can be stopped. As text `volume`, `master`, `source` or `target HOST`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum Part {
+    /// All of it.
+    Volume,
+    /// Scheduled snapshots.
+    Master,
+    /// Receiving.
+    Source,
+    /// Sending to this node.
+    Target(NodeName),
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Volume => f.write_str("volume"),
+            Self::Master => f.write_str("master"),
+            Self::Source => f.write_str("source"),
+            Self::Target(host) => write!(f, "target {host}"),
+        }
+    }
+}
+
+impl From<Part> for String {
+    fn from(part: Part) -> Self {
+        part.to_string()
+    }
+}
+
+impl TryFrom<String> for Part {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        match text.as_str() {
+            "volume" => Ok(Self::Volume),
+            "master" => Ok(Self::Master),
+            "source" => Ok(Self::Source),
+            other => {
+                let host = other.strip_prefix("target ").and_then(|host| host.parse().ok());
+                host.map(Self::Target).ok_or_else(|| format!("{other:?} is no part of a volume's work"))
+            }
+        }
+    }
+}
+
+/// What would be done now: the answer to `plan`. Nothing is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumePlan {
+    /// The volume.
+    pub volume: VolumeName,
+    /// When this was so.
+    pub at: Timestamp,
+    /// The rotations of the snapshot that is due now; none when no snapshot is.
+    pub take: Vec<RotationName>,
+    /// The rotations and their next snapshots.
+    pub rotations: Vec<RotationStatus>,
+    /// Why the schedule takes no snapshots here, if it takes none.
+    pub idle: Option<String>,
+    /// What retention makes of each snapshot, from the newest to the oldest.
+    pub snapshots: Vec<SnapshotFate>,
+    /// What is sent.
+    pub targets: Vec<PlannedSend>,
+}
+
+/// What retention makes of a snapshot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotFate {
+    /// Its number.
+    pub number: SnapshotNumber,
+    /// Its name: the time it was taken.
+    pub name: String,
+    /// Whether it stays.
+    pub stays: bool,
+    /// Why.
+    pub reasons: Vec<String>,
+}
+
+/// What a target would be sent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlannedSend {
+    /// The target.
+    pub host: NodeName,
+    /// The newest snapshot that it is known to have.
+    pub has: Option<SnapshotNumber>,
+    /// The snapshot that it would be sent; nothing when it has the newest.
+    pub sends: Option<SnapshotNumber>,
+    /// When that is tried without being asked; nothing when it waits for the target or for a person.
+    pub next: Option<Timestamp>,
+    /// Whether sending is stopped.
+    pub stopped: bool,
+}
