@@ -116,14 +116,18 @@ impl Client {
     }
 
     /// `replicate`, without waiting for it.
-    pub async fn replicate(&self, volume: &VolumeName, host: &str) -> Result<Outcome, Failure> {
-        let body = Replicate { host: host.to_owned(), wait: false };
+    pub async fn replicate(&self, volume: &VolumeName, asked: &Replicate) -> Result<Outcome, Failure> {
+        let body = Replicate { wait: false, ..asked.clone() };
         self.call(Method::POST, &format!("/v1/volumes/{volume}/replicate"), Some(&body)).await
     }
 
     /// `replicate --wait`: the events, to be followed to the last.
-    pub async fn replicate_and_follow(&self, volume: &VolumeName, host: &str) -> Result<Events, Failure> {
-        let body = Replicate { host: host.to_owned(), wait: true };
+    pub async fn replicate_and_follow(
+        &self,
+        volume: &VolumeName,
+        asked: &Replicate,
+    ) -> Result<Events, Failure> {
+        let body = Replicate { wait: true, ..asked.clone() };
         let response =
             self.send(Method::POST, &format!("/v1/volumes/{volume}/replicate"), Some(&body)).await?;
         Ok(Events { body: good(response).await?.into_body(), buffer: BytesMut::new() })

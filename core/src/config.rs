@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::NodeName;
+use crate::{NodeName, Selection};
 
 mod schedule;
 
@@ -107,4 +107,10 @@ pub struct TargetConfig {
     /// Send without compressing.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub uncompressed: bool,
+    /// The rotations whose snapshots are sent, `manual` for those of none; every snapshot when absent.
+    #[serde(default, skip_serializing_if = "Selection::is_all")]
+    pub rotations: Selection,
+    /// Send each of those snapshots, in order; otherwise the newest at the time.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub all: bool,
 }

@@ -19,6 +19,7 @@ use crate::{
     compression::Compression,
     progress::{Progress, PullSummary},
     rate::RateLimiter,
+    transfer::Offer,
     wire::{Announce, Refusal},
 };
 
@@ -44,6 +45,8 @@ pub struct Served {
     pub store: Arc<dyn SnapshotStore>,
     /// Its holds for that peer.
     pub holds: Arc<dyn Holds>,
+    /// What of the volume that peer is to have.
+    pub offer: Offer,
     /// How what is sent is compressed; none to send it as it is.
     pub compression: Option<Arc<Compression>>,
     /// Bounds what is sent to that peer for this volume.

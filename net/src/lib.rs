@@ -16,4 +16,4 @@ pub use host::{Capacity, Channel, Holds, Host, Link, Meter, PullState, Served};
 pub use progress::{Phase, Progress, PullSummary, Reporter};
 pub use rate::RateLimiter;
 pub use security::{IdentityError, InvalidKey, InvalidTicket, NodeKey, PublicKey, Ticket};
-pub use transfer::{AnnounceError, Patience, PullError, Replica, announce, finish, pull, serve};
+pub use transfer::{AnnounceError, Offer, Patience, PullError, Replica, announce, finish, pull, serve};

@@ -69,8 +69,10 @@ pub struct Announce {
     pub volume: String,
     /// The volume's name at the upstream.
     pub upstream_volume: String,
-    /// The newest snapshot.
+    /// The newest snapshot that the downstream is to have, or the one that was asked for.
     pub number: SnapshotNumber,
+    /// Whether it is that snapshot which is to be received, although there may be newer ones.
+    pub exactly: bool,
 }
 
 /// What the downstream does about an [`Announce`].
@@ -94,6 +96,8 @@ pub struct Want {
     pub have: Vec<SnapshotGuid>,
     /// The snapshot it was receiving when it was interrupted.
     pub resume: Option<SnapshotGuid>,
+    /// The snapshot that somebody asked for, although there may be newer ones.
+    pub wanted: Option<SnapshotNumber>,
 }
 
 /// Answer to a [`Want`].
@@ -103,7 +107,8 @@ pub enum WantReply {
     Working,
     /// What to fetch.
     Plan(Plan),
-    /// The downstream has the newest snapshot, this one.
+    /// The newest snapshot that both have is this one, and it is all that the downstream is to have, or newer than what it
+    /// wanted.
     UpToDate(SnapshotNumber),
     /// The volume has no snapshot that could be sent.
     Nothing,
@@ -121,6 +126,8 @@ pub struct Plan {
     /// The segments that carry changes since the base (without one: data), ascending.
     #[serde(deserialize_with = "bounded::<_, _, MAX_PLAN_SEGMENTS>")]
     pub changed: Vec<ChangedSegment>,
+    /// Whether the downstream is to have others after this one: it asks again when it has this.
+    pub more: bool,
 }
 
 /// A segment with changes.

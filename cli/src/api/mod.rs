@@ -24,7 +24,7 @@ mod status;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-use zumastor_core::{NodeName, config::TargetConfig};
+use zumastor_core::{NodeName, SnapshotNumber, config::TargetConfig};
 use zumastor_net::{Progress, PullSummary};
 
 pub use status::*;
@@ -64,11 +64,17 @@ pub struct DefineTarget {
 }
 
 /// `replicate`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Replicate {
     /// A target of the volume, or its source.
     pub host: String,
+    /// That snapshot, unless a more recent one has been replicated already; without it, the newest.
+    #[serde(default)]
+    pub snapshot: Option<SnapshotNumber>,
+    /// Seconds to wait before it begins.
+    #[serde(default)]
+    pub delay: Option<u64>,
     /// Follow the replication to its end.
     #[serde(default)]
     pub wait: bool,
@@ -111,7 +117,7 @@ impl Outcome {
     }
 }
 
-/// A line of the answer to [`Replicate`] with `wait`. The last is `Done` or `Failed`.
+/// A line of the answer to [`Replicate`] with `wait`. The last is `Done`, `Already` or `Failed`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ReplicateEvent {
@@ -119,6 +125,8 @@ pub enum ReplicateEvent {
     Progress(Progress),
     /// It is done.
     Done(PullSummary),
+    /// There was nothing to do.
+    Already(Outcome),
     /// It failed.
     Failed(Failure),
 }

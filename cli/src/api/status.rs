@@ -193,10 +193,22 @@ pub struct WorkStatus {
     pub rate: u64,
     /// When it runs next without being asked.
     pub next: Option<Timestamp>,
+    /// The next run that somebody asked to begin later.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub asked: Option<AskedRun>,
     /// What went wrong the last time, unless it has gone well since.
     pub error: Option<WorkError>,
     /// What came of the last one that went well.
     pub last: Option<LastRun>,
+}
+
+/// A replication that somebody asked for, to begin later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AskedRun {
+    /// When it begins.
+    pub at: Timestamp,
+    /// The snapshot it is for; without one, the newest at that time.
+    pub snapshot: Option<SnapshotNumber>,
 }
 
 /// What a replication is doing, in a word.

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use zumastor_core::{VolumeName, config::TargetConfig, parse_size};
+use zumastor_core::{Selection, VolumeName, config::TargetConfig, parse_size};
 
 use super::volume_name;
 use crate::{
@@ -85,6 +85,12 @@ pub struct Target {
     /// Send without compressing
     #[arg(short, long)]
     pub uncompressed: bool,
+    /// Send only snapshots of these rotations; `manual` stands for those of none [default: every snapshot]
+    #[arg(long, value_name = "NAME,…", value_delimiter = ',', required = false)]
+    pub rotations: Vec<String>,
+    /// Send each of those snapshots, in order [default: the newest at the time]
+    #[arg(long)]
+    pub all: bool,
 }
 
 pub async fn run(args: Args, client: Client) -> Result<(), Failure> {
@@ -99,8 +105,10 @@ pub async fn run(args: Args, client: Client) -> Result<(), Failure> {
             let define = DefineSource { host, period, name: name.map(String::from) };
             client.define_source(&volume, &define).await?
         }
-        What::Target(Target { volume, host, period, name, ratelimit, uncompressed }) => {
-            let options = TargetConfig { period, name: name.map(String::from), ratelimit, uncompressed };
+        What::Target(Target { volume, host, period, name, ratelimit, uncompressed, rotations, all }) => {
+            let rotations = Selection::new(rotations).map_err(|error| Failure::usage(error.to_string()))?;
+            let name = name.map(String::from);
+            let options = TargetConfig { period, name, ratelimit, uncompressed, rotations, all };
             client.define_target(&volume, &DefineTarget { host, options }).await?
         }
     };

@@ -130,14 +130,19 @@ async fn release(
 }
 
 async fn replicate(State(daemon): Shared, Path(volume): Path<String>, body: Bytes) -> Answer {
-    let Replicate { host, wait } = from_json(&body)?;
+    let asked: Replicate = from_json(&body)?;
     let volume: VolumeName = parse(&volume)?;
-    let (outcome, state) = daemon.replicate(&volume, &host).await?;
-    if !wait {
+    let (outcome, state) = daemon.replicate(&volume, &asked).await?;
+    if !asked.wait {
         return answer(Ok::<Outcome, Failure>(outcome));
     }
     let (events, mut source) = mpsc::channel::<ReplicateEvent>(1);
-    tokio::spawn(follow(format!("volume {volume} and {host}"), state, events));
+    match state {
+        Some(state) => {
+            drop(tokio::spawn(follow(format!("volume {volume} and {}", asked.host), state, events)))
+        }
+        None => events.send(ReplicateEvent::Already(outcome)).await.expect("the channel is new"),
+    }
     let (mut lines, body) = Channel::<Bytes, Infallible>::new(1);
     tokio::spawn(async move {
         while let Some(event) = source.recv().await {

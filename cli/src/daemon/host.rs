@@ -14,6 +14,7 @@ use super::{
     Daemon,
     holds::{PairHolds, Side},
     volume::{Target, Volume},
+    worker::Wish,
 };
 use crate::exit::chain;
 
@@ -36,17 +37,18 @@ impl Host for Answers {
         let volume = self.volume(volume).ok_or_else(refused)?;
         let config = volume.config();
         config.target.get(peer).ok_or_else(refused)?;
-        let (compression, limiter, meter) = volume
+        let (compression, limiter, meter, offer) = volume
             .with_target(peer, |target| {
-                let Target { compression, limiter, meter, .. } = target?;
-                Some((compression.clone(), limiter.clone(), meter.clone()))
+                let target = target?;
+                let Target { compression, limiter, meter, .. } = target;
+                Some((compression.clone(), limiter.clone(), meter.clone(), target.offer()))
             })
             .ok_or_else(refused)?;
         let store = volume.store().await.map_err(|error| {
             Refusal::new(RefusalCode::Failed, format!("at {}: {}", self.0.name, chain(&error)))
         })?;
         let holds = PairHolds::new(self.0.state.clone(), volume.clone(), peer.clone(), Side::Upstream);
-        Ok(Served { store, holds: Arc::new(holds), compression, limiter, meter })
+        Ok(Served { store, holds: Arc::new(holds), offer, compression, limiter, meter })
     }
 
     async fn announced(
@@ -54,7 +56,7 @@ impl Host for Answers {
         peer: &NodeName,
         announce: &Announce,
     ) -> Result<watch::Receiver<PullState>, Refusal> {
-        let Announce { volume, upstream_volume, number } = announce;
+        let Announce { volume, upstream_volume, number, exactly } = announce;
         let refused = || {
             let node = &self.0.name;
             let option =
@@ -73,7 +75,8 @@ impl Host for Answers {
         if source.host != *peer || expected != upstream_volume {
             return Err(refused());
         }
-        volume.with_puller(|puller| puller.map(|puller| puller.ask(Some(*number)))).ok_or_else(refused)
+        let wish = Wish { wanted: Some(*number), exactly: *exactly, delay: None };
+        volume.with_puller(|puller| puller.map(|puller| puller.ask(wish))).ok_or_else(refused)
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use tokio::sync::watch;
-use zumastor_core::{NodeName, config::TargetConfig};
+use zumastor_core::{NodeName, SnapshotNumber, SnapshotRecord, StoreError, config::TargetConfig};
 use zumastor_net::{
     AnnounceError, Patience, Progress, PullSummary, announce,
     wire::{Announce, Refusal, RefusalCode},
@@ -27,6 +27,12 @@ pub struct Push {
 }
 
 impl Push {
+    /// The newest snapshot that the target is to have.
+    async fn newest(&self) -> Result<Option<SnapshotRecord>, StoreError> {
+        let snapshots = self.volume.store().await?.snapshots().await?;
+        Ok(snapshots.into_iter().rev().find(|record| self.target.rotations.takes(record)))
+    }
+
     /// Starts to serve a target. What it has missed is made up for at once.
     pub async fn start(daemon: &Arc<Daemon>, volume: &Arc<Volume>, host: &NodeName, target: &TargetConfig) {
         let job = Self {
@@ -54,7 +60,7 @@ impl Job for Push {
                 return true;
             }
         };
-        match self.volume.newest().await {
+        match self.newest().await {
             Ok(newest) => {
                 newest.is_some_and(|newest| cursor.is_none_or(|cursor| cursor.common < newest.number()))
             }
@@ -63,22 +69,33 @@ impl Job for Push {
         }
     }
 
-    async fn run(&self, progress: &watch::Sender<Progress>) -> Result<PullSummary, Trouble> {
+    async fn run(
+        &self,
+        exactly: Option<SnapshotNumber>,
+        progress: &watch::Sender<Progress>,
+    ) -> Result<PullSummary, Trouble> {
         let passing = |error: &dyn std::error::Error| Trouble {
             refusal: Refusal::new(RefusalCode::Failed, chain(error)),
             passing: true,
         };
-        let newest = self.volume.newest().await.map_err(|error| passing(&error))?;
-        let Some(newest) = newest else {
-            let nothing = format!("volume {} has no snapshot yet", self.volume.name);
+        let newest = self.newest().await.map_err(|error| passing(&error))?;
+        let Some(number) = exactly.or(newest.as_ref().map(SnapshotRecord::number)) else {
+            let nothing = format!("volume {} has no snapshot for {} yet", self.volume.name, self.host);
             return Err(Trouble { refusal: Refusal::new(RefusalCode::Failed, nothing), passing: false });
         };
+        // The downstream may fetch it, whatever it is to have otherwise.
+        self.volume.with_target(&self.host, |target| {
+            if let Some(target) = target {
+                target.offer_also(exactly);
+            }
+        });
         let link = self.daemon.node().link(&self.host).await.map_err(|error| passing(&error))?;
         let own = self.volume.name.to_string();
         let news = Announce {
             volume: self.target.name.clone().unwrap_or_else(|| own.clone()),
             upstream_volume: own,
-            number: newest.number(),
+            number,
+            exactly: exactly.is_some(),
         };
         let mut follow = |now: Progress| {
             progress.send_replace(now);

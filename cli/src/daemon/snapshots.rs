@@ -126,7 +126,8 @@ impl From<StateError> for Failure {
     }
 }
 
-fn no_snapshot(volume: &VolumeName, number: SnapshotNumber) -> Failure {
+/// That a volume has no such snapshot.
+pub fn no_snapshot(volume: &VolumeName, number: SnapshotNumber) -> Failure {
     Failure::failed(format!("volume {volume} has no snapshot {number}"))
         .remedy(format!("`zumastor status {volume}` lists them"))
 }

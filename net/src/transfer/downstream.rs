@@ -22,7 +22,7 @@ use super::{
 use crate::{
     frame::{self, FrameError, Limits},
     host::{Holds, Link},
-    progress::{Phase, PullSummary, Reporter},
+    progress::{Phase, Progress, PullSummary, Reporter},
     wire::{
         ChangedSegment, Committed, CommittedReply, MAX_CONTROL, MAX_HAVE, MAX_VOLUME, Plan, Refusal,
         RefusalCode, Request, Want, WantReply,
@@ -42,12 +42,15 @@ pub struct Replica {
     pub streams: usize,
     /// How long something unfinished may go without being made durable: so much work an interruption costs at most.
     pub checkpoint: Duration,
+    /// The snapshot to receive, unless a more recent one is here already; without it, the newest there is for this node.
+    pub wanted: Option<SnapshotNumber>,
 }
 
 impl Replica {
     /// A replica that is fetched over four streams and made durable every second.
     pub fn new(store: Arc<dyn SnapshotStore>, holds: Arc<dyn Holds>, volume: impl Into<String>) -> Self {
-        Self { store, holds, volume: volume.into(), streams: 4, checkpoint: Duration::from_secs(1) }
+        let (volume, checkpoint) = (volume.into(), Duration::from_secs(1));
+        Self { store, holds, volume, streams: 4, checkpoint, wanted: None }
     }
 }
 
@@ -141,7 +144,8 @@ impl fmt::Debug for Replica {
     }
 }
 
-/// Brings a replica to the upstream's newest snapshot, going on where an earlier pull was broken off.
+/// Brings a replica to what the upstream has for it, going on where an earlier pull was broken off: to the newest of its
+/// snapshots, one after the other where each is sent; or to the one that is [wanted](Replica::wanted).
 ///
 /// Cancel safety: dropping the future stops the transfer; what was checkpointed is taken up by the next call.
 pub async fn pull(
@@ -150,6 +154,30 @@ pub async fn pull(
     patience: &Patience,
     reporter: &Reporter,
 ) -> Result<PullSummary, PullError> {
+    let started = Instant::now();
+    let (mut summary, mut more) = pull_one(link, replica, patience, reporter).await?;
+    while more {
+        reporter.update(|progress| *progress = Progress::default());
+        let next;
+        (next, more) = pull_one(link, replica, patience, reporter).await?;
+        summary.number = next.number.or(summary.number);
+        summary.snapshots += next.snapshots;
+        summary.data += next.data;
+        summary.wire += next.wire;
+        summary.resumed += next.resumed;
+        summary.refetched += next.refetched;
+        summary.millis = started.elapsed().as_millis() as u64;
+    }
+    Ok(summary)
+}
+
+/// Receives one snapshot, if there is one to be received; also tells whether another follows.
+async fn pull_one(
+    link: &dyn Link,
+    replica: &Replica,
+    patience: &Patience,
+    reporter: &Reporter,
+) -> Result<(PullSummary, bool), PullError> {
     let started = Instant::now();
     reporter.phase(Phase::Planning);
     finish(replica).await?;
@@ -162,17 +190,22 @@ pub async fn pull(
                 return Err(PullError::Malformed("the number of a snapshot that is not here"));
             }
             none_beyond(&here, number.next())?;
-            replica.store.discard_staged().await?;
+            if replica.wanted.is_none() {
+                replica.store.discard_staged().await?;
+            }
             replica.holds.common(number).await?;
-            return Ok(summary(Some(number), started));
+            return Ok((summary(Some(number), started), false));
         }
-        WantReply::Nothing => return Ok(summary(None, started)),
+        WantReply::Nothing => return Ok((summary(None, started), false)),
         WantReply::Refused(refusal) => return Err(PullError::Refused(refusal)),
         WantReply::Working => return Err(PullError::Malformed("no answer")),
     };
     let digest = validate(&plan)?;
     let base = diverges_not(&plan, &here)?;
-    let number = plan.record.number();
+    let (number, more) = (plan.record.number(), plan.more);
+    if replica.wanted.is_some_and(|wanted| wanted != number) {
+        return Err(PullError::Malformed("a plan for another snapshot than the one that was asked for"));
+    }
     reporter.update(|progress| progress.number = Some(number));
 
     // Without a common snapshot, whatever is here is still likely to hold most of it: only what differs is fetched.
@@ -219,16 +252,18 @@ pub async fn pull(
         tracing::debug!(error = %describe(&error), "the upstream does not know yet that the snapshot has arrived");
     }
     let progress = reporter.current();
-    Ok(PullSummary {
+    let received = PullSummary {
         number: Some(number),
         received: true,
+        snapshots: 1,
         base,
         data: progress.data,
         wire: progress.wire,
         resumed: progress.resumed,
         refetched,
         millis: started.elapsed().as_millis() as u64,
-    })
+    };
+    Ok((received, more))
 }
 
 /// Makes the volume show its newest received snapshot, if a crash came between commit and flip.
@@ -296,7 +331,8 @@ async fn want(
         .collect::<Vec<_>>();
     let have = have[have.len().saturating_sub(MAX_HAVE)..].to_vec();
     let resume = staged.map(|staged| staged.record.guid());
-    let request = Request::Want(Want { volume: replica.volume.clone(), have, resume });
+    let request =
+        Request::Want(Want { volume: replica.volume.clone(), have, resume, wanted: replica.wanted });
     let mut channel = ask(link, &request, patience).await?;
     let limits = Limits { header: MAX_CONTROL, payload: 0 };
     let answer = async {
@@ -473,6 +509,7 @@ fn summary(number: Option<SnapshotNumber>, started: Instant) -> PullSummary {
     PullSummary {
         number,
         received: false,
+        snapshots: 0,
         base: None,
         data: 0,
         wire: 0,

@@ -1,6 +1,7 @@
 //! Both ends of a transfer, apart from sockets: they talk over any pair of byte streams.
 
 mod batch;
+mod choose;
 mod downstream;
 mod fetch;
 mod patience;
@@ -9,6 +10,7 @@ mod send;
 mod upstream;
 mod verify;
 
+pub use choose::Offer;
 pub use downstream::{PullError, Replica, finish, pull};
 pub use patience::Patience;
 pub use upstream::{AnnounceError, announce, serve};

@@ -13,6 +13,7 @@ use zumastor_core::{
 use super::{
     Patience,
     batch::BatchBuilder,
+    choose::{Choice, choose},
     send::{Sender, Sink, Stop},
 };
 use crate::{
@@ -187,23 +188,22 @@ async fn plan_for(
 async fn plan(served: &Served, want: &Want) -> Result<WantReply, StoreError> {
     let store = &served.store;
     let snapshots = store.snapshots().await?;
-    let ours: Vec<&SnapshotRecord> = snapshots.iter().filter(|record| !record.number().is_local()).collect();
-    let Some(newest) = ours.last() else {
-        return Ok(WantReply::Nothing);
+    let (target, common, more) = match choose(&snapshots, want, &served.offer) {
+        Choice::Nothing => return Ok(WantReply::Nothing),
+        Choice::Has(common) => {
+            served.holds.common(common).await?;
+            return Ok(WantReply::UpToDate(common));
+        }
+        Choice::NotFor(number) => {
+            let why = format!("the upstream has no snapshot {number}, or does not send it to this node");
+            return Ok(WantReply::Refused(Refusal::new(RefusalCode::Gone, why)));
+        }
+        Choice::Gets { target, base, more } => (target, base, more),
     };
-    let common = ours.iter().rev().find(|record| want.have.contains(&record.guid()));
-    if let Some(common) = common.filter(|common| common.number() == newest.number()) {
-        served.holds.common(common.number()).await?;
-        return Ok(WantReply::UpToDate(common.number()));
-    }
-    // What was begun is finished first, unless something newer has arrived there by other ways.
-    let begun = ours.iter().find(|record| want.resume == Some(record.guid()));
-    let begun = begun.filter(|record| common.is_none_or(|common| common.number() < record.number()));
-    let target = *begun.unwrap_or(newest);
     if target.size > MAX_VOLUME {
         return Err(StoreError::Unsupported("volumes beyond 128 TiB cannot be replicated".into()));
     }
-    let base = common.map(|record| record.number());
+    let base = common.map(SnapshotRecord::number);
     served.holds.transferring(base, target.number()).await?;
     if let Some(compression) = &served.compression {
         compression.begin();
@@ -211,7 +211,7 @@ async fn plan(served: &Served, want: &Want) -> Result<WantReply, StoreError> {
     let leaves = store.leaves(target.number()).await?;
     let record = SnapshotRecord { digest: leaves.digest(), ..target.clone() };
     let changed = changed_segments(&**store, base, target.number(), record.size).await?;
-    Ok(WantReply::Plan(Plan { record, base: common.map(|record| record.guid()), changed }))
+    Ok(WantReply::Plan(Plan { record, base: common.map(SnapshotRecord::guid), changed, more }))
 }
 
 /// Which segments carry changes, and how many bytes at most. Looks at a bounded part of the volume at a time.

@@ -23,7 +23,7 @@ fn plan() -> Plan {
     let new = NewSnapshot::manual(SnapshotNumber(0), Lineage::generate());
     let record = SnapshotRecord { new, size: SIZE, digest: Some(Digest([1; 32])) };
     let changed = vec![ChangedSegment { segment: SegmentIndex(0), bytes: 65_536 }];
-    Plan { record, base: None, changed }
+    Plan { record, base: None, changed, more: false }
 }
 
 fn want(reply: WantReply) -> Vec<u8> {

@@ -17,8 +17,8 @@ use zumastor_core::{
     Lineage, MemoryStore, NewSnapshot, NodeName, SnapshotNumber, SnapshotRecord, SnapshotStore, StoreError,
 };
 use zumastor_net::{
-    Channel, Compression, Holds, Host, Link, Meter, Patience, PullError, PullState, PullSummary, Replica,
-    Reporter, Served, pull, serve,
+    Channel, Compression, Holds, Host, Link, Meter, Offer, Patience, PullError, PullState, PullSummary,
+    Replica, Reporter, Served, pull, serve,
     wire::{Announce, Refusal, RefusalCode},
 };
 
@@ -59,6 +59,7 @@ pub struct Upstream {
     pub holds: Arc<HoldLog>,
     pub meter: Arc<Meter>,
     pub compression: Option<i32>,
+    pub offer: Mutex<Offer>,
 }
 
 impl Upstream {
@@ -71,6 +72,7 @@ impl Upstream {
             holds: Arc::default(),
             meter: Arc::default(),
             compression: Some(1),
+            offer: Mutex::default(),
         }
     }
 
@@ -89,6 +91,7 @@ impl Host for Upstream {
         Ok(Served {
             store: Arc::clone(&self.serving),
             holds: Arc::clone(&self.holds) as _,
+            offer: self.offer.lock().unwrap().clone(),
             compression: self.compression.map(|level| Arc::new(Compression::new(level))),
             limiter: None,
             meter: Arc::clone(&self.meter),
