@@ -13,9 +13,9 @@ use zumastor_core::{NodeName, SnapshotNumber, VolumeName};
 use crate::{
     api::{
         AddPeer, DefineSource, DefineTarget, DefineVolume, Outcome, PeerStatus, Replicate, ReplicateEvent,
-        SnapshotStatus, Status,
+        Resize, SnapshotStatus, Status,
     },
-    exit::{Exit, Failure},
+    exit::Failure,
     paths::{Paths, check_socket_path},
 };
 
@@ -113,6 +113,17 @@ impl Client {
         name: &str,
     ) -> Result<Outcome, Failure> {
         self.call(Method::DELETE, &hold_path(volume, number, name), None::<&()>).await
+    }
+
+    /// `revert`.
+    pub async fn revert(&self, volume: &VolumeName, number: SnapshotNumber) -> Result<Outcome, Failure> {
+        let path = format!("/v1/volumes/{volume}/snapshots/{number}/revert");
+        self.call(Method::POST, &path, None::<&()>).await
+    }
+
+    /// `resize`.
+    pub async fn resize(&self, volume: &VolumeName, resize: &Resize) -> Result<Outcome, Failure> {
+        self.call(Method::PUT, &format!("/v1/volumes/{volume}/size"), Some(resize)).await
     }
 
     /// `replicate`, without waiting for it.
@@ -240,7 +251,7 @@ async fn good(response: Response<Incoming>) -> Result<Response<Incoming>, Failur
     let bytes = response.into_body().collect().await.map_err(|_| cut_off())?.to_bytes();
     Err(serde_json::from_slice(&bytes).unwrap_or_else(|_| {
         let text = String::from_utf8_lossy(&bytes);
-        Failure { error: format!("the daemon answered {status}: {text}"), remedy: None, exit: Exit::Failed }
+        Failure::failed(format!("the daemon answered {status}: {text}"))
     }))
 }
 

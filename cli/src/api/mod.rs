@@ -12,6 +12,8 @@
 //! | `DELETE /volumes/VOLUME/targets/HOST` | | [`Outcome`] |
 //! | `POST /volumes/VOLUME/snapshots` | | [`SnapshotStatus`] |
 //! | `PUT`, `DELETE /volumes/VOLUME/snapshots/NUMBER/holds/NAME` | | [`Outcome`] |
+//! | `POST /volumes/VOLUME/snapshots/NUMBER/revert` | | [`Outcome`] |
+//! | `PUT /volumes/VOLUME/size` | [`Resize`] | [`Outcome`] |
 //! | `POST /volumes/VOLUME/replicate` | [`Replicate`] | [`Outcome`]; with `wait`, lines of [`ReplicateEvent`] |
 //! | `GET /peers` | | a list of [`PeerStatus`] |
 //! | `POST /peers` | [`AddPeer`] | [`Outcome`] |
@@ -61,6 +63,17 @@ pub struct DefineTarget {
     pub host: String,
     /// How it is sent.
     pub options: TargetConfig,
+}
+
+/// `resize`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Resize {
+    /// New size of the head in bytes.
+    pub origin: u64,
+    /// Cut off what lies beyond the new end.
+    #[serde(default)]
+    pub yes: bool,
 }
 
 /// `replicate`.

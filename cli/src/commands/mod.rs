@@ -1,5 +1,6 @@
 //! What a person types: one file for each verb.
 
+mod confirm;
 mod daemon;
 mod define;
 mod demo;
@@ -8,6 +9,8 @@ mod forget;
 mod hold;
 mod peer;
 mod replicate;
+mod resize;
+mod revert;
 mod snapshot;
 mod status;
 
@@ -37,6 +40,8 @@ enum Command {
     Forget(forget::Args),
     Snapshot(snapshot::Args),
     Replicate(replicate::Args),
+    Revert(revert::Args),
+    Resize(resize::Args),
     Status(status::Args),
     Peer(peer::Args),
     Hold(hold::HoldArgs),
@@ -55,6 +60,8 @@ pub fn run() -> ExitCode {
         Command::Forget(args) => with_client(async |client| forget::run(args, client).await),
         Command::Snapshot(args) => with_client(async |client| snapshot::run(args, client).await),
         Command::Replicate(args) => with_client(async |client| replicate::run(args, client).await),
+        Command::Revert(args) => with_client(async |client| revert::run(args, client).await),
+        Command::Resize(args) => with_client(async |client| resize::run(args, client).await),
         Command::Status(args) => with_client(async |client| status::run(args, client).await),
         Command::Peer(args) => with_client(async |client| peer::run(args, client).await),
         Command::Hold(args) => with_client(async |client| hold::hold(args, client).await),

@@ -36,6 +36,8 @@ pub async fn serve(listener: UnixListener, daemon: Arc<Daemon>, mut stop: watch:
         .route("/targets/{host}", delete(forget_target))
         .route("/snapshots", post(snapshot))
         .route("/snapshots/{number}/holds/{hold}", put(hold).delete(release))
+        .route("/snapshots/{number}/revert", post(revert))
+        .route("/size", put(resize))
         .route("/replicate", post(replicate));
     let v1 = Router::new()
         .route("/status", get(status_of_all))
@@ -112,6 +114,18 @@ async fn forget_target(State(daemon): Shared, Path((volume, host)): Path<(String
 async fn snapshot(State(daemon): Shared, Path(volume): Path<String>) -> Answer {
     let volume = parse(&volume)?;
     to_the_end(async move { daemon.snapshot(&volume).await }).await
+}
+
+async fn revert(State(daemon): Shared, Path((volume, number)): Path<(String, String)>) -> Answer {
+    let volume = parse(&volume)?;
+    let number = parse_number(&number)?;
+    to_the_end(async move { daemon.revert(&volume, number).await }).await
+}
+
+async fn resize(State(daemon): Shared, Path(volume): Path<String>, body: Bytes) -> Answer {
+    let volume = parse(&volume)?;
+    let body = from_json(&body)?;
+    to_the_end(async move { daemon.resize(&volume, body).await }).await
 }
 
 async fn hold(State(daemon): Shared, Path((volume, number, name)): Path<(String, String, String)>) -> Answer {

@@ -9,6 +9,8 @@ mod peers;
 mod puller;
 mod pusher;
 mod replicate;
+mod resize;
+mod revert;
 mod schedule;
 mod snapshots;
 mod start;

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use zumastor_core::{HoldOwner, NewSnapshot, SnapshotNumber, VolumeName};
+use zumastor_core::{HoldOwner, NewSnapshot, SnapshotNumber, SnapshotRecord, VolumeName};
 
-use super::{Daemon, holds::blocking, state::StateError, status::snapshot_status};
+use super::{Daemon, holds::blocking, state::StateError, status::snapshot_status, volume::Volume};
 use crate::{
     api::{Outcome, Role, SnapshotStatus},
     exit::{Failure, chain},
@@ -14,21 +14,28 @@ impl Daemon {
     /// `snapshot`.
     pub async fn snapshot(self: &Arc<Self>, name: &VolumeName) -> Result<SnapshotStatus, Failure> {
         let volume = self.volume(name)?;
-        match volume.role() {
-            Role::Master => {}
-            Role::Replica => {
-                return Err(Failure::refused(format!(
-                    "volume {name} is a replica: its snapshots come from its source"
-                ))
-                .remedy("take the snapshot on the master"));
-            }
-            Role::Undecided => {
-                return Err(Failure::refused(format!("this node is not the master of volume {name}"))
-                    .remedy(format!("`zumastor define master {name}` first")));
-            }
-        }
-        let store = volume.store().await?;
+        self.check_master(&volume, "take a snapshot of it").await?;
         let _snapshotting = volume.snapshotting.lock().await;
+        let record = self.take_snapshot(&volume).await?;
+        Ok(snapshot_status(&record, &[]))
+    }
+
+    /// Refuses, unless this node is the volume's master.
+    pub async fn check_master(&self, volume: &Volume, what: &str) -> Result<(), Failure> {
+        let name = &volume.name;
+        match volume.role() {
+            Role::Master => Ok(()),
+            Role::Replica => Err(Failure::refused(format!(
+                "volume {name} is a replica: it is always what comes from its source, so {what} on the master"
+            ))),
+            Role::Undecided => Err(Failure::refused(format!("this node is not the master of volume {name}"))
+                .remedy(format!("`zumastor define master {name}` first"))),
+        }
+    }
+
+    /// Takes a manual snapshot of a volume that this node masters. To be called with `snapshotting` held.
+    pub async fn take_snapshot(&self, volume: &Arc<Volume>) -> Result<SnapshotRecord, Failure> {
+        let (store, name) = (volume.store().await?, &volume.name);
         let newest = volume.newest().await?;
         let least = newest.as_ref().map_or(SnapshotNumber(0), |newest| newest.number().next());
         let (state, owned) = (self.state.clone(), name.clone());
@@ -51,13 +58,13 @@ impl Daemon {
         tracing::info!(volume = %name, %number, "snapshot taken");
         volume.rearm_targets();
         // The digest is wanted as soon as it is sent; until then there is time.
-        let volume = name.clone();
+        let volume = volume.name.clone();
         tokio::spawn(async move {
             if let Err(error) = store.leaves(number).await {
                 tracing::warn!(%volume, %number, error = %chain(&error), "the digest could not be computed");
             }
         });
-        Ok(snapshot_status(&record, &[]))
+        Ok(record)
     }
 
     /// `hold`.
