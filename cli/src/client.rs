@@ -56,6 +56,11 @@ impl Client {
         self.call(Method::PUT, &format!("/v1/volumes/{volume}/master"), None::<&()>).await
     }
 
+    /// `promote`.
+    pub async fn promote(&self, volume: &VolumeName) -> Result<Outcome, Failure> {
+        self.call(Method::POST, &format!("/v1/volumes/{volume}/promote"), None::<&()>).await
+    }
+
     /// `define source`.
     pub async fn define_source(
         &self,

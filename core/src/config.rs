@@ -75,7 +75,17 @@ pub struct VolumeConfig {
 /// `[master]`: this node takes the volume's snapshots.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct MasterConfig {}
+pub struct MasterConfig {
+    /// The time, in milliseconds since 1970, at which this node was made the master in place of another: the later one is the
+    /// master. Written by `promote`.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub epoch: u64,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
 
 /// `[source]`: where the volume comes from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

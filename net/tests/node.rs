@@ -61,6 +61,8 @@ async fn a_volume_crosses_quic_whoever_opened_the_connection() {
     let link = alpha.node.link(&"beta".parse().unwrap()).await.unwrap();
     let news = wire::Announce {
         exactly: false,
+        lineage: zumastor_core::Lineage::generate(),
+        epoch: 0,
         volume: "x".into(),
         upstream_volume: "vol".into(),
         number: zumastor_core::SnapshotNumber(0),

@@ -6,6 +6,7 @@
 //! | `POST /volumes/VOLUME` | [`DefineVolume`] | [`Outcome`] |
 //! | `DELETE /volumes/VOLUME` | | [`Outcome`] |
 //! | `PUT /volumes/VOLUME/master` | | [`Outcome`] |
+//! | `POST /volumes/VOLUME/promote` | | [`Outcome`] |
 //! | `PUT /volumes/VOLUME/source` | [`DefineSource`] | [`Outcome`] |
 //! | `DELETE /volumes/VOLUME/source` | | [`Outcome`] |
 //! | `PUT /volumes/VOLUME/targets` | [`DefineTarget`] | [`Outcome`] |
@@ -53,6 +54,9 @@ pub struct DefineSource {
     pub period: Option<u64>,
     /// The volume's name there.
     pub name: Option<String>,
+    /// Make a master a replica without asking.
+    #[serde(default)]
+    pub yes: bool,
 }
 
 /// `define target`.

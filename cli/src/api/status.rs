@@ -51,6 +51,9 @@ pub struct VolumeStatus {
     pub health: Health,
     /// Why it is not well.
     pub trouble: Option<String>,
+    /// Set on a master when another node has been made the master since.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub superseded: Option<Superseded>,
     /// The origin.
     pub origin: PathBuf,
     /// The snapshot store.
@@ -87,6 +90,17 @@ pub enum Role {
     Replica,
     /// Not decided yet.
     Undecided,
+}
+
+/// That another node is the master.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Superseded {
+    /// Its epoch: the time it was made the master, in milliseconds since 1970.
+    pub epoch: u64,
+    /// The peer that said so.
+    pub by: NodeName,
+    /// When.
+    pub heard: Timestamp,
 }
 
 /// How a volume is doing.

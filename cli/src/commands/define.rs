@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use zumastor_core::{Selection, VolumeName, config::TargetConfig, parse_size};
 
-use super::volume_name;
+use super::{confirm::confirmed, volume_name};
 use crate::{
     api::{DefineSource, DefineTarget, DefineVolume},
     client::Client,
@@ -62,6 +62,9 @@ pub struct Source {
     /// The volume's name there, if it is another
     #[arg(short, long, value_name = "REMOTE", value_parser = volume_name)]
     name: Option<VolumeName>,
+    /// Do not ask before a master is made a replica
+    #[arg(short, long)]
+    yes: bool,
 }
 
 /// Send the volume to another node
@@ -101,9 +104,11 @@ pub async fn run(args: Args, client: Client) -> Result<(), Failure> {
             client.define_volume(&volume, &define).await?
         }
         What::Master(Master { volume }) => client.define_master(&volume).await?,
-        What::Source(Source { volume, host, period, name }) => {
-            let define = DefineSource { host, period, name: name.map(String::from) };
-            client.define_source(&volume, &define).await?
+        What::Source(Source { volume, host, period, name, yes }) => {
+            let define = DefineSource { host, period, name: name.map(String::from), yes };
+            let attempt =
+                async |yes| client.define_source(&volume, &DefineSource { yes, ..define.clone() }).await;
+            confirmed(yes, attempt).await?
         }
         What::Target(Target { volume, host, period, name, ratelimit, uncompressed, rotations, all }) => {
             let rotations = Selection::new(rotations).map_err(|error| Failure::usage(error.to_string()))?;

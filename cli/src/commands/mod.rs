@@ -8,6 +8,7 @@ mod digest;
 mod forget;
 mod hold;
 mod peer;
+mod promote;
 mod replicate;
 mod resize;
 mod revert;
@@ -40,6 +41,7 @@ enum Command {
     Forget(forget::Args),
     Snapshot(snapshot::Args),
     Replicate(replicate::Args),
+    Promote(promote::Args),
     Revert(revert::Args),
     Resize(resize::Args),
     Status(status::Args),
@@ -60,6 +62,7 @@ pub fn run() -> ExitCode {
         Command::Forget(args) => with_client(async |client| forget::run(args, client).await),
         Command::Snapshot(args) => with_client(async |client| snapshot::run(args, client).await),
         Command::Replicate(args) => with_client(async |client| replicate::run(args, client).await),
+        Command::Promote(args) => with_client(async |client| promote::run(args, client).await),
         Command::Revert(args) => with_client(async |client| revert::run(args, client).await),
         Command::Resize(args) => with_client(async |client| resize::run(args, client).await),
         Command::Status(args) => with_client(async |client| status::run(args, client).await),

@@ -31,6 +31,7 @@ pub async fn serve(listener: UnixListener, daemon: Arc<Daemon>, mut stop: watch:
     let volume = Router::new()
         .route("/", post(define_volume).delete(forget_volume))
         .route("/master", put(define_master))
+        .route("/promote", post(promote))
         .route("/source", put(define_source).delete(forget_source))
         .route("/targets", put(define_target))
         .route("/targets/{host}", delete(forget_target))
@@ -87,6 +88,11 @@ async fn forget_volume(State(daemon): Shared, Path(volume): Path<String>) -> Ans
 async fn define_master(State(daemon): Shared, Path(volume): Path<String>) -> Answer {
     let volume = parse(&volume)?;
     to_the_end(async move { daemon.define_master(&volume).await }).await
+}
+
+async fn promote(State(daemon): Shared, Path(volume): Path<String>) -> Answer {
+    let volume = parse(&volume)?;
+    to_the_end(async move { daemon.promote(&volume).await }).await
 }
 
 async fn define_source(State(daemon): Shared, Path(volume): Path<String>, body: Bytes) -> Answer {

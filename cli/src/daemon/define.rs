@@ -16,6 +16,7 @@ use super::{
     holds::blocking,
     puller::Pull,
     pusher::Push,
+    state::Era,
     volume::{Volume, exists},
 };
 use crate::{
@@ -123,21 +124,15 @@ impl Daemon {
     }
 
     /// `define master`.
-    pub async fn define_master(&self, name: &VolumeName) -> Result<Outcome, Failure> {
+    pub async fn define_master(self: &Arc<Self>, name: &VolumeName) -> Result<Outcome, Failure> {
         let _editing = self.editing.lock().await;
         let volume = self.volume(name)?;
         let mut config = volume.config();
         if config.master.is_some() {
             return Ok(Outcome::already(format!("this node is the master of volume {name} already")));
         }
-        if let Some(source) = &config.source {
-            return Err(Failure::refused(format!(
-                "volume {name} is a replica: it comes from {}",
-                source.host
-            ))
-            .remedy(format!(
-                "`zumastor forget source {name}` first: from then on it receives nothing more"
-            )));
+        if config.source.is_some() {
+            return self.take_over(&volume).await;
         }
         if !exists(config.origin.clone()).await {
             let origin = config.origin.display();
@@ -146,7 +141,15 @@ impl Daemon {
             ))
             .remedy("create it, or `zumastor define source` if the volume comes from another node"));
         }
-        config.master = Some(MasterConfig::default());
+        let epoch = match volume.newest().await? {
+            Some(newest) => self.era(newest.new.lineage).await?,
+            None => Era::default(),
+        };
+        if epoch.latest > epoch.here {
+            // It was defined anew; in between, another node was made the master.
+            return self.take_over(&volume).await;
+        }
+        config.master = Some(MasterConfig { epoch: epoch.here });
         self.write_volume(name, &config).await?;
         volume.set_config(config);
         Ok(Outcome::changed(format!("this node is the master of volume {name}")))
@@ -162,17 +165,12 @@ impl Daemon {
         let volume = self.volume(name)?;
         check_options(define.period, None, define.name.as_deref())?;
         let mut config = volume.config();
-        if config.master.is_some() {
-            return Err(Failure::refused(format!("this node is the master of volume {name}")).remedy(
-                format!("`zumastor forget volume {name}` keeps all data; then define it again, as a replica"),
-            ));
-        }
         let (host, address) = self.resolve_host(&define.host)?;
         if let Some(there) = config.source.as_ref().filter(|there| there.host != host) {
             return Err(Failure::refused(format!("volume {name} comes from {}", there.host))
                 .remedy(format!("`zumastor forget source {name}` first")));
         }
-        if config.target.contains_key(&host) {
+        if config.target.contains_key(&host) && config.master.is_none() {
             return Err(Failure::refused(format!(
                 "volume {name} is sent to {host}, so it cannot come from there"
             ))
@@ -201,11 +199,29 @@ impl Daemon {
         if config.source.as_ref() == Some(&source) {
             return Ok(Outcome::already(format!("volume {name} comes from {host} so already")));
         }
+        let mut notes = Vec::new();
+        if let Some(master) = config.master.take() {
+            if !define.yes {
+                return Err(Failure::refused(format!(
+                    "this node is the master of volume {name}: as a replica of {host} it will hold what {host} has, and take \
+                     no snapshots of its own"
+                ))
+                .asks("What it holds now is kept as a snapshot. Make it a replica?"));
+            }
+            let kept = self.keep_mastered(&volume, master.epoch).await?;
+            notes.push(format!("this node is not the master of volume {name} any more"));
+            notes.extend(kept.map(|kept| format!("what it held is kept as snapshot {kept}")));
+            if config.target.remove(&host).is_some() {
+                notes.push(format!("it is sent to {host} no more"));
+            }
+        }
         config.source = Some(source.clone());
         self.write_volume(name, &config).await?;
         volume.set_config(config);
+        volume.set_target(&host, || None).await;
         Pull::start(self, &volume, &source).await;
         let outcome = Outcome::changed(format!("volume {name} comes from {host}"));
+        let outcome = notes.into_iter().fold(outcome, Outcome::note);
         let note = format!("there, it must be sent: `zumastor define target {remote} {}`", self.name);
         Ok(outcome.note(note))
     }
@@ -302,6 +318,15 @@ impl Daemon {
             _ => self.known_host(host)?,
         };
         if config.target.remove(&host).is_none() {
+            let (state, owned, peer) = (self.state.clone(), name.clone(), host.clone());
+            let left = blocking(move || state.cursor(&owned, &peer)).await?.is_some();
+            if left && config.source.as_ref().is_none_or(|source| source.host != host) {
+                // It was the source, until this node was promoted.
+                self.forget_pair(name, &host).await?;
+                return Ok(Outcome::changed(format!(
+                    "what was held of volume {name} for {host} is held no more"
+                )));
+            }
             return Err(Failure::failed(format!("volume {name} is not sent to {host}")));
         }
         self.write_volume(name, &config).await?;

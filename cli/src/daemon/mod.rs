@@ -3,9 +3,11 @@
 mod config_files;
 mod control;
 mod define;
+mod epochs;
 mod holds;
 mod host;
 mod peers;
+mod promote;
 mod puller;
 mod pusher;
 mod replicate;

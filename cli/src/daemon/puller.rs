@@ -18,6 +18,7 @@ use zumastor_net::{
 
 use super::{
     Daemon,
+    epochs::ReplicaEpochs,
     holds::{PairHolds, Side},
     volume::Volume,
     worker::{Job, Trouble, Worker},
@@ -58,7 +59,8 @@ impl Pull {
         let (state, host) = (self.daemon.state.clone(), self.source.host.clone());
         let holds = PairHolds::new(state, self.volume.clone(), host, Side::Downstream);
         let remote = self.source.name.clone().unwrap_or_else(|| self.volume.name.to_string());
-        let replica = Replica { wanted, ..Replica::new(store, Arc::new(holds), remote) };
+        let epochs = Arc::new(ReplicaEpochs::new(self.daemon.state.clone(), self.volume.name.clone()));
+        let replica = Replica { wanted, epochs, ..Replica::new(store, Arc::new(holds), remote) };
         // A snapshot that is complete is shown, whether or not the upstream can be reached.
         finish(&replica).await.map_err(|error| pull_trouble(&error))?;
         self.queued.store(true, Ordering::Relaxed);

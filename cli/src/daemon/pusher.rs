@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use jiff::Timestamp;
 use tokio::sync::watch;
 use zumastor_core::{NodeName, SnapshotNumber, SnapshotRecord, StoreError, config::TargetConfig};
 use zumastor_net::{
@@ -12,11 +13,15 @@ use zumastor_net::{
 
 use super::{
     Daemon,
+    epochs::superseded_text,
     holds::blocking,
     volume::{Target, Volume},
     worker::{Job, Trouble, Worker},
 };
-use crate::{api::Direction, exit::chain};
+use crate::{
+    api::{Direction, Superseded},
+    exit::{Failure, chain},
+};
 
 /// Announces one volume to one of its targets.
 pub struct Push {
@@ -83,6 +88,18 @@ impl Job for Push {
             let nothing = format!("volume {} has no snapshot for {} yet", self.volume.name, self.host);
             return Err(Trouble { refusal: Refusal::new(RefusalCode::Failed, nothing), passing: false });
         };
+        let failed = |failure: Failure| Trouble {
+            refusal: Refusal::new(RefusalCode::Failed, failure.error),
+            passing: true,
+        };
+        let stopped =
+            |text: String| Trouble { refusal: Refusal::new(RefusalCode::Stopped, text), passing: false };
+        if let Some(superseded) = self.daemon.superseded(&self.volume).await.map_err(failed)? {
+            return Err(stopped(superseded_text(&self.volume.name, &superseded)));
+        }
+        let Some((lineage, epoch)) = self.daemon.epoch(&self.volume).await.map_err(failed)? else {
+            return Err(stopped(format!("volume {} has no snapshot of its own", self.volume.name)));
+        };
         // The downstream may fetch it, whatever it is to have otherwise.
         self.volume.with_target(&self.host, |target| {
             if let Some(target) = target {
@@ -96,17 +113,25 @@ impl Job for Push {
             upstream_volume: own,
             number,
             exactly: exactly.is_some(),
+            lineage,
+            epoch,
         };
         let mut follow = |now: Progress| {
             progress.send_replace(now);
         };
-        announce(&*link, news, &Patience::default(), &mut follow).await.map_err(|error| match error {
-            AnnounceError::Refused(refusal) => {
+        match announce(&*link, news, &Patience::default(), &mut follow).await {
+            Ok(summary) => Ok(summary),
+            Err(AnnounceError::Refused(refusal)) => {
                 let passing = refusal.code != RefusalCode::Stopped;
-                Trouble { refusal, passing }
+                Err(Trouble { refusal, passing })
             }
-            other => passing(&other),
-        })
+            Err(AnnounceError::Superseded(epoch)) => {
+                self.daemon.hear(&self.volume.name, lineage, epoch, &self.host).await;
+                let superseded = Superseded { epoch, by: self.host.clone(), heard: Timestamp::now() };
+                Err(stopped(superseded_text(&self.volume.name, &superseded)))
+            }
+            Err(other) => Err(passing(&other)),
+        }
     }
 
     async fn ended(&self, result: &Result<PullSummary, Trouble>) {

@@ -8,7 +8,7 @@ use super::{Daemon, snapshots::no_snapshot, volume::Volume};
 use crate::{api::Outcome, exit::Failure};
 
 /// After a write, files keep one time of modification for so long; only then can the store vouch for what it copies.
-const SETTLING: Duration = Duration::from_millis(60);
+pub const SETTLING: Duration = Duration::from_millis(60);
 
 impl Daemon {
     /// `revert`.

@@ -4,7 +4,10 @@ use std::sync::Arc;
 
 use zumastor_core::{HoldOwner, NewSnapshot, SnapshotNumber, SnapshotRecord, VolumeName};
 
-use super::{Daemon, holds::blocking, state::StateError, status::snapshot_status, volume::Volume};
+use super::{
+    Daemon, epochs::superseded_text, holds::blocking, state::StateError, status::snapshot_status,
+    volume::Volume,
+};
 use crate::{
     api::{Outcome, Role, SnapshotStatus},
     exit::{Failure, chain},
@@ -24,7 +27,10 @@ impl Daemon {
     pub async fn check_master(&self, volume: &Volume, what: &str) -> Result<(), Failure> {
         let name = &volume.name;
         match volume.role() {
-            Role::Master => Ok(()),
+            Role::Master => match self.superseded(volume).await? {
+                None => Ok(()),
+                Some(superseded) => Err(Failure::refused(superseded_text(name, &superseded))),
+            },
             Role::Replica => Err(Failure::refused(format!(
                 "volume {name} is a replica: it is always what comes from its source, so {what} on the master"
             ))),

@@ -9,7 +9,7 @@ use zumastor_core::{
     config::VolumeConfig,
 };
 
-use super::{Daemon, holds::blocking, state::Cursor, volume::Volume};
+use super::{Daemon, epochs::superseded_text, holds::blocking, state::Cursor, volume::Volume};
 use crate::{
     api::{
         HeadStatus, Health, Lag, NodeStatus, STATUS_SCHEMA, SnapshotStatus, SourceStatus, Status,
@@ -113,9 +113,17 @@ impl Daemon {
         {
             (health, trouble) = (Health::Stopped, Some(written));
         }
+        let superseded = match health {
+            Health::Unavailable => None,
+            _ => self.superseded(volume).await?,
+        };
+        if let Some(superseded) = &superseded {
+            (health, trouble) = (Health::Stopped, Some(superseded_text(&volume.name, superseded)));
+        }
         Ok(VolumeStatus {
             name: volume.name.clone(),
             role: volume.role(),
+            superseded,
             health,
             trouble,
             origin: config.origin,

@@ -89,7 +89,7 @@ mod tests {
 
     fn want(have: &[&SnapshotRecord]) -> Want {
         let have = have.iter().map(|record| record.guid()).collect();
-        Want { volume: "v".into(), have, resume: None, wanted: None }
+        Want { volume: "v".into(), have, resume: None, wanted: None, epoch: None }
     }
 
     /// Target, base, and whether more follow, by number.

@@ -15,6 +15,7 @@ use zumastor_core::{
 
 use super::{
     Patience,
+    era::{self, Epochs, ForgetfulEpochs},
     fetch::{Find, Job, Writers, ask},
     upstream::describe,
     verify::damaged_in,
@@ -44,13 +45,16 @@ pub struct Replica {
     pub checkpoint: Duration,
     /// The snapshot to receive, unless a more recent one is here already; without it, the newest there is for this node.
     pub wanted: Option<SnapshotNumber>,
+    /// The epoch of what is here.
+    pub epochs: Arc<dyn Epochs>,
 }
 
 impl Replica {
     /// A replica that is fetched over four streams and made durable every second.
     pub fn new(store: Arc<dyn SnapshotStore>, holds: Arc<dyn Holds>, volume: impl Into<String>) -> Self {
         let (volume, checkpoint) = (volume.into(), Duration::from_secs(1));
-        Self { store, holds, volume, streams: 4, checkpoint, wanted: None }
+        let epochs = Arc::new(ForgetfulEpochs::default());
+        Self { store, holds, volume, streams: 4, checkpoint, wanted: None, epochs }
     }
 }
 
@@ -181,19 +185,24 @@ async fn pull_one(
     let started = Instant::now();
     reporter.phase(Phase::Planning);
     finish(replica).await?;
-    let here = replica.store.snapshots().await?;
+    let mut here = replica.store.snapshots().await?;
     let staged = replica.store.staged().await?;
     let plan = match want(link, replica, &here, staged.as_ref(), patience).await? {
         WantReply::Plan(plan) => plan,
-        WantReply::UpToDate(number) => {
-            if !here.iter().any(|record| record.number() == number) {
+        WantReply::UpToDate { number, epoch } => {
+            let Some(common) = here.iter().find(|record| record.number() == number && !number.is_local())
+            else {
                 return Err(PullError::Malformed("the number of a snapshot that is not here"));
-            }
+            };
+            let lineage = common.new.lineage;
+            era::follow(replica, &mut here, Some(number), lineage, epoch).await?;
             none_beyond(&here, number.next())?;
             if replica.wanted.is_none() {
                 replica.store.discard_staged().await?;
             }
             replica.holds.common(number).await?;
+            // Unless it does already.
+            finish(replica).await?;
             return Ok((summary(Some(number), started), false));
         }
         WantReply::Nothing => return Ok((summary(None, started), false)),
@@ -201,6 +210,13 @@ async fn pull_one(
         WantReply::Working => return Err(PullError::Malformed("no answer")),
     };
     let digest = validate(&plan)?;
+    same_lineage(&plan, &here)?;
+    let common = here.iter().find(|record| Some(record.guid()) == plan.base && !record.number().is_local());
+    let common = common.map(SnapshotRecord::number);
+    if plan.base.is_some() && common.is_none() {
+        return Err(PullError::Malformed("a plan on a base that is not here"));
+    }
+    era::follow(replica, &mut here, common, plan.record.new.lineage, plan.epoch).await?;
     let base = diverges_not(&plan, &here)?;
     let (number, more) = (plan.record.number(), plan.more);
     if replica.wanted.is_some_and(|wanted| wanted != number) {
@@ -300,7 +316,7 @@ async fn seed(replica: &Replica, mut here: Vec<SnapshotRecord>) -> Result<Option
     let store = &replica.store;
     let received = here.iter().any(|record| !record.number().is_local());
     if !received && store.head().await? == HeadState::Written {
-        let number = here.last().map_or(SnapshotNumber::local(0), |last| last.number().next());
+        let number = era::next_local(&here);
         tracing::info!(%number, "keeping what the volume holds as a local snapshot");
         here.push(store.create_snapshot(NewSnapshot::manual(number, Lineage::generate())).await?);
         // Just after a write the store cannot tell whether another one followed. A moment later it can.
@@ -331,8 +347,12 @@ async fn want(
         .collect::<Vec<_>>();
     let have = have[have.len().saturating_sub(MAX_HAVE)..].to_vec();
     let resume = staged.map(|staged| staged.record.guid());
-    let request =
-        Request::Want(Want { volume: replica.volume.clone(), have, resume, wanted: replica.wanted });
+    let epoch = match era::lineage(here) {
+        Some(lineage) => Some((lineage, replica.epochs.epoch(lineage).await?)),
+        None => None,
+    };
+    let (volume, wanted) = (replica.volume.clone(), replica.wanted);
+    let request = Request::Want(Want { volume, have, resume, wanted, epoch });
     let mut channel = ask(link, &request, patience).await?;
     let limits = Limits { header: MAX_CONTROL, payload: 0 };
     let answer = async {
@@ -369,29 +389,28 @@ fn validate(plan: &Plan) -> Result<Digest, PullError> {
     }
 }
 
-/// Checks that plan and replica belong together; returns the base by its number here.
-fn diverges_not(plan: &Plan, here: &[SnapshotRecord]) -> Result<Option<SnapshotNumber>, PullError> {
+/// Checks that plan and replica are of one volume.
+fn same_lineage(plan: &Plan, here: &[SnapshotRecord]) -> Result<(), PullError> {
     let record = &plan.record;
-    let received: Vec<_> = here.iter().filter(|record| !record.number().is_local()).collect();
-    let stop = |what: String| {
-        Err(PullError::Divergence(format!(
-            "{what}. Nothing was changed. If the volume here may be replaced, `forget` it and define it again with an \
-             empty snapshot store; otherwise correct the name or the host of its source"
-        )))
-    };
-    if let Some(other) = received.iter().find(|other| other.new.lineage != record.new.lineage) {
-        return stop(format!(
-            "the upstream's volume is another one (lineage {}) than the one that snapshot {} here belongs to ({})",
-            record.new.lineage,
-            other.number(),
-            other.new.lineage
-        ));
-    }
+    let mut received = here.iter().filter(|record| !record.number().is_local());
+    let Some(other) = received.find(|other| other.new.lineage != record.new.lineage) else { return Ok(()) };
+    Err(PullError::Divergence(format!(
+        "the upstream's volume is another one (lineage {}) than the one that snapshot {} here belongs to ({}). Nothing was \
+         changed. If the volume here may be replaced, `forget` it and define it again with an empty snapshot store; \
+         otherwise correct the name or the host of its source",
+        record.new.lineage,
+        other.number(),
+        other.new.lineage
+    )))
+}
+
+/// Checks that nothing here is in the way of the plan; returns the base by its number here.
+fn diverges_not(plan: &Plan, here: &[SnapshotRecord]) -> Result<Option<SnapshotNumber>, PullError> {
     // The same number would be another snapshot: what both have is not sent again.
-    none_beyond(here, record.number())?;
-    let Some(base) = plan.base else { return Ok(None) };
-    let found = received.iter().find(|record| record.guid() == base);
-    found.map(|record| Some(record.number())).ok_or(PullError::Malformed("a plan on a base that is not here"))
+    none_beyond(here, plan.record.number())?;
+    let received = here.iter().filter(|record| !record.number().is_local());
+    let base = plan.base.and_then(|base| received.clone().find(|record| record.guid() == base));
+    Ok(base.map(SnapshotRecord::number))
 }
 
 /// Fetches until what is staged has the digest of the snapshot.

@@ -3,6 +3,7 @@
 mod batch;
 mod choose;
 mod downstream;
+mod era;
 mod fetch;
 mod patience;
 mod receive;
@@ -12,5 +13,6 @@ mod verify;
 
 pub use choose::Offer;
 pub use downstream::{PullError, Replica, finish, pull};
+pub use era::{Epochs, ForgetfulEpochs};
 pub use patience::Patience;
 pub use upstream::{AnnounceError, announce, serve};

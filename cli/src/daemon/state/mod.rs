@@ -2,6 +2,8 @@
 //!
 //! Every change is on disk when the call returns. Values are JSON, so that a later version can add to them.
 
+mod epochs;
+
 #[cfg(test)]
 mod tests;
 
@@ -18,6 +20,7 @@ use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinitio
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use zumastor_core::{Hold, HoldOwner, Lineage, NodeName, SnapshotNumber, VolumeName};
 
+pub use self::epochs::Era;
 use crate::api::TransferRecord;
 
 type HoldKey<'a> = (&'a str, u64, &'a str, &'a str);
@@ -78,6 +81,7 @@ impl State {
             txn.open_table(HISTORY)?;
             txn.open_table(LINEAGES)?;
             txn.open_table(NUMBERS)?;
+            txn.open_table(epochs::EPOCHS)?;
             Ok(())
         })?;
         Ok(state)
