@@ -4,7 +4,7 @@ mod common;
 
 use std::fs::File;
 
-use common::{Node, image, master_and_replica, write};
+use common::{Node, image, master_and_replica, text, write};
 use zumastor::api::{HeadStatus, VolumeStatus};
 use zumastor_core::SnapshotNumber;
 
@@ -124,4 +124,41 @@ fn the_size_of_a_master_changes_and_its_replica_follows() {
     for wrong in [&["resize", "v"][..], &["resize", "v", "-o", "x"], &["resize", "v", "-o", "0"]] {
         alpha.fails(2, wrong);
     }
+}
+
+#[test]
+fn an_origin_is_zeroed_only_if_nobody_minds() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = Node::start(dir.path(), "alpha");
+    image(&node.path("v.img"), MIB, 1);
+    write(&node.path("v.img"), 0x438, b"\x53\xef");
+    let content = node.digest("v");
+    let (origin, store) = (text(&node.path("v.img")), text(&node.path("v.snaps")));
+    let error = node.fails(3, &["define", "volume", "v", &origin, &store, "--initialize"]);
+    assert!(
+        error.contains("holds an ext2, ext3 or ext4 file system") && error.contains("`--yes`"),
+        "{error}"
+    );
+    assert!(node.status().volumes.is_empty() && !node.path("v.snaps").exists());
+    assert_eq!(node.digest("v"), content);
+    // Without it, the volume is what it was.
+    node.ok(&["define", "volume", "v", &origin, &store]);
+    node.ok(&["define", "master", "v"]);
+    node.ok(&["snapshot", "v"]);
+    assert!(node.fails(3, &["define", "volume", "v", &origin, &store, "-iy"]).contains("is defined already"));
+    node.ok(&["forget", "volume", "v"]);
+    let error = node.fails(3, &["define", "volume", "v", &origin, &store, "-iy"]);
+    assert!(error.contains("1 snapshots") && error.contains("leave out `--initialize`"), "{error}");
+    assert_eq!(node.digest("v"), content);
+
+    let other = text(&node.path("other.snaps"));
+    node.ok(&["define", "volume", "v", &origin, &other, "-z", "--yes"]);
+    let bytes = std::fs::read(node.path("v.img")).unwrap();
+    assert!(bytes.len() as u64 == MIB && bytes.iter().all(|byte| *byte == 0));
+    node.ok(&["forget", "volume", "v"]);
+    // What holds nothing is not asked about.
+    node.ok(&["define", "volume", "v", &origin, &text(&node.path("third.snaps")), "--zero"]);
+    let absent = text(&node.path("absent.img"));
+    let error = node.fails(1, &["define", "volume", "w", &absent, &text(&node.path("w.snaps")), "-i"]);
+    assert!(error.contains("absent.img"), "{error}");
 }

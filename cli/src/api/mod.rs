@@ -42,6 +42,12 @@ pub struct DefineVolume {
     pub origin: PathBuf,
     /// Absolute path of the snapshot store.
     pub snapstore: PathBuf,
+    /// Overwrite the origin with zeros.
+    #[serde(default)]
+    pub initialize: bool,
+    /// Do so without asking, whatever it holds.
+    #[serde(default)]
+    pub yes: bool,
 }
 
 /// `define source`.

@@ -37,6 +37,12 @@ pub struct Volume {
     orgdev: PathBuf,
     /// Directory for the snapshots, best on the same file system
     snapdev: PathBuf,
+    /// Overwrite the origin with zeros; asks first if it holds anything
+    #[arg(short, long, visible_short_alias = 'z', visible_alias = "zero")]
+    initialize: bool,
+    /// Do not ask before data are overwritten
+    #[arg(short, long)]
+    yes: bool,
 }
 
 /// Take snapshots of the volume on this node
@@ -98,10 +104,13 @@ pub struct Target {
 
 pub async fn run(args: Args, client: Client) -> Result<(), Failure> {
     let outcome = match args.what {
-        What::Volume(Volume { volume, orgdev, snapdev }) => {
+        What::Volume(Volume { volume, orgdev, snapdev, initialize, yes }) => {
             let absolute = |path: PathBuf| std::path::absolute(&path).map_err(Failure::doing(path.display()));
-            let define = DefineVolume { origin: absolute(orgdev)?, snapstore: absolute(snapdev)? };
-            client.define_volume(&volume, &define).await?
+            let (origin, snapstore) = (absolute(orgdev)?, absolute(snapdev)?);
+            let define = DefineVolume { origin, snapstore, initialize, yes };
+            let attempt =
+                async |yes| client.define_volume(&volume, &DefineVolume { yes, ..define.clone() }).await;
+            confirmed(yes, attempt).await?
         }
         What::Master(Master { volume }) => client.define_master(&volume).await?,
         What::Source(Source { volume, host, period, name, yes }) => {

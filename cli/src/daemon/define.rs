@@ -14,6 +14,7 @@ use super::{
     Daemon,
     config_files::{nested, options},
     holds::blocking,
+    initialize,
     puller::Pull,
     pusher::Push,
     state::Era,
@@ -32,13 +33,13 @@ impl Daemon {
         define: DefineVolume,
     ) -> Result<Outcome, Failure> {
         let _editing = self.editing.lock().await;
-        let DefineVolume { origin, snapstore } = define;
+        let DefineVolume { origin, snapstore, initialize, yes } = define;
         if !origin.is_absolute() || !snapstore.is_absolute() {
             return Err(Failure::usage("the paths of a volume must be absolute"));
         }
         if let Some(there) = self.find_volume(&name) {
             let config = there.config();
-            if config.origin == origin && config.snapstore == snapstore {
+            if config.origin == origin && config.snapstore == snapstore && !initialize {
                 return Ok(Outcome::already(format!("volume {name} is defined so already")));
             }
             let is = format!("{} with snapshots in {}", config.origin.display(), config.snapstore.display());
@@ -46,6 +47,9 @@ impl Daemon {
                 .remedy(format!("choose another name, or `zumastor forget volume {name}` first")));
         }
         self.check_paths(&origin, &snapstore).await?;
+        if initialize {
+            initialize::check(&name, origin.clone(), yes).await?;
+        }
         // Before a store is made.
         let owned = name.clone();
         self.configuring(move |files| files.check_volume(&owned)).await?;
@@ -63,6 +67,9 @@ impl Daemon {
         config.store = id;
         volume.set_config(config.clone());
         let snapshots = store.snapshots().await?;
+        if initialize {
+            initialize::zero(config.origin.clone(), &snapshots).await?;
+        }
         self.write_volume(&name, &config).await?;
         self.volumes.write().expect("no panic while locked").insert(name.clone(), volume);
 

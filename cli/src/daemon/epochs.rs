@@ -5,7 +5,7 @@ use std::{io, sync::Arc};
 use async_trait::async_trait;
 use jiff::{Timestamp, tz::TimeZone};
 use zumastor_core::{Lineage, NodeName, SnapshotNumber, StoreError, VolumeName};
-use zumastor_net::Epochs;
+use zumastor_net::{Epochs, believable};
 
 use super::{
     Daemon,
@@ -41,6 +41,10 @@ impl Daemon {
 
     /// Remembers that a peer has a lineage in an epoch.
     pub async fn hear(&self, volume: &VolumeName, lineage: Lineage, epoch: u64, from: &NodeName) {
+        if !believable(epoch) {
+            tracing::warn!(%volume, peer = %from, epoch, "an epoch more than a day in the future is not believed");
+            return;
+        }
         let (state, peer) = (self.state.clone(), from.clone());
         match blocking(move || state.hear_epoch(lineage, epoch, &peer)).await {
             Ok(true) => {

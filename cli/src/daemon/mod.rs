@@ -6,6 +6,7 @@ mod define;
 mod epochs;
 mod holds;
 mod host;
+mod initialize;
 mod peers;
 mod promote;
 mod puller;

@@ -4,7 +4,10 @@
 //! belongs to the epoch it was received in, or taken in. An upstream of a later epoch goes on from a snapshot that both
 //! have; what is here beyond that one belongs to a history that has ended. It is kept, under numbers of this node's own.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::{Duration, SystemTime},
+};
 
 use async_trait::async_trait;
 use zumastor_core::{Lineage, SnapshotNumber, SnapshotRecord, StoreError};
@@ -58,6 +61,13 @@ pub(super) async fn follow(
     lineage: Lineage,
     epoch: u64,
 ) -> Result<(), PullError> {
+    if !believable(epoch) {
+        return Err(PullError::Divergence(
+            "the upstream was made the master at a time that is more than a day ahead of this node's clock. Nothing was \
+             changed. Put the clocks of both nodes right"
+                .into(),
+        ));
+    }
     let known = replica.epochs.epoch(lineage).await?;
     if epoch == known {
         return Ok(());
@@ -81,6 +91,16 @@ pub(super) async fn follow(
     // Only now: until then, what is left to be set aside is found again.
     Ok(replica.epochs.enter(lineage, epoch).await?)
 }
+
+/// Whether an epoch that a peer tells can be one: it is a time, and nobody's clock is days ahead. So a peer that tells
+/// nonsense cannot take away the room for later ones.
+pub fn believable(epoch: u64) -> bool {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u128::from(epoch) <= (now + AHEAD).as_millis()
+}
+
+/// How far another node's clock may be ahead.
+const AHEAD: Duration = Duration::from_secs(24 * 3600);
 
 /// The next number of this node's own.
 pub(super) fn next_local(here: &[SnapshotRecord]) -> SnapshotNumber {

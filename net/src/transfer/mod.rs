@@ -13,6 +13,6 @@ mod verify;
 
 pub use choose::Offer;
 pub use downstream::{PullError, Replica, finish, pull};
-pub use era::{Epochs, ForgetfulEpochs};
+pub use era::{Epochs, ForgetfulEpochs, believable};
 pub use patience::Patience;
 pub use upstream::{AnnounceError, announce, serve};

@@ -42,6 +42,12 @@ async fn what_the_new_master_does_not_have_is_kept_under_numbers_of_ones_own() {
     assert!(error.is_permanent() && error.to_string().contains("snapshot 2"), "{error}");
     assert_eq!(numbers(&downstream).await, ["0", "1", "2", "3"]);
 
+    // Nor does an epoch help that cannot be.
+    upstream.epoch.store(u64::MAX, Ordering::SeqCst);
+    let error = downstream.pull(&Pipes::to(&upstream)).await.unwrap_err();
+    assert!(error.is_permanent() && error.to_string().contains("clocks"), "{error}");
+    assert_eq!(numbers(&downstream).await, ["0", "1", "2", "3"]);
+
     upstream.epoch.store(5, Ordering::SeqCst);
     let pulled = downstream.pull(&Pipes::to(&upstream)).await.unwrap();
     assert_eq!((pulled.base, pulled.data), (Some(SnapshotNumber(1)), 8192));
