@@ -13,9 +13,9 @@ use zumastor_core::{NodeName, SnapshotNumber, VolumeName};
 use crate::{
     api::{
         AddPeer, DefineRotations, DefineSource, DefineTarget, DefineVolume, DeleteSnapshots, Outcome, Part,
-        PeerStatus, Replicate, ReplicateEvent, SnapshotStatus, Status, TakeSnapshot, VolumePlan,
+        PeerStatus, Replicate, ReplicateEvent, Resize, SnapshotStatus, Status, TakeSnapshot, VolumePlan,
     },
-    exit::{Exit, Failure},
+    exit::Failure,
     paths::{Paths, check_socket_path},
 };
 
@@ -100,6 +100,11 @@ impl Client {
         self.call(Method::DELETE, &format!("/v1/volumes/{volume}/snapshots"), Some(&body)).await
     }
 
+    /// `promote`.
+    pub async fn promote(&self, volume: &VolumeName) -> Result<Outcome, Failure> {
+        self.call(Method::POST, &format!("/v1/volumes/{volume}/promote"), None::<&()>).await
+    }
+
     /// `define source`.
     pub async fn define_source(
         &self,
@@ -164,15 +169,30 @@ impl Client {
         self.call(Method::DELETE, &hold_path(volume, number, name), None::<&()>).await
     }
 
+    /// `revert`.
+    pub async fn revert(&self, volume: &VolumeName, number: SnapshotNumber) -> Result<Outcome, Failure> {
+        let path = format!("/v1/volumes/{volume}/snapshots/{number}/revert");
+        self.call(Method::POST, &path, None::<&()>).await
+    }
+
+    /// `resize`.
+    pub async fn resize(&self, volume: &VolumeName, resize: &Resize) -> Result<Outcome, Failure> {
+        self.call(Method::PUT, &format!("/v1/volumes/{volume}/size"), Some(resize)).await
+    }
+
     /// `replicate`, without waiting for it.
-    pub async fn replicate(&self, volume: &VolumeName, host: &str) -> Result<Outcome, Failure> {
-        let body = Replicate { host: host.to_owned(), wait: false };
+    pub async fn replicate(&self, volume: &VolumeName, asked: &Replicate) -> Result<Outcome, Failure> {
+        let body = Replicate { wait: false, ..asked.clone() };
         self.call(Method::POST, &format!("/v1/volumes/{volume}/replicate"), Some(&body)).await
     }
 
     /// `replicate --wait`: the events, to be followed to the last.
-    pub async fn replicate_and_follow(&self, volume: &VolumeName, host: &str) -> Result<Events, Failure> {
-        let body = Replicate { host: host.to_owned(), wait: true };
+    pub async fn replicate_and_follow(
+        &self,
+        volume: &VolumeName,
+        asked: &Replicate,
+    ) -> Result<Events, Failure> {
+        let body = Replicate { wait: true, ..asked.clone() };
         let response =
             self.send(Method::POST, &format!("/v1/volumes/{volume}/replicate"), Some(&body)).await?;
         Ok(Events { body: good(response).await?.into_body(), buffer: BytesMut::new() })
@@ -285,7 +305,7 @@ async fn good(response: Response<Incoming>) -> Result<Response<Incoming>, Failur
     let bytes = response.into_body().collect().await.map_err(|_| cut_off())?.to_bytes();
     Err(serde_json::from_slice(&bytes).unwrap_or_else(|_| {
         let text = String::from_utf8_lossy(&bytes);
-        Failure { error: format!("the daemon answered {status}: {text}"), remedy: None, exit: Exit::Failed }
+        Failure::failed(format!("the daemon answered {status}: {text}"))
     }))
 }
 

@@ -50,6 +50,9 @@ pub struct Failure {
     /// What to do next.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub remedy: Option<String>,
+    /// What to ask a person, who may have it done all the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub question: Option<String>,
     /// The exit code it deserves.
     pub exit: Exit,
 }
@@ -57,7 +60,7 @@ pub struct Failure {
 impl Failure {
     /// Something failed.
     pub fn failed(error: impl Into<String>) -> Self {
-        Self { error: error.into(), remedy: None, exit: Exit::Failed }
+        Self { error: error.into(), remedy: None, question: None, exit: Exit::Failed }
     }
 
     /// What was asked makes no sense.
@@ -73,6 +76,11 @@ impl Failure {
     /// Says what to do next.
     pub fn remedy(self, remedy: impl Into<String>) -> Self {
         Self { remedy: Some(remedy.into()), ..self }
+    }
+
+    /// Lets a person have it done all the same, if they say yes to this.
+    pub fn asks(self, question: impl Into<String>) -> Self {
+        Self { question: Some(question.into()), ..self }
     }
 
     /// Wraps an error with what was being done, for `map_err`.

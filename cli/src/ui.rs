@@ -8,7 +8,7 @@ use std::{
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use jiff::Timestamp;
-use zumastor_core::HumanBytes;
+use zumastor_core::{HumanBytes, SnapshotNumber};
 use zumastor_net::{Phase, Progress, PullSummary};
 
 use crate::{api::Outcome, exit::Failure};
@@ -79,16 +79,25 @@ pub fn moment(at: Timestamp, now: Timestamp) -> String {
     }
 }
 
-/// What a transfer came to, in a sentence.
-pub fn summary(summary: &PullSummary) -> String {
+/// What a transfer came to, in a sentence; `asked` is the snapshot it was for, if it was for one.
+pub fn summary(summary: &PullSummary, asked: Option<SnapshotNumber>) -> String {
     let Some(number) = summary.number else { return "there is no snapshot to replicate yet".to_owned() };
     if !summary.received {
-        return format!("snapshot {number} was there already");
+        return match asked.filter(|asked| *asked < number) {
+            Some(asked) => {
+                format!("snapshot {number} was there already, which is more recent than snapshot {asked}")
+            }
+            None => format!("snapshot {number} was there already"),
+        };
     }
     let seconds = Duration::from_millis(summary.millis).as_secs_f64();
     let base = summary.base.map_or_else(|| "in full".to_owned(), |base| format!("from snapshot {base}"));
+    let what = match summary.snapshots {
+        0 | 1 => format!("snapshot {number}"),
+        count => format!("{count} snapshots up to {number}"),
+    };
     let mut text = format!(
-        "snapshot {number} replicated {base}: {} of data, {} on the wire, {seconds:.1} s",
+        "{what} replicated {base}: {} of data, {} on the wire, {seconds:.1} s",
         HumanBytes(summary.data),
         HumanBytes(summary.wire)
     );

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::NodeName;
+use crate::{NodeName, Selection};
 
 mod schedule;
 
@@ -75,7 +75,17 @@ pub struct VolumeConfig {
 /// `[master]`: this node takes the volume's snapshots.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct MasterConfig {}
+pub struct MasterConfig {
+    /// The time, in milliseconds since 1970, at which this node was made the master in place of another: the later one is the
+    /// master. Written by `promote`.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub epoch: u64,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
 
 /// `[source]`: where the volume comes from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -107,4 +117,10 @@ pub struct TargetConfig {
     /// Send without compressing.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub uncompressed: bool,
+    /// The rotations whose snapshots are sent, `manual` for those of none; every snapshot when absent.
+    #[serde(default, skip_serializing_if = "Selection::is_all")]
+    pub rotations: Selection,
+    /// Send each of those snapshots, in order; otherwise the newest at the time.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub all: bool,
 }

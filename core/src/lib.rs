@@ -15,6 +15,7 @@ mod memory;
 pub mod retention;
 mod rotation;
 pub mod schedule;
+mod selection;
 mod store;
 mod units;
 
@@ -27,6 +28,7 @@ pub use extent::{Changes, Extent, ExtentKind};
 pub use ids::{InvalidName, Lineage, NodeName, SnapshotGuid, SnapshotNumber, VolumeName};
 pub use memory::MemoryStore;
 pub use rotation::{CustomName, InvalidRotation, RotationName, RotationSpec};
+pub use selection::Selection;
 pub use store::{Geometry, HeadState, SnapshotReader, SnapshotStore, StagePlan, Staging, StoreInfo, Usage};
 pub use units::{
     HumanBytes, InvalidSize, LEAF, LEAVES_PER_SEGMENT, LeafIndex, PAGE, SEGMENT, SegmentIndex, is_zero,

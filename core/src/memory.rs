@@ -117,6 +117,23 @@ impl SnapshotStore for MemoryStore {
         Ok(())
     }
 
+    async fn set_aside(&self, from: SnapshotNumber, to: SnapshotNumber) -> Result<(), StoreError> {
+        let mut inner = self.lock();
+        if from.is_local() || !to.is_local() {
+            return Err(StoreError::Unsupported(format!("snapshot {from} cannot be set aside as {to}")));
+        }
+        if inner.snapshots.contains_key(&to) {
+            return Err(StoreError::Exists { number: to });
+        }
+        let mut kept = inner.snapshots.remove(&from).ok_or(StoreError::NotFound { number: from })?;
+        kept.record.new.number = to;
+        inner.snapshots.insert(to, kept);
+        if inner.shows == Some(from) {
+            inner.shows = Some(to);
+        }
+        Ok(())
+    }
+
     async fn snapshots(&self) -> Result<Vec<SnapshotRecord>, StoreError> {
         Ok(self.lock().snapshots.values().map(|kept| kept.record.clone()).collect())
     }

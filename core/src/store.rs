@@ -28,6 +28,10 @@ pub trait SnapshotStore: fmt::Debug + Send + Sync + 'static {
     /// Deletes a snapshot, and what no other snapshot needs of its data. Readers that are open stay valid.
     async fn delete_snapshot(&self, number: SnapshotNumber) -> Result<(), StoreError>;
 
+    /// Gives a snapshot that a master numbered a local number, in one step; it is the same snapshot otherwise. So what is
+    /// in the way of another history is kept.
+    async fn set_aside(&self, from: SnapshotNumber, to: SnapshotNumber) -> Result<(), StoreError>;
+
     /// What is really on the store, not what we remember: in ascending order of number.
     async fn snapshots(&self) -> Result<Vec<SnapshotRecord>, StoreError>;
 

@@ -13,12 +13,13 @@ use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::watch,
 };
-use zumastor_core::{NodeName, SnapshotNumber, SnapshotStore, StoreError};
+use zumastor_core::{Lineage, NodeName, SnapshotNumber, SnapshotStore, StoreError};
 
 use crate::{
     compression::Compression,
     progress::{Progress, PullSummary},
     rate::RateLimiter,
+    transfer::Offer,
     wire::{Announce, Refusal},
 };
 
@@ -34,7 +35,25 @@ pub trait Host: Send + Sync + 'static {
         &self,
         peer: &NodeName,
         announce: &Announce,
-    ) -> Result<watch::Receiver<PullState>, Refusal>;
+    ) -> Result<watch::Receiver<PullState>, Unheard>;
+
+    /// A peer has that lineage in an epoch that is later than the one of the volume it asked for.
+    async fn superseded(&self, peer: &NodeName, volume: &str, lineage: Lineage, epoch: u64);
+}
+
+/// Why an announcement comes to nothing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Unheard {
+    /// It is not for this node, or cannot be followed now.
+    Refused(Refusal),
+    /// The volume has another master since: it is here in this epoch.
+    Superseded(u64),
+}
+
+impl From<Refusal> for Unheard {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
 }
 
 /// What a peer may read, and how it is sent.
@@ -44,6 +63,10 @@ pub struct Served {
     pub store: Arc<dyn SnapshotStore>,
     /// Its holds for that peer.
     pub holds: Arc<dyn Holds>,
+    /// The epoch of the volume.
+    pub epoch: u64,
+    /// What of the volume that peer is to have.
+    pub offer: Offer,
     /// How what is sent is compressed; none to send it as it is.
     pub compression: Option<Arc<Compression>>,
     /// Bounds what is sent to that peer for this volume.

@@ -12,8 +12,11 @@ pub mod wire;
 
 pub use compression::Compression;
 pub use endpoint::{ConnectError, Node, NodeError, NodeOptions, Peer, endpoint, transport_config};
-pub use host::{Capacity, Channel, Holds, Host, Link, Meter, PullState, Served};
+pub use host::{Capacity, Channel, Holds, Host, Link, Meter, PullState, Served, Unheard};
 pub use progress::{Phase, Progress, PullSummary, Reporter};
 pub use rate::RateLimiter;
 pub use security::{IdentityError, InvalidKey, InvalidTicket, NodeKey, PublicKey, Ticket};
-pub use transfer::{AnnounceError, Patience, PullError, Replica, announce, finish, pull, serve};
+pub use transfer::{
+    AnnounceError, Epochs, ForgetfulEpochs, Offer, Patience, PullError, Replica, announce, believable,
+    finish, pull, serve,
+};

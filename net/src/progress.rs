@@ -64,6 +64,9 @@ pub struct PullSummary {
     pub number: Option<SnapshotNumber>,
     /// Whether it was received now; otherwise it was there already.
     pub received: bool,
+    /// How many snapshots were received: more than one where each is sent, and not only the newest.
+    #[serde(default)]
+    pub snapshots: u64,
     /// The snapshot it was built upon.
     pub base: Option<SnapshotNumber>,
     /// Bytes of volume data that came in.

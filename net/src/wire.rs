@@ -10,7 +10,8 @@ use serde::{
     de::{Error, SeqAccess, Visitor},
 };
 use zumastor_core::{
-    LEAVES_PER_SEGMENT, PAGE, SegmentIndex, SnapshotGuid, SnapshotNumber, SnapshotRecord, digest::Hash,
+    LEAVES_PER_SEGMENT, Lineage, PAGE, SegmentIndex, SnapshotGuid, SnapshotNumber, SnapshotRecord,
+    digest::Hash,
 };
 
 use crate::progress::{Progress, PullSummary};
@@ -69,8 +70,14 @@ pub struct Announce {
     pub volume: String,
     /// The volume's name at the upstream.
     pub upstream_volume: String,
-    /// The newest snapshot.
+    /// The newest snapshot that the downstream is to have, or the one that was asked for.
     pub number: SnapshotNumber,
+    /// Whether it is that snapshot which is to be received, although there may be newer ones.
+    pub exactly: bool,
+    /// The volume that it is a snapshot of, whatever it is called.
+    pub lineage: Lineage,
+    /// The epoch of the upstream's volume.
+    pub epoch: u64,
 }
 
 /// What the downstream does about an [`Announce`].
@@ -82,6 +89,8 @@ pub enum AnnounceReply {
     Done(PullSummary),
     /// It refused, or failed.
     Failed(Refusal),
+    /// It has the volume in this epoch, which is a later one: the upstream's has been superseded.
+    Superseded(u64),
 }
 
 /// What a downstream has of a volume.
@@ -94,6 +103,10 @@ pub struct Want {
     pub have: Vec<SnapshotGuid>,
     /// The snapshot it was receiving when it was interrupted.
     pub resume: Option<SnapshotGuid>,
+    /// The snapshot that somebody asked for, although there may be newer ones.
+    pub wanted: Option<SnapshotNumber>,
+    /// The volume that they are snapshots of, if there are any, and the epoch it has there.
+    pub epoch: Option<(Lineage, u64)>,
 }
 
 /// Answer to a [`Want`].
@@ -103,8 +116,14 @@ pub enum WantReply {
     Working,
     /// What to fetch.
     Plan(Plan),
-    /// The downstream has the newest snapshot, this one.
-    UpToDate(SnapshotNumber),
+    /// The newest snapshot that both have is this one, and it is all that the downstream is to have, or newer than what it
+    /// wanted.
+    UpToDate {
+        /// That snapshot.
+        number: SnapshotNumber,
+        /// The epoch of the upstream's volume.
+        epoch: u64,
+    },
     /// The volume has no snapshot that could be sent.
     Nothing,
     /// No.
@@ -121,6 +140,10 @@ pub struct Plan {
     /// The segments that carry changes since the base (without one: data), ascending.
     #[serde(deserialize_with = "bounded::<_, _, MAX_PLAN_SEGMENTS>")]
     pub changed: Vec<ChangedSegment>,
+    /// Whether the downstream is to have others after this one: it asks again when it has this.
+    pub more: bool,
+    /// The epoch of the upstream's volume.
+    pub epoch: u64,
 }
 
 /// A segment with changes.
@@ -435,7 +458,10 @@ mod tests {
         expected.extend([1, 6, 2]);
         assert_eq!(postcard::to_stdvec(&batch).unwrap(), expected);
 
-        assert_eq!(postcard::to_stdvec(&WantReply::UpToDate(SnapshotNumber(3))).unwrap(), [2, 3]);
+        assert_eq!(
+            postcard::to_stdvec(&WantReply::UpToDate { number: SnapshotNumber(3), epoch: 9 }).unwrap(),
+            [2, 3, 9]
+        );
         assert_eq!(
             postcard::to_stdvec(&Refusal::new(RefusalCode::Stopped, "no")).unwrap(),
             [5, 2, b'n', b'o']

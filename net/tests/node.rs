@@ -60,6 +60,9 @@ async fn a_volume_crosses_quic_whoever_opened_the_connection() {
     assert!(error.contains("no address"), "{error}");
     let link = alpha.node.link(&"beta".parse().unwrap()).await.unwrap();
     let news = wire::Announce {
+        exactly: false,
+        lineage: zumastor_core::Lineage::generate(),
+        epoch: 0,
         volume: "x".into(),
         upstream_volume: "vol".into(),
         number: zumastor_core::SnapshotNumber(0),

@@ -98,10 +98,10 @@ impl Described for HeadMarker {
 }
 
 impl HeadMarker {
-    /// What the file at `origin` holds, if a candidate fits.
-    pub(crate) fn shown(&self, origin: &Path) -> Result<Option<&Shown>, StoreError> {
+    /// What the file at `origin` holds: the candidates that fit, which are one snapshot under two numbers if there are two.
+    pub(crate) fn shown(&self, origin: &Path) -> Result<impl Iterator<Item = &Shown>, StoreError> {
         let stamp = Stamp::at(origin)?;
-        Ok(stamp.and_then(|stamp| self.0.iter().find(|shown| shown.stamp == stamp)))
+        Ok(self.0.iter().filter(move |shown| Some(shown.stamp) == stamp))
     }
 }
 

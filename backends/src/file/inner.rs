@@ -185,6 +185,10 @@ impl Inner {
         let file = RecordFile::load(&path)?;
         let RecordFile { mut record, layer } =
             file.ok_or_else(|| damaged(format!("the record of snapshot {number} is missing")))?;
+        if number.is_local() && !record.number().is_local() {
+            // It was set aside.
+            record.new.number = number;
+        }
         if record.number() != number {
             return Err(damaged(format!("is the record of snapshot {}", record.number())));
         }

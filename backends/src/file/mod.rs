@@ -18,6 +18,7 @@ mod prepare;
 mod reader;
 mod ready;
 mod reflink;
+mod renumber;
 mod runs;
 mod stage;
 mod staging;
@@ -120,6 +121,10 @@ impl SnapshotStore for FileStore {
 
     async fn delete_snapshot(&self, number: SnapshotNumber) -> Result<(), StoreError> {
         self.blocking(move |inner| inner.delete(number)).await
+    }
+
+    async fn set_aside(&self, from: SnapshotNumber, to: SnapshotNumber) -> Result<(), StoreError> {
+        self.blocking(move |inner| inner.set_aside(from, to)).await
     }
 
     async fn snapshots(&self) -> Result<Vec<SnapshotRecord>, StoreError> {

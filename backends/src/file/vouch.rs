@@ -29,15 +29,18 @@ impl Inner {
     /// The snapshot that the origin shows, if it is certain and the snapshot is still there.
     pub(crate) fn shown(&self) -> Result<Option<Shown>, StoreError> {
         let marker = HeadMarker::recall(&self.layout.head());
-        let Some(shown) = marker.shown(&self.origin)? else { return Ok(None) };
-        let Ok(kept) = self.kept(shown.number) else { return Ok(None) };
-        if kept.record.guid() != shown.guid {
-            return Ok(None);
+        let there = |shown: &Shown| {
+            let Shown { number, guid, .. } = shown;
+            self.kept(*number)
+                .ok()
+                .filter(|kept| kept.record.guid() == *guid)
+                .map(|kept| (shown.clone(), kept))
+        };
+        let Some((shown, kept)) = marker.shown(&self.origin)?.find_map(there) else { return Ok(None) };
+        if self.of_this_boot(&shown) {
+            return Ok(Some(shown));
         }
-        if self.of_this_boot(shown) {
-            return Ok(Some(shown.clone()));
-        }
-        let now = Shown { boot: self.boot.clone(), ..shown.clone() };
+        let now = Shown { boot: self.boot.clone(), ..shown };
         // Whoever asks meanwhile waits for the answer. It holds as long as the stamp does, for the machine runs on.
         let mut vouched = self.vouched.lock().expect("no panic while locked");
         let equal = match &*vouched {

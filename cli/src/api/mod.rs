@@ -6,6 +6,7 @@
 //! | `POST /volumes/VOLUME` | [`DefineVolume`] | [`Outcome`] |
 //! | `DELETE /volumes/VOLUME` | | [`Outcome`] |
 //! | `PUT /volumes/VOLUME/master` | [`DefineRotations`] or none | [`Outcome`] |
+//! | `POST /volumes/VOLUME/promote` | | [`Outcome`] |
 //! | `PUT /volumes/VOLUME/schedule` | [`DefineRotations`] | [`Outcome`] |
 //! | `DELETE /volumes/VOLUME/schedule` | | [`Outcome`] |
 //! | `GET /volumes/VOLUME/plan` | | [`VolumePlan`] |
@@ -17,6 +18,8 @@
 //! | `POST /volumes/VOLUME/snapshots` | [`TakeSnapshot`] or none | [`SnapshotStatus`] |
 //! | `DELETE /volumes/VOLUME/snapshots` | [`DeleteSnapshots`] | [`Outcome`] |
 //! | `PUT`, `DELETE /volumes/VOLUME/snapshots/NUMBER/holds/NAME` | | [`Outcome`] |
+//! | `POST /volumes/VOLUME/snapshots/NUMBER/revert` | | [`Outcome`] |
+//! | `PUT /volumes/VOLUME/size` | [`Resize`] | [`Outcome`] |
 //! | `POST /volumes/VOLUME/replicate` | [`Replicate`] | [`Outcome`]; with `wait`, lines of [`ReplicateEvent`] |
 //! | `POST /reload` | | [`Outcome`] |
 //! | `GET /peers` | | a list of [`PeerStatus`] |
@@ -31,7 +34,7 @@ mod status;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-use zumastor_core::{NodeName, config::TargetConfig};
+use zumastor_core::{NodeName, SnapshotNumber, config::TargetConfig};
 use zumastor_net::{Progress, PullSummary};
 
 pub use schedule::*;
@@ -47,6 +50,12 @@ pub struct DefineVolume {
     pub origin: PathBuf,
     /// Absolute path of the snapshot store.
     pub snapstore: PathBuf,
+    /// Overwrite the origin with zeros.
+    #[serde(default)]
+    pub initialize: bool,
+    /// Do so without asking, whatever it holds.
+    #[serde(default)]
+    pub yes: bool,
 }
 
 /// `define source`.
@@ -59,6 +68,9 @@ pub struct DefineSource {
     pub period: Option<u64>,
     /// The volume's name there.
     pub name: Option<String>,
+    /// Make a master a replica without asking.
+    #[serde(default)]
+    pub yes: bool,
 }
 
 /// `define target`.
@@ -71,12 +83,29 @@ pub struct DefineTarget {
     pub options: TargetConfig,
 }
 
-/// `replicate`.
+/// `resize`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Resize {
+    /// New size of the head in bytes.
+    pub origin: u64,
+    /// Cut off what lies beyond the new end.
+    #[serde(default)]
+    pub yes: bool,
+}
+
+/// `replicate`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Replicate {
     /// A target of the volume, or its source.
     pub host: String,
+    /// That snapshot, unless a more recent one has been replicated already; without it, the newest.
+    #[serde(default)]
+    pub snapshot: Option<SnapshotNumber>,
+    /// Seconds to wait before it begins.
+    #[serde(default)]
+    pub delay: Option<u64>,
     /// Follow the replication to its end.
     #[serde(default)]
     pub wait: bool,
@@ -119,7 +148,7 @@ impl Outcome {
     }
 }
 
-/// A line of the answer to [`Replicate`] with `wait`. The last is `Done` or `Failed`.
+/// A line of the answer to [`Replicate`] with `wait`. The last is `Done`, `Already` or `Failed`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ReplicateEvent {
@@ -127,6 +156,8 @@ pub enum ReplicateEvent {
     Progress(Progress),
     /// It is done.
     Done(PullSummary),
+    /// There was nothing to do.
+    Already(Outcome),
     /// It failed.
     Failed(Failure),
 }

@@ -53,6 +53,9 @@ pub struct VolumeStatus {
     pub health: Health,
     /// Why it is not well.
     pub trouble: Option<String>,
+    /// Set on a master when another node has been made the master since.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub superseded: Option<Superseded>,
     /// The origin.
     pub origin: PathBuf,
     /// The snapshot store.
@@ -98,6 +101,17 @@ pub enum Role {
     Replica,
     /// Not decided yet.
     Undecided,
+}
+
+/// That another node is the master.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Superseded {
+    /// Its epoch: the time it was made the master, in milliseconds since 1970.
+    pub epoch: u64,
+    /// The peer that said so.
+    pub by: NodeName,
+    /// When.
+    pub heard: Timestamp,
 }
 
 /// How a volume is doing.
@@ -207,10 +221,22 @@ pub struct WorkStatus {
     pub rate: u64,
     /// When it runs next without being asked.
     pub next: Option<Timestamp>,
+    /// The next run that somebody asked to begin later.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub asked: Option<AskedRun>,
     /// What went wrong the last time, unless it has gone well since.
     pub error: Option<WorkError>,
     /// What came of the last one that went well.
     pub last: Option<LastRun>,
+}
+
+/// A replication that somebody asked for, to begin later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AskedRun {
+    /// When it begins.
+    pub at: Timestamp,
+    /// The snapshot it is for; without one, the newest at that time.
+    pub snapshot: Option<SnapshotNumber>,
 }
 
 /// What a replication is doing, in a word.

@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
-use zumastor_core::{VolumeName, config::TargetConfig, parse_size};
+use zumastor_core::{Selection, VolumeName, config::TargetConfig, parse_size};
 
-use super::{rotations::Rotations, volume_name};
+use super::{confirm::confirmed, rotations::Rotations, volume_name};
 use crate::{
     api::{DefineSource, DefineTarget, DefineVolume},
     client::Client,
@@ -40,6 +40,12 @@ pub struct Volume {
     orgdev: PathBuf,
     /// Directory for the snapshots, best on the same file system
     snapdev: PathBuf,
+    /// Overwrite the origin with zeros; asks first if it holds anything
+    #[arg(short, long, visible_short_alias = 'z', visible_alias = "zero")]
+    initialize: bool,
+    /// Do not ask before data are overwritten
+    #[arg(short, long)]
+    yes: bool,
 }
 
 /// Take snapshots of the volume on this node, by hand and by schedule
@@ -83,6 +89,9 @@ pub struct Source {
     /// The volume's name there, if it is another
     #[arg(short, long, value_name = "REMOTE", value_parser = volume_name)]
     name: Option<VolumeName>,
+    /// Do not ask before a master is made a replica
+    #[arg(short, long)]
+    yes: bool,
 }
 
 /// Send the volume to another node
@@ -106,14 +115,23 @@ pub struct Target {
     /// Send without compressing
     #[arg(short, long)]
     pub uncompressed: bool,
+    /// Send only snapshots of these rotations; `manual` stands for those of none [default: every snapshot]
+    #[arg(long, value_name = "NAME,…", value_delimiter = ',', required = false)]
+    pub rotations: Vec<String>,
+    /// Send each of those snapshots, in order [default: the newest at the time]
+    #[arg(long)]
+    pub all: bool,
 }
 
 pub async fn run(args: Args, client: Client) -> Result<(), Failure> {
     let outcome = match args.what {
-        What::Volume(Volume { volume, orgdev, snapdev }) => {
+        What::Volume(Volume { volume, orgdev, snapdev, initialize, yes }) => {
             let absolute = |path: PathBuf| std::path::absolute(&path).map_err(Failure::doing(path.display()));
-            let define = DefineVolume { origin: absolute(orgdev)?, snapstore: absolute(snapdev)? };
-            client.define_volume(&volume, &define).await?
+            let (origin, snapstore) = (absolute(orgdev)?, absolute(snapdev)?);
+            let define = DefineVolume { origin, snapstore, initialize, yes };
+            let attempt =
+                async |yes| client.define_volume(&volume, &DefineVolume { yes, ..define.clone() }).await;
+            confirmed(yes, attempt).await?
         }
         What::Master(Master { volume, rotations }) => {
             client.define_master(&volume, &rotations.define()).await?
@@ -121,12 +139,16 @@ pub async fn run(args: Args, client: Client) -> Result<(), Failure> {
         What::Schedule(Schedule { volume, rotations }) => {
             client.define_schedule(&volume, &rotations.define()).await?
         }
-        What::Source(Source { volume, host, period, name }) => {
-            let define = DefineSource { host, period, name: name.map(String::from) };
-            client.define_source(&volume, &define).await?
+        What::Source(Source { volume, host, period, name, yes }) => {
+            let define = DefineSource { host, period, name: name.map(String::from), yes };
+            let attempt =
+                async |yes| client.define_source(&volume, &DefineSource { yes, ..define.clone() }).await;
+            confirmed(yes, attempt).await?
         }
-        What::Target(Target { volume, host, period, name, ratelimit, uncompressed }) => {
-            let options = TargetConfig { period, name: name.map(String::from), ratelimit, uncompressed };
+        What::Target(Target { volume, host, period, name, ratelimit, uncompressed, rotations, all }) => {
+            let rotations = Selection::new(rotations).map_err(|error| Failure::usage(error.to_string()))?;
+            let name = name.map(String::from);
+            let options = TargetConfig { period, name, ratelimit, uncompressed, rotations, all };
             client.define_target(&volume, &DefineTarget { host, options }).await?
         }
     };

@@ -1,5 +1,6 @@
 //! What a person types: one file for each verb.
 
+mod confirm;
 mod daemon;
 mod define;
 mod delete;
@@ -10,8 +11,11 @@ mod hold;
 mod parts;
 mod peer;
 mod plan;
+mod promote;
 mod reload;
 mod replicate;
+mod resize;
+mod revert;
 mod rotations;
 mod snapshot;
 mod status;
@@ -47,6 +51,9 @@ enum Command {
     Stop(parts::StopArgs),
     Reload(reload::Args),
     Replicate(replicate::Args),
+    Promote(promote::Args),
+    Revert(revert::Args),
+    Resize(resize::Args),
     Status(status::Args),
     Peer(peer::Args),
     Hold(hold::HoldArgs),
@@ -70,6 +77,9 @@ pub fn run() -> ExitCode {
         Command::Stop(args) => with_client(async |client| parts::stop(args, client).await),
         Command::Reload(args) => with_client(async |client| reload::run(args, client).await),
         Command::Replicate(args) => with_client(async |client| replicate::run(args, client).await),
+        Command::Promote(args) => with_client(async |client| promote::run(args, client).await),
+        Command::Revert(args) => with_client(async |client| revert::run(args, client).await),
+        Command::Resize(args) => with_client(async |client| resize::run(args, client).await),
         Command::Status(args) => with_client(async |client| status::run(args, client).await),
         Command::Peer(args) => with_client(async |client| peer::run(args, client).await),
         Command::Hold(args) => with_client(async |client| hold::hold(args, client).await),

@@ -1,16 +1,19 @@
 //! `zumastor replicate`
 
-use zumastor_core::VolumeName;
+use zumastor_core::{SnapshotNumber, VolumeName};
 
-use super::volume_name;
+use super::{snapshot_number, volume_name};
 use crate::{
-    api::ReplicateEvent,
+    api::{Replicate, ReplicateEvent},
     client::Client,
     exit::Failure,
     ui::{self, TransferBar},
 };
 
-/// Replicate the newest snapshot now: to a target, or from the source
+/// Replicate now: to a target, or from the source
+///
+/// Without --snapnum, the newest snapshot that goes to that target. Returns at once unless --wait is given; `status` shows
+/// how far it is and what came of it.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Name of the volume
@@ -18,25 +21,33 @@ pub struct Args {
     volume: VolumeName,
     /// A target of the volume, or its source
     host: String,
+    /// That snapshot, unless a more recent one has been replicated already
+    #[arg(short, long, value_name = "NUMBER", value_parser = snapshot_number)]
+    snapnum: Option<SnapshotNumber>,
+    /// Let the daemon wait so long before it begins
+    #[arg(short, long, value_name = "SECONDS")]
+    delay: Option<u64>,
     /// Wait for the end and show the progress; the replication goes on if this is interrupted
     #[arg(short, long)]
     wait: bool,
 }
 
 pub async fn run(args: Args, client: Client) -> Result<(), Failure> {
-    let Args { volume, host, wait } = args;
+    let Args { volume, host, snapnum, delay, wait } = args;
+    let asked = Replicate { host, snapshot: snapnum, delay: delay.filter(|delay| *delay > 0), wait };
     if !wait {
-        return ui::outcome(&client.replicate(&volume, &host).await?);
+        return ui::outcome(&client.replicate(&volume, &asked).await?);
     }
-    let mut events = client.replicate_and_follow(&volume, &host).await?;
+    let mut events = client.replicate_and_follow(&volume, &asked).await?;
     let mut bar = TransferBar::new();
     let result = loop {
         match events.next().await {
             Ok(ReplicateEvent::Progress(progress)) => bar.update(&progress),
-            Ok(ReplicateEvent::Done(summary)) => break Ok(summary),
+            Ok(ReplicateEvent::Done(summary)) => break Ok(ui::summary(&summary, snapnum)),
+            Ok(ReplicateEvent::Already(outcome)) => break Ok(outcome.done),
             Ok(ReplicateEvent::Failed(failure)) | Err(failure) => break Err(failure),
         }
     };
     bar.finish();
-    ui::answer(ui::summary(&result?))
+    ui::answer(result?)
 }

@@ -186,9 +186,14 @@ fn work_lines(out: &mut Lines, work: &WorkStatus, volume: &VolumeName, host: &No
             }
         }
     }
+    if let Some(asked) = &work.asked {
+        let what =
+            asked.snapshot.map_or_else(|| "the newest snapshot".to_owned(), |n| format!("snapshot {n}"));
+        out.line(3, format!("asked for: {what}, begins in {}", Span(seconds(now, asked.at))));
+    }
     if let Some(last) = &work.last {
         let ago = Span(seconds(last.at, now));
-        out.line(3, format!("last: {} ({ago} ago)", ui::summary(&last.summary)));
+        out.line(3, format!("last: {} ({ago} ago)", ui::summary(&last.summary, None)));
     }
     if let Some(error) = &work.error {
         out.line(3, format!("error: {} ({} ago)", error.text, Span(seconds(error.at, now))));

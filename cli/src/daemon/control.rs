@@ -31,6 +31,7 @@ pub async fn serve(listener: UnixListener, daemon: Arc<Daemon>, mut stop: watch:
     let volume = Router::new()
         .route("/", post(define_volume).delete(forget_volume))
         .route("/master", put(define_master))
+        .route("/promote", post(promote))
         .route("/source", put(define_source).delete(forget_source))
         .route("/targets", put(define_target))
         .route("/targets/{host}", delete(forget_target))
@@ -39,6 +40,8 @@ pub async fn serve(listener: UnixListener, daemon: Arc<Daemon>, mut stop: watch:
         .route("/stopped/{part}", put(stop_part).delete(start_part))
         .route("/snapshots", post(snapshot).delete(delete_snapshots))
         .route("/snapshots/{number}/holds/{hold}", put(hold).delete(release))
+        .route("/snapshots/{number}/revert", post(revert))
+        .route("/size", put(resize))
         .route("/replicate", post(replicate));
     let v1 = Router::new()
         .route("/status", get(status_of_all))
@@ -123,6 +126,11 @@ async fn reload(State(daemon): Shared) -> Answer {
     to_the_end(async move { daemon.reload().await }).await
 }
 
+async fn promote(State(daemon): Shared, Path(volume): Path<String>) -> Answer {
+    let volume = parse(&volume)?;
+    to_the_end(async move { daemon.promote(&volume).await }).await
+}
+
 async fn define_source(State(daemon): Shared, Path(volume): Path<String>, body: Bytes) -> Answer {
     let volume = parse(&volume)?;
     let body = from_json(&body)?;
@@ -157,6 +165,18 @@ async fn delete_snapshots(State(daemon): Shared, Path(volume): Path<String>, bod
     to_the_end(async move { daemon.delete_snapshots(&volume, &numbers).await }).await
 }
 
+async fn revert(State(daemon): Shared, Path((volume, number)): Path<(String, String)>) -> Answer {
+    let volume = parse(&volume)?;
+    let number = parse_number(&number)?;
+    to_the_end(async move { daemon.revert(&volume, number).await }).await
+}
+
+async fn resize(State(daemon): Shared, Path(volume): Path<String>, body: Bytes) -> Answer {
+    let volume = parse(&volume)?;
+    let body = from_json(&body)?;
+    to_the_end(async move { daemon.resize(&volume, body).await }).await
+}
+
 async fn hold(State(daemon): Shared, Path((volume, number, name)): Path<(String, String, String)>) -> Answer {
     let volume = parse(&volume)?;
     let number = parse_number(&number)?;
@@ -173,14 +193,19 @@ async fn release(
 }
 
 async fn replicate(State(daemon): Shared, Path(volume): Path<String>, body: Bytes) -> Answer {
-    let Replicate { host, wait } = from_json(&body)?;
+    let asked: Replicate = from_json(&body)?;
     let volume: VolumeName = parse(&volume)?;
-    let (outcome, state) = daemon.replicate(&volume, &host).await?;
-    if !wait {
+    let (outcome, state) = daemon.replicate(&volume, &asked).await?;
+    if !asked.wait {
         return answer(Ok::<Outcome, Failure>(outcome));
     }
     let (events, mut source) = mpsc::channel::<ReplicateEvent>(1);
-    tokio::spawn(follow(format!("volume {volume} and {host}"), state, events));
+    match state {
+        Some(state) => {
+            drop(tokio::spawn(follow(format!("volume {volume} and {}", asked.host), state, events)))
+        }
+        None => events.send(ReplicateEvent::Already(outcome)).await.expect("the channel is new"),
+    }
     let (mut lines, body) = Channel::<Bytes, Infallible>::new(1);
     tokio::spawn(async move {
         while let Some(event) = source.recv().await {

@@ -14,10 +14,12 @@ use super::{
     Daemon,
     config_files::{nested, options},
     holds::blocking,
+    initialize,
     puller::Pull,
     pusher::Push,
     rotations::with_rotations,
     snapshotter,
+    state::Era,
     volume::{Volume, exists},
 };
 use crate::{
@@ -33,13 +35,13 @@ impl Daemon {
         define: DefineVolume,
     ) -> Result<Outcome, Failure> {
         let _editing = self.editing.lock().await;
-        let DefineVolume { origin, snapstore } = define;
+        let DefineVolume { origin, snapstore, initialize, yes } = define;
         if !origin.is_absolute() || !snapstore.is_absolute() {
             return Err(Failure::usage("the paths of a volume must be absolute"));
         }
         if let Some(there) = self.find_volume(&name) {
             let config = there.config();
-            if config.origin == origin && config.snapstore == snapstore {
+            if config.origin == origin && config.snapstore == snapstore && !initialize {
                 return Ok(Outcome::already(format!("volume {name} is defined so already")));
             }
             let is = format!("{} with snapshots in {}", config.origin.display(), config.snapstore.display());
@@ -47,6 +49,9 @@ impl Daemon {
                 .remedy(format!("choose another name, or `zumastor forget volume {name}` first")));
         }
         self.check_paths(&origin, &snapstore).await?;
+        if initialize {
+            initialize::check(&name, origin.clone(), yes).await?;
+        }
         // Before a store is made.
         let owned = name.clone();
         self.configuring(move |files| files.check_volume(&owned)).await?;
@@ -64,6 +69,9 @@ impl Daemon {
         config.store = id;
         volume.set_config(config.clone());
         let snapshots = store.snapshots().await?;
+        if initialize {
+            initialize::zero(config.origin.clone(), &snapshots).await?;
+        }
         self.write_volume(&name, &config).await?;
         snapshotter::start(self, &volume);
         self.volumes.write().expect("no panic while locked").insert(name.clone(), volume);
@@ -139,14 +147,8 @@ impl Daemon {
         if config.master.is_some() && schedule == config.schedule {
             return Ok(Outcome::already(format!("this node is the master of volume {name} already")));
         }
-        if let Some(source) = &config.source {
-            return Err(Failure::refused(format!(
-                "volume {name} is a replica: it comes from {}",
-                source.host
-            ))
-            .remedy(format!(
-                "`zumastor forget source {name}` first: from then on it receives nothing more"
-            )));
+        if config.source.is_some() {
+            return self.take_over_with(&volume, schedule).await;
         }
         if !exists(config.origin.clone()).await {
             let origin = config.origin.display();
@@ -155,11 +157,34 @@ impl Daemon {
             ))
             .remedy("create it, or `zumastor define source` if the volume comes from another node"));
         }
-        config.master = Some(MasterConfig::default());
+        let epoch = match volume.newest().await? {
+            Some(newest) => self.era(newest.new.lineage).await?,
+            None => Era::default(),
+        };
+        if config.master.is_none() && epoch.latest > epoch.here {
+            // It was defined anew; in between, another node was made the master.
+            return self.take_over_with(&volume, schedule).await;
+        }
+        config.master.get_or_insert(MasterConfig { epoch: epoch.here });
         config.schedule = schedule;
         self.set_schedule(&volume, config).await?;
         let outcome = Outcome::changed(format!("this node is the master of volume {name}"));
         Ok(if scheduled { self.told(outcome, &volume) } else { outcome })
+    }
+
+    /// Takes over, and puts a schedule into force.
+    async fn take_over_with(
+        self: &Arc<Self>,
+        volume: &Arc<Volume>,
+        schedule: ScheduleConfig,
+    ) -> Result<Outcome, Failure> {
+        let outcome = self.take_over(volume).await?;
+        let config = volume.config();
+        if schedule == config.schedule {
+            return Ok(outcome);
+        }
+        self.set_schedule(volume, VolumeConfig { schedule, ..config }).await?;
+        Ok(self.told(outcome, volume))
     }
 
     /// `define source`.
@@ -172,17 +197,12 @@ impl Daemon {
         let volume = self.volume(name)?;
         check_options(define.period, None, define.name.as_deref())?;
         let mut config = volume.config();
-        if config.master.is_some() {
-            return Err(Failure::refused(format!("this node is the master of volume {name}")).remedy(
-                format!("`zumastor forget volume {name}` keeps all data; then define it again, as a replica"),
-            ));
-        }
         let (host, address) = self.resolve_host(&define.host)?;
         if let Some(there) = config.source.as_ref().filter(|there| there.host != host) {
             return Err(Failure::refused(format!("volume {name} comes from {}", there.host))
                 .remedy(format!("`zumastor forget source {name}` first")));
         }
-        if config.target.contains_key(&host) {
+        if config.target.contains_key(&host) && config.master.is_none() {
             return Err(Failure::refused(format!(
                 "volume {name} is sent to {host}, so it cannot come from there"
             ))
@@ -211,11 +231,30 @@ impl Daemon {
         if config.source.as_ref() == Some(&source) {
             return Ok(Outcome::already(format!("volume {name} comes from {host} so already")));
         }
+        let mut notes = Vec::new();
+        if let Some(master) = config.master.take() {
+            if !define.yes {
+                return Err(Failure::refused(format!(
+                    "this node is the master of volume {name}: as a replica of {host} it will hold what {host} has, and take \
+                     no snapshots of its own"
+                ))
+                .asks("What it holds now is kept as a snapshot. Make it a replica?"));
+            }
+            let kept = self.keep_mastered(&volume, master.epoch).await?;
+            self.unstop(&volume, &Part::Master).await?;
+            notes.push(format!("this node is not the master of volume {name} any more"));
+            notes.extend(kept.map(|kept| format!("what it held is kept as snapshot {kept}")));
+            if config.target.remove(&host).is_some() {
+                notes.push(format!("it is sent to {host} no more"));
+            }
+        }
         config.source = Some(source.clone());
         self.write_volume(name, &config).await?;
         volume.set_config(config);
+        volume.set_target(&host, || None).await;
         Pull::start(self, &volume, &source).await;
         let outcome = Outcome::changed(format!("volume {name} comes from {host}"));
+        let outcome = notes.into_iter().fold(outcome, Outcome::note);
         let note = format!("there, it must be sent: `zumastor define target {remote} {}`", self.name);
         Ok(outcome.note(note))
     }
@@ -313,6 +352,15 @@ impl Daemon {
             _ => self.known_host(host)?,
         };
         if config.target.remove(&host).is_none() {
+            let (state, owned, peer) = (self.state.clone(), name.clone(), host.clone());
+            let left = blocking(move || state.cursor(&owned, &peer)).await?.is_some();
+            if left && config.source.as_ref().is_none_or(|source| source.host != host) {
+                // It was the source, until this node was promoted.
+                self.forget_pair(name, &host).await?;
+                return Ok(Outcome::changed(format!(
+                    "what was held of volume {name} for {host} is held no more"
+                )));
+            }
             return Err(Failure::failed(format!("volume {name} is not sent to {host}")));
         }
         self.write_volume(name, &config).await?;

@@ -4,19 +4,24 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use tokio::sync::watch;
-use zumastor_core::NodeName;
+use zumastor_core::{Lineage, NodeName};
 use zumastor_net::{
-    Host, PullState, Served,
+    Host, PullState, Served, Unheard,
     wire::{Announce, Refusal, RefusalCode},
 };
 
 use super::{
     Daemon,
+    epochs::superseded_text,
     holds::{PairHolds, Side},
     parts::refuse_stopped,
     volume::{Target, Volume},
+    worker::Wish,
 };
-use crate::{api::Part, exit::chain};
+use crate::{
+    api::{Part, Role},
+    exit::{Failure, chain},
+};
 
 /// A handle for the network side; [`Daemon`] itself is behind an `Arc`.
 pub struct Answers(pub Arc<Daemon>);
@@ -38,25 +43,34 @@ impl Host for Answers {
         let config = volume.config();
         config.target.get(peer).ok_or_else(refused)?;
         self.not_stopped(&volume, &Part::Target(peer.clone()))?;
-        let (compression, limiter, meter) = volume
+        let (compression, limiter, meter, offer) = volume
             .with_target(peer, |target| {
-                let Target { compression, limiter, meter, .. } = target?;
-                Some((compression.clone(), limiter.clone(), meter.clone()))
+                let target = target?;
+                let Target { compression, limiter, meter, .. } = target;
+                Some((compression.clone(), limiter.clone(), meter.clone(), target.offer()))
             })
             .ok_or_else(refused)?;
         let store = volume.store().await.map_err(|error| {
             Refusal::new(RefusalCode::Failed, format!("at {}: {}", self.0.name, chain(&error)))
         })?;
+        let failed = |failure: Failure| {
+            Refusal::new(RefusalCode::Failed, format!("at {}: {}", self.0.name, failure.error))
+        };
+        if let Some(superseded) = self.0.superseded(&volume).await.map_err(failed)? {
+            let text = format!("at {}: {}", self.0.name, superseded_text(&volume.name, &superseded));
+            return Err(Refusal::new(RefusalCode::Stopped, text));
+        }
+        let epoch = self.0.epoch(&volume).await.map_err(failed)?.map_or(0, |(_, epoch)| epoch);
         let holds = PairHolds::new(self.0.state.clone(), volume.clone(), peer.clone(), Side::Upstream);
-        Ok(Served { store, holds: Arc::new(holds), compression, limiter, meter })
+        Ok(Served { store, holds: Arc::new(holds), epoch, offer, compression, limiter, meter })
     }
 
     async fn announced(
         &self,
         peer: &NodeName,
         announce: &Announce,
-    ) -> Result<watch::Receiver<PullState>, Refusal> {
-        let Announce { volume, upstream_volume, number } = announce;
+    ) -> Result<watch::Receiver<PullState>, Unheard> {
+        let Announce { volume, upstream_volume, number, exactly, lineage, epoch } = announce;
         let refused = || {
             let node = &self.0.name;
             let option =
@@ -70,13 +84,37 @@ impl Host for Answers {
             )
         };
         let volume = self.volume(volume).ok_or_else(refused)?;
+        let failed = |failure: Failure| Unheard::Refused(Refusal::new(RefusalCode::Failed, failure.error));
+        let here = self.0.epoch(&volume).await.map_err(failed)?;
+        if let Some((_, here)) = here.filter(|(of, _)| of == lineage) {
+            if *epoch < here {
+                return Err(Unheard::Superseded(here));
+            }
+            if *epoch > here && volume.role() == Role::Master {
+                self.0.hear(&volume.name, *lineage, *epoch, peer).await;
+                let node = &self.0.name;
+                let text = format!(
+                    "{node} was the master of volume {volume} until now: there, `zumastor define source {volume} {peer}` \
+                     makes it a replica",
+                    volume = volume.name
+                );
+                return Err(Refusal::new(RefusalCode::Stopped, text).into());
+            }
+        }
         let source = volume.config().source.ok_or_else(refused)?;
         let expected = source.name.as_deref().unwrap_or(volume.name.as_str());
         if source.host != *peer || expected != upstream_volume {
-            return Err(refused());
+            return Err(refused().into());
         }
         self.not_stopped(&volume, &Part::Source)?;
-        volume.with_puller(|puller| puller.map(|puller| puller.ask(Some(*number)))).ok_or_else(refused)
+        let wish = Wish { wanted: Some(*number), exactly: *exactly, delay: None };
+        volume.with_puller(|puller| puller.map(|puller| puller.ask(wish))).ok_or_else(|| refused().into())
+    }
+
+    async fn superseded(&self, peer: &NodeName, volume: &str, lineage: Lineage, epoch: u64) {
+        if let Some(volume) = self.volume(volume) {
+            self.0.hear(&volume.name, lineage, epoch, peer).await;
+        }
     }
 }
 

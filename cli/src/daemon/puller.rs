@@ -10,7 +10,7 @@ use std::{
 
 use async_trait::async_trait;
 use tokio::sync::watch;
-use zumastor_core::{HeadState, SnapshotRecord, StoreError, config::SourceConfig};
+use zumastor_core::{HeadState, SnapshotNumber, SnapshotRecord, StoreError, config::SourceConfig};
 use zumastor_net::{
     Patience, Progress, PullError, PullSummary, Replica, Reporter, finish, pull,
     wire::{Refusal, RefusalCode},
@@ -18,6 +18,7 @@ use zumastor_net::{
 
 use super::{
     Daemon,
+    epochs::ReplicaEpochs,
     holds::{PairHolds, Side},
     volume::Volume,
     worker::{Job, Trouble, Worker},
@@ -55,13 +56,18 @@ impl Pull {
         volume.set_puller(|| Some(Worker::spawn(Arc::new(job), source.period, true))).await;
     }
 
-    async fn pull(&self, progress: &watch::Sender<Progress>) -> Result<PullSummary, Trouble> {
+    async fn pull(
+        &self,
+        wanted: Option<SnapshotNumber>,
+        progress: &watch::Sender<Progress>,
+    ) -> Result<PullSummary, Trouble> {
         self.queued.store(false, Ordering::Relaxed);
         let store = self.volume.store().await.map_err(|error| store_trouble(&error))?;
         let (state, host) = (self.daemon.state.clone(), self.source.host.clone());
         let holds = PairHolds::new(state, self.volume.clone(), host, Side::Downstream);
         let remote = self.source.name.clone().unwrap_or_else(|| self.volume.name.to_string());
-        let replica = Replica::new(store, Arc::new(holds), remote);
+        let epochs = Arc::new(ReplicaEpochs::new(self.daemon.state.clone(), self.volume.name.clone()));
+        let replica = Replica { wanted, epochs, ..Replica::new(store, Arc::new(holds), remote) };
         // A snapshot that is complete is shown, whether or not the upstream can be reached.
         finish(&replica).await.map_err(|error| pull_trouble(&error))?;
         self.queued.store(true, Ordering::Relaxed);
@@ -93,8 +99,12 @@ impl Job for Pull {
         !fresh || self.source.period.is_some() || unfinished(&self.volume).await.unwrap_or(true)
     }
 
-    async fn run(&self, progress: &watch::Sender<Progress>) -> Result<PullSummary, Trouble> {
-        self.pull(progress).await
+    async fn run(
+        &self,
+        exactly: Option<SnapshotNumber>,
+        progress: &watch::Sender<Progress>,
+    ) -> Result<PullSummary, Trouble> {
+        self.pull(exactly, progress).await
     }
 
     fn remark(&self) -> Option<String> {

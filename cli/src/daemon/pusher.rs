@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use jiff::Timestamp;
 use tokio::sync::watch;
-use zumastor_core::{NodeName, config::TargetConfig};
+use zumastor_core::{NodeName, SnapshotNumber, SnapshotRecord, StoreError, config::TargetConfig};
 use zumastor_net::{
     AnnounceError, Patience, Progress, PullSummary, announce,
     wire::{Announce, Refusal, RefusalCode},
@@ -12,13 +13,14 @@ use zumastor_net::{
 
 use super::{
     Daemon,
+    epochs::superseded_text,
     holds::blocking,
     volume::{Target, Volume},
     worker::{Job, Trouble, Worker},
 };
 use crate::{
-    api::{Direction, Part},
-    exit::chain,
+    api::{Direction, Part, Superseded},
+    exit::{Failure, chain},
 };
 
 /// Announces one volume to one of its targets.
@@ -30,6 +32,12 @@ pub struct Push {
 }
 
 impl Push {
+    /// The newest snapshot that the target is to have.
+    async fn newest(&self) -> Result<Option<SnapshotRecord>, StoreError> {
+        let snapshots = self.volume.store().await?.snapshots().await?;
+        Ok(snapshots.into_iter().rev().find(|record| self.target.rotations.takes(record)))
+    }
+
     /// Starts to serve a target, unless that is stopped. What it has missed is made up for at once.
     pub async fn start(daemon: &Arc<Daemon>, volume: &Arc<Volume>, host: &NodeName, target: &TargetConfig) {
         if volume.is_stopped(&Part::Target(host.clone())) {
@@ -61,7 +69,7 @@ impl Job for Push {
                 return true;
             }
         };
-        match self.volume.newest().await {
+        match self.newest().await {
             Ok(newest) => {
                 newest.is_some_and(|newest| cursor.is_none_or(|cursor| cursor.common < newest.number()))
             }
@@ -70,33 +78,64 @@ impl Job for Push {
         }
     }
 
-    async fn run(&self, progress: &watch::Sender<Progress>) -> Result<PullSummary, Trouble> {
+    async fn run(
+        &self,
+        exactly: Option<SnapshotNumber>,
+        progress: &watch::Sender<Progress>,
+    ) -> Result<PullSummary, Trouble> {
         let passing = |error: &dyn std::error::Error| Trouble {
             refusal: Refusal::new(RefusalCode::Failed, chain(error)),
             passing: true,
         };
-        let newest = self.volume.newest().await.map_err(|error| passing(&error))?;
-        let Some(newest) = newest else {
-            let nothing = format!("volume {} has no snapshot yet", self.volume.name);
+        let newest = self.newest().await.map_err(|error| passing(&error))?;
+        let Some(number) = exactly.or(newest.as_ref().map(SnapshotRecord::number)) else {
+            let nothing = format!("volume {} has no snapshot for {} yet", self.volume.name, self.host);
             return Err(Trouble { refusal: Refusal::new(RefusalCode::Failed, nothing), passing: false });
         };
+        let failed = |failure: Failure| Trouble {
+            refusal: Refusal::new(RefusalCode::Failed, failure.error),
+            passing: true,
+        };
+        let stopped =
+            |text: String| Trouble { refusal: Refusal::new(RefusalCode::Stopped, text), passing: false };
+        if let Some(superseded) = self.daemon.superseded(&self.volume).await.map_err(failed)? {
+            return Err(stopped(superseded_text(&self.volume.name, &superseded)));
+        }
+        let Some((lineage, epoch)) = self.daemon.epoch(&self.volume).await.map_err(failed)? else {
+            return Err(stopped(format!("volume {} has no snapshot of its own", self.volume.name)));
+        };
+        // The downstream may fetch it, whatever it is to have otherwise.
+        self.volume.with_target(&self.host, |target| {
+            if let Some(target) = target {
+                target.offer_also(exactly);
+            }
+        });
         let link = self.daemon.node().link(&self.host).await.map_err(|error| passing(&error))?;
         let own = self.volume.name.to_string();
         let news = Announce {
             volume: self.target.name.clone().unwrap_or_else(|| own.clone()),
             upstream_volume: own,
-            number: newest.number(),
+            number,
+            exactly: exactly.is_some(),
+            lineage,
+            epoch,
         };
         let mut follow = |now: Progress| {
             progress.send_replace(now);
         };
-        announce(&*link, news, &Patience::default(), &mut follow).await.map_err(|error| match error {
-            AnnounceError::Refused(refusal) => {
+        match announce(&*link, news, &Patience::default(), &mut follow).await {
+            Ok(summary) => Ok(summary),
+            Err(AnnounceError::Refused(refusal)) => {
                 let passing = refusal.code != RefusalCode::Stopped;
-                Trouble { refusal, passing }
+                Err(Trouble { refusal, passing })
             }
-            other => passing(&other),
-        })
+            Err(AnnounceError::Superseded(epoch)) => {
+                self.daemon.hear(&self.volume.name, lineage, epoch, &self.host).await;
+                let superseded = Superseded { epoch, by: self.host.clone(), heard: Timestamp::now() };
+                Err(stopped(superseded_text(&self.volume.name, &superseded)))
+            }
+            Err(other) => Err(passing(&other)),
+        }
     }
 
     async fn ended(&self, result: &Result<PullSummary, Trouble>) {

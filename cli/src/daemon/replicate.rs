@@ -3,15 +3,17 @@
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
-use zumastor_core::VolumeName;
+use zumastor_core::{NodeName, SnapshotNumber, SnapshotRecord, VolumeName};
 use zumastor_net::{
     PullState,
     wire::{Refusal, RefusalCode},
 };
 
-use super::{Daemon, parts::refuse_stopped};
+use super::{
+    Daemon, holds::blocking, parts::refuse_stopped, snapshots::no_snapshot, volume::Volume, worker::Wish,
+};
 use crate::{
-    api::{Outcome, Part, ReplicateEvent},
+    api::{Outcome, Part, Replicate, ReplicateEvent},
     exit::Failure,
 };
 
@@ -19,38 +21,95 @@ use crate::{
 const REPORT: Duration = Duration::from_millis(200);
 
 impl Daemon {
-    /// Starts a replication between this node and `host`, and gives what it takes to follow it.
+    /// Starts a replication between this node and a host, and gives what it takes to follow it; nothing to follow when
+    /// there is nothing to do.
     pub async fn replicate(
         &self,
         name: &VolumeName,
-        host: &str,
-    ) -> Result<(Outcome, watch::Receiver<PullState>), Failure> {
+        asked: &Replicate,
+    ) -> Result<(Outcome, Option<watch::Receiver<PullState>>), Failure> {
         let volume = self.volume(name)?;
         let config = volume.config();
-        let host = self.known_host(host)?;
-        if config.target.contains_key(&host) {
-            refuse_stopped(&volume, &Part::Target(host.clone()))?;
-            if volume.newest().await?.is_none() {
-                return Err(Failure::failed(format!("volume {name} has no snapshot yet"))
-                    .remedy(format!("`zumastor snapshot {name}` takes one")));
-            }
-            if let Some(follow) =
-                volume.with_target(&host, |target| target.map(|target| target.worker.ask(None)))
-            {
-                return Ok((Outcome::changed(format!("volume {name} is being sent to {host}")), follow));
-            }
+        let host = self.known_host(&asked.host)?;
+        let sends = config.target.contains_key(&host);
+        let receives = config.source.is_some_and(|source| source.host == host);
+        if !sends && !receives {
+            let neither = format!("{host} is neither a target nor the source of volume {name}");
+            return Err(Failure::failed(neither).remedy(format!(
+                "`zumastor define target {name} {host}` or `zumastor define source {name} {host}` first"
+            )));
         }
-        let comes = config.source.is_some_and(|source| source.host == host);
-        if comes {
-            refuse_stopped(&volume, &Part::Source)?;
+        refuse_stopped(&volume, &if sends { Part::Target(host.clone()) } else { Part::Source })?;
+        if let Some(number) = asked.snapshot
+            && let Some(there) = self.check_asked(&volume, &host, number, sends).await?
+        {
+            return Ok((there, None));
         }
-        if comes && let Some(follow) = volume.with_puller(|puller| puller.map(|puller| puller.ask(None))) {
-            return Ok((Outcome::changed(format!("volume {name} is being received from {host}")), follow));
+        if sends && volume.newest().await?.is_none() {
+            return Err(Failure::failed(format!("volume {name} has no snapshot yet"))
+                .remedy(format!("`zumastor snapshot {name}` takes one")));
         }
-        Err(Failure::failed(format!("{host} is neither a target nor the source of volume {name}")).remedy(
-            format!("`zumastor define target {name} {host}` or `zumastor define source {name} {host}` first"),
-        ))
+        let delay = asked.delay.map(Duration::from_secs);
+        let wish = Wish { wanted: asked.snapshot, exactly: asked.snapshot.is_some(), delay };
+        let follow = if sends {
+            volume.with_target(&host, |target| target.map(|target| target.worker.ask(wish)))
+        } else {
+            volume.with_puller(|puller| puller.map(|puller| puller.ask(wish)))
+        };
+        let follow = follow.ok_or_else(|| {
+            Failure::failed(format!("replication of volume {name} with {host} is just being changed"))
+                .remedy("repeat the command")
+        })?;
+        let what = asked.snapshot.map_or_else(String::new, |number| format!("snapshot {number} of "));
+        let way = if sends { "sent to" } else { "received from" };
+        let done = match asked.delay {
+            Some(seconds) => format!("{what}volume {name} will be {way} {host}, beginning in {seconds} s"),
+            None => format!("{what}volume {name} is being {way} {host}"),
+        };
+        Ok((Outcome::changed(done), Some(follow)))
     }
+
+    /// Looks whether a snapshot that is asked for can be had; says so if a newer one is there already.
+    async fn check_asked(
+        &self,
+        volume: &Volume,
+        host: &NodeName,
+        number: SnapshotNumber,
+        sends: bool,
+    ) -> Result<Option<Outcome>, Failure> {
+        let name = &volume.name;
+        if number.is_local() {
+            return Err(Failure::usage(format!(
+                "snapshot {number} is this node's own: only snapshots that the master numbered are replicated"
+            )));
+        }
+        let snapshots = volume.store().await?.snapshots().await?;
+        let received = snapshots.iter().map(SnapshotRecord::number).filter(|number| !number.is_local());
+        let there = if sends {
+            let (state, owned, peer) = (self.state.clone(), name.clone(), host.clone());
+            blocking(move || state.cursor(&owned, &peer)).await?.map(|cursor| cursor.common)
+        } else {
+            received.clone().max()
+        };
+        if let Some(there) = there.filter(|there| *there >= number) {
+            let at = if sends { host } else { &self.name };
+            return Ok(Some(Outcome::already(already(number, there, at.as_str()))));
+        }
+        if sends && !received.clone().any(|there| there == number) {
+            return Err(no_snapshot(name, number));
+        }
+        Ok(None)
+    }
+}
+
+/// That nothing is to be sent.
+pub fn already(asked: SnapshotNumber, there: SnapshotNumber, at: &str) -> String {
+    if there == asked {
+        return format!("snapshot {asked} is at {at} already");
+    }
+    format!(
+        "snapshot {there}, which is more recent than snapshot {asked}, is at {at} already: nothing was sent"
+    )
 }
 
 /// Tells what happens until it ends, or until nobody listens any more. The replication goes on in any case.
@@ -87,6 +146,9 @@ fn failure(subject: &str, refusal: &Refusal) -> Failure {
     let text = format!("{subject}: {}", refusal.text);
     match refusal.code {
         RefusalCode::NotAllowed => Failure::refused(text),
+        RefusalCode::Gone => {
+            Failure::failed(text).remedy("`zumastor status` on the node that sends it lists its snapshots")
+        }
         RefusalCode::Stopped => Failure::refused(text).remedy("put that right, then repeat this command"),
         _ => Failure::failed(text).remedy("it is tried again by itself; `zumastor status` says when"),
     }

@@ -5,7 +5,10 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use zumastor_core::{HoldOwner, NewSnapshot, SnapshotNumber, SnapshotRecord, StoreError, VolumeName};
 
-use super::{Daemon, holds::blocking, state::StateError, status::snapshot_status, volume::Volume};
+use super::{
+    Daemon, epochs::superseded_text, holds::blocking, state::StateError, status::snapshot_status,
+    volume::Volume,
+};
 use crate::{
     api::{Outcome, Role, SnapshotStatus},
     exit::{Failure, chain},
@@ -19,19 +22,7 @@ impl Daemon {
         rotation: Option<&str>,
     ) -> Result<SnapshotStatus, Failure> {
         let volume = self.volume(name)?;
-        match volume.role() {
-            Role::Master => {}
-            Role::Replica => {
-                return Err(Failure::refused(format!(
-                    "volume {name} is a replica: its snapshots come from its source"
-                ))
-                .remedy("take the snapshot on the master"));
-            }
-            Role::Undecided => {
-                return Err(Failure::refused(format!("this node is not the master of volume {name}"))
-                    .remedy(format!("`zumastor define master {name}` first")));
-            }
-        }
+        self.check_master(&volume, "take a snapshot of it").await?;
         if let Some(rotation) = rotation {
             check_rotation(&volume, rotation)?;
         }
@@ -40,6 +31,22 @@ impl Daemon {
         let record = self.take_snapshot(&volume, rotations, self.now()).await?;
         self.retain(&volume).await;
         Ok(snapshot_status(&record, &[]))
+    }
+
+    /// Refuses, unless this node is the volume's master.
+    pub async fn check_master(&self, volume: &Volume, what: &str) -> Result<(), Failure> {
+        let name = &volume.name;
+        match volume.role() {
+            Role::Master => match self.superseded(volume).await? {
+                None => Ok(()),
+                Some(superseded) => Err(Failure::refused(superseded_text(name, &superseded))),
+            },
+            Role::Replica => Err(Failure::refused(format!(
+                "volume {name} is a replica: it is always what comes from its source, so {what} on the master"
+            ))),
+            Role::Undecided => Err(Failure::refused(format!("this node is not the master of volume {name}"))
+                .remedy(format!("`zumastor define master {name}` first"))),
+        }
     }
 
     /// Takes a snapshot of a volume that this node masters. To be called with its `snapshotting` locked.
@@ -75,7 +82,7 @@ impl Daemon {
         tracing::info!(volume = %name, %number, rotations, "snapshot taken");
         volume.rearm_targets();
         // The digest is wanted as soon as it is sent; until then there is time.
-        let volume = name.clone();
+        let volume = volume.name.clone();
         tokio::spawn(async move {
             match store.leaves(number).await {
                 // It may be gone by now.
@@ -162,6 +169,7 @@ impl From<StateError> for Failure {
     }
 }
 
+/// That a volume has no such snapshot.
 pub fn no_snapshot(volume: &VolumeName, number: SnapshotNumber) -> Failure {
     Failure::failed(format!("volume {volume} has no snapshot {number}"))
         .remedy(format!("`zumastor status {volume}` lists them"))

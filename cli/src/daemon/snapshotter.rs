@@ -128,6 +128,9 @@ impl Run {
         if config.master.is_none() || self.volume.is_stopped(&Part::Master) || !takes(&config.schedule) {
             return Ok(None);
         }
+        if self.daemon.superseded(&self.volume).await?.is_some() {
+            return Ok(None);
+        }
         let snapshotting = self.volume.snapshotting.lock().await;
         let since = self.daemon.since(&self.volume).await?;
         let snapshots = self.volume.store().await?.snapshots().await?;

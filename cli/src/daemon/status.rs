@@ -5,10 +5,11 @@ use std::{sync::Arc, time::Duration};
 use jiff::{Timestamp, tz::TimeZone};
 use tokio::time::timeout;
 use zumastor_core::{
-    HeadState, Hold, NodeName, SnapshotNumber, SnapshotRecord, StoreError, VolumeName, config::VolumeConfig,
+    HeadState, Hold, NodeName, Selection, SnapshotNumber, SnapshotRecord, StoreError, VolumeName,
+    config::VolumeConfig,
 };
 
-use super::{Daemon, holds::blocking, state::Cursor, volume::Volume};
+use super::{Daemon, epochs::superseded_text, holds::blocking, state::Cursor, volume::Volume};
 use crate::{
     api::{
         HeadStatus, Health, Lag, NodeStatus, STATUS_SCHEMA, ScheduleStatus, SnapshotStatus, SourceStatus,
@@ -71,7 +72,7 @@ impl Daemon {
                 None => (idle(), None),
             });
             let cursor = remembered.cursor(&source.host);
-            let mut lag = lag(cursor, records);
+            let mut lag = lag(cursor, records, &Selection::default());
             let newest = records.iter().rev().map(SnapshotRecord::number).find(|number| !number.is_local());
             // What is known of the upstream is what it announced, and what comes from it or came in part.
             let coming = work.progress.and_then(|progress| progress.number);
@@ -95,7 +96,7 @@ impl Daemon {
                     host: host.clone(),
                     config: target.clone(),
                     connected: self.node().connected(host),
-                    lag: lag(remembered.cursor(host), records),
+                    lag: lag(remembered.cursor(host), records, &target.rotations),
                     work,
                     sent_data: data,
                     sent_wire: wire,
@@ -116,9 +117,17 @@ impl Daemon {
         if let (Health::Ok, Some(error)) = (health, &view.error) {
             (health, trouble) = (Health::Retrying, Some(error.text.clone()));
         }
+        let superseded = match health {
+            Health::Unavailable => None,
+            _ => self.superseded(volume).await?,
+        };
+        if let Some(superseded) = &superseded {
+            (health, trouble) = (Health::Stopped, Some(superseded_text(&volume.name, superseded)));
+        }
         Ok(VolumeStatus {
             name: volume.name.clone(),
             role: volume.role(),
+            superseded,
             health,
             trouble,
             origin: config.origin,
@@ -239,9 +248,10 @@ pub fn snapshot_status(record: &SnapshotRecord, holds: &[Hold]) -> SnapshotStatu
     }
 }
 
-fn lag(cursor: Option<Cursor>, records: &[SnapshotRecord]) -> Lag {
+/// Of the snapshots that are not there yet, those that are selected are behind.
+fn lag(cursor: Option<Cursor>, records: &[SnapshotRecord], selection: &Selection) -> Lag {
     let common = cursor.map(|cursor| cursor.common);
-    let newer = |record: &&SnapshotRecord| !record.number().is_local() && Some(record.number()) > common;
+    let newer = |record: &&SnapshotRecord| selection.takes(record) && Some(record.number()) > common;
     let age = records.iter().find(|record| Some(record.number()) == common).map(|record| {
         let seconds = Timestamp::now().duration_since(record.new.created).as_secs();
         u64::try_from(seconds).unwrap_or(0)
@@ -261,6 +271,7 @@ fn idle() -> WorkStatus {
         remark: None,
         rate: 0,
         next: None,
+        asked: None,
         error: None,
         last: None,
     }

@@ -12,7 +12,7 @@ use zumastor_core::{
     NodeName, SnapshotNumber, SnapshotRecord, SnapshotStore, StoreError, VolumeName,
     config::{TargetConfig, VolumeConfig},
 };
-use zumastor_net::{Compression, Meter, RateLimiter};
+use zumastor_net::{Compression, Meter, Offer, RateLimiter};
 
 use super::{snapshotter::Snapshotter, worker::Worker};
 use crate::api::{Part, Role};
@@ -47,6 +47,8 @@ pub struct Target {
     pub limiter: Option<Arc<RateLimiter>>,
     /// Counts what is sent.
     pub meter: Arc<Meter>,
+    /// What it is to have.
+    offer: Mutex<Offer>,
 }
 
 impl Target {
@@ -54,7 +56,18 @@ impl Target {
     pub fn new(config: &TargetConfig, worker: Worker) -> Self {
         let limiter = config.ratelimit.map(|rate| Arc::new(RateLimiter::new(rate)));
         let compression = (!config.uncompressed).then(|| Arc::new(Compression::new(ZSTD_LEVEL)));
-        Self { worker, compression, limiter, meter: Arc::new(Meter::default()) }
+        let offer = Offer { selection: config.rotations.clone(), all: config.all, also: None };
+        Self { worker, compression, limiter, meter: Arc::new(Meter::default()), offer: Mutex::new(offer) }
+    }
+
+    /// What it is to have.
+    pub fn offer(&self) -> Offer {
+        self.offer.lock().expect("no panic while locked").clone()
+    }
+
+    /// Lets it have a snapshot that it would not have otherwise, until the next call.
+    pub fn offer_also(&self, number: Option<SnapshotNumber>) {
+        self.offer.lock().expect("no panic while locked").also = number;
     }
 }
 

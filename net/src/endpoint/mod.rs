@@ -487,7 +487,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        host::{PullState, Served},
+        host::{PullState, Served, Unheard},
         wire::{Announce, Refusal, RefusalCode},
     };
 
@@ -498,9 +498,10 @@ mod tests {
         async fn serve(&self, _peer: &NodeName, _volume: &str) -> Result<Served, Refusal> {
             Err(Refusal::new(RefusalCode::NotAllowed, "nothing is served here"))
         }
-        async fn announced(&self, _: &NodeName, _: &Announce) -> Result<watch::Receiver<PullState>, Refusal> {
-            Err(Refusal::new(RefusalCode::NotAllowed, "nothing is received here"))
+        async fn announced(&self, _: &NodeName, _: &Announce) -> Result<watch::Receiver<PullState>, Unheard> {
+            Err(Refusal::new(RefusalCode::NotAllowed, "nothing is received here").into())
         }
+        async fn superseded(&self, _: &NodeName, _: &str, _: zumastor_core::Lineage, _: u64) {}
     }
 
     fn node(name: &str, protocol: (u16, u16)) -> (Arc<Node>, Peer) {

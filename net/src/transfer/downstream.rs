@@ -16,6 +16,7 @@ use zumastor_core::{
 
 use super::{
     Patience,
+    era::{self, Epochs, ForgetfulEpochs},
     fetch::{Find, Job, Writers, ask},
     upstream::describe,
     verify::Checked,
@@ -23,7 +24,7 @@ use super::{
 use crate::{
     frame::{self, FrameError, Limits},
     host::{Holds, Link},
-    progress::{Phase, PullSummary, Reporter},
+    progress::{Phase, Progress, PullSummary, Reporter},
     wire::{
         ChangedSegment, Committed, CommittedReply, MAX_CONTROL, MAX_HAVE, MAX_VOLUME, Plan, Refusal,
         RefusalCode, Request, Want, WantReply,
@@ -43,12 +44,18 @@ pub struct Replica {
     pub streams: usize,
     /// How long something unfinished may go without being made durable: so much work an interruption costs at most.
     pub checkpoint: Duration,
+    /// The snapshot to receive, unless a more recent one is here already; without it, the newest there is for this node.
+    pub wanted: Option<SnapshotNumber>,
+    /// The epoch of what is here.
+    pub epochs: Arc<dyn Epochs>,
 }
 
 impl Replica {
     /// A replica that is fetched over four streams and made durable every second.
     pub fn new(store: Arc<dyn SnapshotStore>, holds: Arc<dyn Holds>, volume: impl Into<String>) -> Self {
-        Self { store, holds, volume: volume.into(), streams: 4, checkpoint: Duration::from_secs(1) }
+        let (volume, checkpoint) = (volume.into(), Duration::from_secs(1));
+        let epochs = Arc::new(ForgetfulEpochs::default());
+        Self { store, holds, volume, streams: 4, checkpoint, wanted: None, epochs }
     }
 }
 
@@ -142,7 +149,8 @@ impl fmt::Debug for Replica {
     }
 }
 
-/// Brings a replica to the upstream's newest snapshot, going on where an earlier pull was broken off.
+/// Brings a replica to what the upstream has for it, going on where an earlier pull was broken off: to the newest of its
+/// snapshots, one after the other where each is sent; or to the one that is [wanted](Replica::wanted).
 ///
 /// Cancel safety: dropping the future stops the transfer; what was checkpointed is taken up by the next call.
 pub async fn pull(
@@ -152,28 +160,69 @@ pub async fn pull(
     reporter: &Reporter,
 ) -> Result<PullSummary, PullError> {
     let started = Instant::now();
+    let (mut summary, mut more) = pull_one(link, replica, patience, reporter).await?;
+    while more {
+        reporter.update(|progress| *progress = Progress::default());
+        let next;
+        (next, more) = pull_one(link, replica, patience, reporter).await?;
+        summary.number = next.number.or(summary.number);
+        summary.snapshots += next.snapshots;
+        summary.data += next.data;
+        summary.wire += next.wire;
+        summary.resumed += next.resumed;
+        summary.refetched += next.refetched;
+        summary.millis = started.elapsed().as_millis() as u64;
+    }
+    Ok(summary)
+}
+
+/// Receives one snapshot, if there is one to be received; also tells whether another follows.
+async fn pull_one(
+    link: &dyn Link,
+    replica: &Replica,
+    patience: &Patience,
+    reporter: &Reporter,
+) -> Result<(PullSummary, bool), PullError> {
+    let started = Instant::now();
     reporter.phase(Phase::Planning);
     finish(replica).await?;
-    let here = replica.store.snapshots().await?;
+    let mut here = replica.store.snapshots().await?;
     let staged = replica.store.staged().await?;
     let plan = match want(link, replica, &here, staged.as_ref(), patience).await? {
         WantReply::Plan(plan) => plan,
-        WantReply::UpToDate(number) => {
-            if !here.iter().any(|record| record.number() == number) {
+        WantReply::UpToDate { number, epoch } => {
+            let Some(common) = here.iter().find(|record| record.number() == number && !number.is_local())
+            else {
                 return Err(PullError::Malformed("the number of a snapshot that is not here"));
-            }
+            };
+            let lineage = common.new.lineage;
+            era::follow(replica, &mut here, Some(number), lineage, epoch).await?;
             none_beyond(&here, number.next())?;
-            replica.store.discard_staged().await?;
+            if replica.wanted.is_none() {
+                replica.store.discard_staged().await?;
+            }
             replica.holds.common(number).await?;
-            return Ok(summary(Some(number), started));
+            // Unless it does already.
+            finish(replica).await?;
+            return Ok((summary(Some(number), started), false));
         }
-        WantReply::Nothing => return Ok(summary(None, started)),
+        WantReply::Nothing => return Ok((summary(None, started), false)),
         WantReply::Refused(refusal) => return Err(PullError::Refused(refusal)),
         WantReply::Working => return Err(PullError::Malformed("no answer")),
     };
     let digest = validate(&plan)?;
+    same_lineage(&plan, &here)?;
+    let common = here.iter().find(|record| Some(record.guid()) == plan.base && !record.number().is_local());
+    let common = common.map(SnapshotRecord::number);
+    if plan.base.is_some() && common.is_none() {
+        return Err(PullError::Malformed("a plan on a base that is not here"));
+    }
+    era::follow(replica, &mut here, common, plan.record.new.lineage, plan.epoch).await?;
     let base = diverges_not(&plan, &here)?;
-    let number = plan.record.number();
+    let (number, more) = (plan.record.number(), plan.more);
+    if replica.wanted.is_some_and(|wanted| wanted != number) {
+        return Err(PullError::Malformed("a plan for another snapshot than the one that was asked for"));
+    }
     reporter.update(|progress| progress.number = Some(number));
 
     // Without a common snapshot, whatever is here is still likely to hold most of it: only what differs is fetched.
@@ -225,16 +274,18 @@ pub async fn pull(
         tracing::debug!(error = %describe(&error), "the upstream does not know yet that the snapshot has arrived");
     }
     let progress = reporter.current();
-    Ok(PullSummary {
+    let received = PullSummary {
         number: Some(number),
         received: true,
+        snapshots: 1,
         base,
         data: progress.data,
         wire: progress.wire,
         resumed: progress.resumed,
         refetched,
         millis: started.elapsed().as_millis() as u64,
-    })
+    };
+    Ok((received, more))
 }
 
 /// Makes the volume show its newest received snapshot, if a crash came between commit and flip.
@@ -271,7 +322,7 @@ async fn seed(replica: &Replica, mut here: Vec<SnapshotRecord>) -> Result<Option
     let store = &replica.store;
     let received = here.iter().any(|record| !record.number().is_local());
     if !received && store.head().await? == HeadState::Written {
-        let number = here.last().map_or(SnapshotNumber::local(0), |last| last.number().next());
+        let number = era::next_local(&here);
         tracing::info!(%number, "keeping what the volume holds as a local snapshot");
         here.push(store.create_snapshot(NewSnapshot::manual(number, Lineage::generate())).await?);
         // Just after a write the store cannot tell whether another one followed. A moment later it can.
@@ -302,7 +353,12 @@ async fn want(
         .collect::<Vec<_>>();
     let have = have[have.len().saturating_sub(MAX_HAVE)..].to_vec();
     let resume = staged.map(|staged| staged.record.guid());
-    let request = Request::Want(Want { volume: replica.volume.clone(), have, resume });
+    let epoch = match era::lineage(here) {
+        Some(lineage) => Some((lineage, replica.epochs.epoch(lineage).await?)),
+        None => None,
+    };
+    let (volume, wanted) = (replica.volume.clone(), replica.wanted);
+    let request = Request::Want(Want { volume, have, resume, wanted, epoch });
     let mut channel = ask(link, &request, patience).await?;
     let limits = Limits { header: MAX_CONTROL, payload: 0 };
     let answer = async {
@@ -339,29 +395,28 @@ fn validate(plan: &Plan) -> Result<Digest, PullError> {
     }
 }
 
-/// Checks that plan and replica belong together; returns the base by its number here.
-fn diverges_not(plan: &Plan, here: &[SnapshotRecord]) -> Result<Option<SnapshotNumber>, PullError> {
+/// Checks that plan and replica are of one volume.
+fn same_lineage(plan: &Plan, here: &[SnapshotRecord]) -> Result<(), PullError> {
     let record = &plan.record;
-    let received: Vec<_> = here.iter().filter(|record| !record.number().is_local()).collect();
-    let stop = |what: String| {
-        Err(PullError::Divergence(format!(
-            "{what}. Nothing was changed. If the volume here may be replaced, `forget` it and define it again with an \
-             empty snapshot store; otherwise correct the name or the host of its source"
-        )))
-    };
-    if let Some(other) = received.iter().find(|other| other.new.lineage != record.new.lineage) {
-        return stop(format!(
-            "the upstream's volume is another one (lineage {}) than the one that snapshot {} here belongs to ({})",
-            record.new.lineage,
-            other.number(),
-            other.new.lineage
-        ));
-    }
+    let mut received = here.iter().filter(|record| !record.number().is_local());
+    let Some(other) = received.find(|other| other.new.lineage != record.new.lineage) else { return Ok(()) };
+    Err(PullError::Divergence(format!(
+        "the upstream's volume is another one (lineage {}) than the one that snapshot {} here belongs to ({}). Nothing was \
+         changed. If the volume here may be replaced, `forget` it and define it again with an empty snapshot store; \
+         otherwise correct the name or the host of its source",
+        record.new.lineage,
+        other.number(),
+        other.new.lineage
+    )))
+}
+
+/// Checks that nothing here is in the way of the plan; returns the base by its number here.
+fn diverges_not(plan: &Plan, here: &[SnapshotRecord]) -> Result<Option<SnapshotNumber>, PullError> {
     // The same number would be another snapshot: what both have is not sent again.
-    none_beyond(here, record.number())?;
-    let Some(base) = plan.base else { return Ok(None) };
-    let found = received.iter().find(|record| record.guid() == base);
-    found.map(|record| Some(record.number())).ok_or(PullError::Malformed("a plan on a base that is not here"))
+    none_beyond(here, plan.record.number())?;
+    let received = here.iter().filter(|record| !record.number().is_local());
+    let base = plan.base.and_then(|base| received.clone().find(|record| record.guid() == base));
+    Ok(base.map(SnapshotRecord::number))
 }
 
 /// Fetches until what is staged has the digest of the snapshot.
@@ -479,6 +534,7 @@ fn summary(number: Option<SnapshotNumber>, started: Instant) -> PullSummary {
     PullSummary {
         number,
         received: false,
+        snapshots: 0,
         base: None,
         data: 0,
         wire: 0,

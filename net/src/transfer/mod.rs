@@ -1,7 +1,9 @@
 //! Both ends of a transfer, apart from sockets: they talk over any pair of byte streams.
 
 mod batch;
+mod choose;
 mod downstream;
+mod era;
 mod fetch;
 mod patience;
 mod receive;
@@ -9,6 +11,8 @@ mod send;
 mod upstream;
 mod verify;
 
+pub use choose::Offer;
 pub use downstream::{PullError, Replica, finish, pull};
+pub use era::{Epochs, ForgetfulEpochs, believable};
 pub use patience::Patience;
 pub use upstream::{AnnounceError, announce, serve};

@@ -13,11 +13,12 @@ use zumastor_core::{
 use super::{
     Patience,
     batch::BatchBuilder,
+    choose::{Choice, choose},
     send::{Sender, Sink, Stop},
 };
 use crate::{
     frame::{self, FrameError, Limits},
-    host::{Capacity, Channel, Host, Link, PullState, Served},
+    host::{Capacity, Channel, Host, Link, PullState, Served, Unheard},
     progress::{Progress, PullSummary},
     wire::{
         Announce, AnnounceReply, ChangedSegment, Committed, CommittedReply, Fetch, FetchReply, FetchWhat,
@@ -50,13 +51,18 @@ pub async fn serve(
             let state = match announce.number.is_local() {
                 false => host.announced(peer, &announce).await,
                 true => {
-                    Err(Refusal::new(RefusalCode::Malformed, "a number that no master gives was announced"))
+                    let what = "a number that no master gives was announced";
+                    Err(Refusal::new(RefusalCode::Malformed, what).into())
                 }
             };
             follow(channel, state, patience).await
         }
         Request::Want(want) => {
             let served = host.serve(peer, &want.volume).await;
+            let served = match served {
+                Ok(served) => not_superseded(served, peer, host, &want).await,
+                refused => refused,
+            };
             plan_for(channel, served, &want, patience).await
         }
         Request::Fetch(fetch) => {
@@ -100,6 +106,7 @@ pub async fn announce(
             AnnounceReply::Progress(progress) => on_progress(progress),
             AnnounceReply::Done(summary) => return Ok(summary),
             AnnounceReply::Failed(refusal) => return Err(AnnounceError::Refused(refusal)),
+            AnnounceReply::Superseded(epoch) => return Err(AnnounceError::Superseded(epoch)),
         }
     }
 }
@@ -114,18 +121,25 @@ pub enum AnnounceError {
     /// The downstream refused, or its pull failed.
     #[error(transparent)]
     Refused(Refusal),
+    /// The downstream has the volume in this epoch, a later one.
+    #[error("the volume has another master since")]
+    Superseded(u64),
 }
 
 /// Reports what a pull does until it ends; something is said every few seconds even if nothing moves.
 async fn follow(
     channel: &mut Channel,
-    state: Result<tokio::sync::watch::Receiver<PullState>, Refusal>,
+    state: Result<tokio::sync::watch::Receiver<PullState>, Unheard>,
     patience: &Patience,
 ) -> Result<(), FrameError> {
     let mut state = match state {
         Ok(state) => state,
-        Err(refusal) => {
-            let reply = frame::encode(&AnnounceReply::Failed(refusal), &[]);
+        Err(unheard) => {
+            let reply = match unheard {
+                Unheard::Refused(refusal) => AnnounceReply::Failed(refusal),
+                Unheard::Superseded(epoch) => AnnounceReply::Superseded(epoch),
+            };
+            let reply = frame::encode(&reply, &[]);
             return frame::write(&mut channel.send, &reply, patience.stall).await;
         }
     };
@@ -155,6 +169,27 @@ async fn follow(
             Err(_) => {}
         }
     }
+}
+
+/// Refuses to send a volume to a node that has it in a later epoch, and remembers that there is one.
+async fn not_superseded(
+    served: Served,
+    peer: &zumastor_core::NodeName,
+    host: &dyn Host,
+    want: &Want,
+) -> Result<Served, Refusal> {
+    let Some((lineage, epoch)) = want.epoch.filter(|(_, epoch)| *epoch > served.epoch) else {
+        return Ok(served);
+    };
+    let snapshots = served.store.snapshots().await.map_err(|error| failed(&error))?;
+    if !snapshots.iter().any(|record| !record.number().is_local() && record.new.lineage == lineage) {
+        // Another volume: the downstream finds that out.
+        return Ok(served);
+    }
+    host.superseded(peer, &want.volume, lineage, epoch).await;
+    let superseded =
+        "the volume there has another master since: define that one, or a replica of it, as the source";
+    Err(Refusal::new(RefusalCode::Stopped, superseded))
 }
 
 async fn plan_for(
@@ -187,23 +222,22 @@ async fn plan_for(
 async fn plan(served: &Served, want: &Want) -> Result<WantReply, StoreError> {
     let store = &served.store;
     let snapshots = store.snapshots().await?;
-    let ours: Vec<&SnapshotRecord> = snapshots.iter().filter(|record| !record.number().is_local()).collect();
-    let Some(newest) = ours.last() else {
-        return Ok(WantReply::Nothing);
+    let (target, common, more) = match choose(&snapshots, want, &served.offer) {
+        Choice::Nothing => return Ok(WantReply::Nothing),
+        Choice::Has(common) => {
+            served.holds.common(common).await?;
+            return Ok(WantReply::UpToDate { number: common, epoch: served.epoch });
+        }
+        Choice::NotFor(number) => {
+            let why = format!("the upstream has no snapshot {number}, or does not send it to this node");
+            return Ok(WantReply::Refused(Refusal::new(RefusalCode::Gone, why)));
+        }
+        Choice::Gets { target, base, more } => (target, base, more),
     };
-    let common = ours.iter().rev().find(|record| want.have.contains(&record.guid()));
-    if let Some(common) = common.filter(|common| common.number() == newest.number()) {
-        served.holds.common(common.number()).await?;
-        return Ok(WantReply::UpToDate(common.number()));
-    }
-    // What was begun is finished first, unless something newer has arrived there by other ways.
-    let begun = ours.iter().find(|record| want.resume == Some(record.guid()));
-    let begun = begun.filter(|record| common.is_none_or(|common| common.number() < record.number()));
-    let target = *begun.unwrap_or(newest);
     if target.size > MAX_VOLUME {
         return Err(StoreError::Unsupported("volumes beyond 128 TiB cannot be replicated".into()));
     }
-    let base = common.map(|record| record.number());
+    let base = common.map(SnapshotRecord::number);
     served.holds.transferring(base, target.number()).await?;
     if let Some(compression) = &served.compression {
         compression.begin();
@@ -211,7 +245,13 @@ async fn plan(served: &Served, want: &Want) -> Result<WantReply, StoreError> {
     let leaves = store.leaves(target.number()).await?;
     let record = SnapshotRecord { digest: leaves.digest(), ..target.clone() };
     let changed = changed_segments(&**store, base, target.number(), record.size).await?;
-    Ok(WantReply::Plan(Plan { record, base: common.map(|record| record.guid()), changed }))
+    Ok(WantReply::Plan(Plan {
+        record,
+        base: common.map(SnapshotRecord::guid),
+        changed,
+        more,
+        epoch: served.epoch,
+    }))
 }
 
 /// Which segments carry changes, and how many bytes at most. Looks at a bounded part of the volume at a time.

@@ -23,7 +23,7 @@ fn plan() -> Plan {
     let new = NewSnapshot::manual(SnapshotNumber(0), Lineage::generate());
     let record = SnapshotRecord { new, size: SIZE, digest: Some(Digest([1; 32])) };
     let changed = vec![ChangedSegment { segment: SegmentIndex(0), bytes: 65_536 }];
-    Plan { record, base: None, changed }
+    Plan { record, base: None, changed, more: false, epoch: 0 }
 }
 
 fn want(reply: WantReply) -> Vec<u8> {
@@ -62,7 +62,7 @@ async fn plans_that_make_no_sense_are_refused() {
         bad(|plan| plan.changed.push(plan.changed[0])),
         bad(|plan| plan.record.new.rotations = vec!["x".repeat(10_000)]),
         bad(|plan| plan.record.new.rotations = vec!["../up".into()]),
-        want(WantReply::UpToDate(SnapshotNumber(77))),
+        want(WantReply::UpToDate { number: SnapshotNumber(77), epoch: 0 }),
     ];
     for (index, answer) in answers.into_iter().enumerate() {
         let downstream = Downstream::new();

@@ -66,6 +66,9 @@ impl SnapshotStore for Rotten {
     async fn delete_snapshot(&self, number: SnapshotNumber) -> Result<(), StoreError> {
         self.store.delete_snapshot(number).await
     }
+    async fn set_aside(&self, from: SnapshotNumber, to: SnapshotNumber) -> Result<(), StoreError> {
+        self.store.set_aside(from, to).await
+    }
     async fn snapshots(&self) -> Result<Vec<SnapshotRecord>, StoreError> {
         self.store.snapshots().await
     }

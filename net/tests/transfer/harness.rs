@@ -6,7 +6,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicI64, Ordering},
+        atomic::{AtomicI64, AtomicU64, Ordering},
     },
     task::{Context, Poll},
 };
@@ -17,8 +17,8 @@ use zumastor_core::{
     Lineage, MemoryStore, NewSnapshot, NodeName, SnapshotNumber, SnapshotRecord, SnapshotStore, StoreError,
 };
 use zumastor_net::{
-    Channel, Compression, Holds, Host, Link, Meter, Patience, PullError, PullState, PullSummary, Replica,
-    Reporter, Served, pull, serve,
+    Channel, Compression, Holds, Host, Link, Meter, Offer, Patience, PullError, PullState, PullSummary,
+    Replica, Reporter, Served, Unheard, pull, serve,
     wire::{Announce, Refusal, RefusalCode},
 };
 
@@ -59,6 +59,10 @@ pub struct Upstream {
     pub holds: Arc<HoldLog>,
     pub meter: Arc<Meter>,
     pub compression: Option<i32>,
+    pub offer: Mutex<Offer>,
+    pub epoch: AtomicU64,
+    /// What was heard of a later epoch.
+    pub heard: AtomicU64,
 }
 
 impl Upstream {
@@ -71,6 +75,9 @@ impl Upstream {
             holds: Arc::default(),
             meter: Arc::default(),
             compression: Some(1),
+            offer: Mutex::default(),
+            epoch: AtomicU64::new(0),
+            heard: AtomicU64::new(0),
         }
     }
 
@@ -89,6 +96,8 @@ impl Host for Upstream {
         Ok(Served {
             store: Arc::clone(&self.serving),
             holds: Arc::clone(&self.holds) as _,
+            epoch: self.epoch.load(Ordering::SeqCst),
+            offer: self.offer.lock().unwrap().clone(),
             compression: self.compression.map(|level| Arc::new(Compression::new(level))),
             limiter: None,
             meter: Arc::clone(&self.meter),
@@ -99,8 +108,17 @@ impl Host for Upstream {
         &self,
         _peer: &NodeName,
         announce: &Announce,
-    ) -> Result<tokio::sync::watch::Receiver<PullState>, Refusal> {
-        Err(Refusal::new(RefusalCode::NotAllowed, format!("{} is not received here", announce.volume)))
+    ) -> Result<tokio::sync::watch::Receiver<PullState>, Unheard> {
+        if announce.lineage == self.lineage && announce.epoch < self.epoch.load(Ordering::SeqCst) {
+            return Err(Unheard::Superseded(self.epoch.load(Ordering::SeqCst)));
+        }
+        let refused = format!("{} is not received here", announce.volume);
+        Err(Refusal::new(RefusalCode::NotAllowed, refused).into())
+    }
+
+    async fn superseded(&self, _: &NodeName, _: &str, lineage: Lineage, epoch: u64) {
+        assert_eq!(lineage, self.lineage);
+        self.heard.store(epoch, Ordering::SeqCst);
     }
 }
 

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use zumastor_core::{MemoryStore, NewSnapshot, SnapshotNumber, SnapshotStore};
-use zumastor_net::PullError;
+use zumastor_core::{MemoryStore, NewSnapshot, Selection, SnapshotNumber, SnapshotStore};
+use zumastor_net::{Offer, PullError};
 
 use crate::harness::{Downstream, Pipes, Upstream, noise};
 
@@ -225,4 +225,37 @@ async fn the_wire_carries_what_the_changed_pages_compress_to() {
     let sent = upstream.meter.wire() - first.wire;
     assert!(sent * 10 <= compressed * 11, "{sent} sent, {compressed} compressed");
     downstream.assert_shows(&upstream, 1).await;
+}
+
+#[tokio::test]
+async fn the_upstream_decides_which_snapshots_there_are_for_a_downstream() {
+    let upstream = Arc::new(Upstream::new(MIB));
+    for number in 0..4 {
+        upstream.store.write_head(number * 5000, &noise(4096, number));
+        upstream.snapshot(number).await;
+    }
+    *upstream.offer.lock().unwrap() = Offer { all: true, ..Offer::default() };
+    let mut downstream = Downstream::new();
+    let wanted = |number| Some(SnapshotNumber(number));
+    downstream.replica.wanted = wanted(1);
+    let pulled = downstream.pull(&Pipes::to(&upstream)).await.unwrap();
+    assert_eq!((pulled.number, pulled.snapshots), (wanted(1), 1));
+    downstream.replica.wanted = wanted(0);
+    let pulled = downstream.pull(&Pipes::to(&upstream)).await.unwrap();
+    assert_eq!((pulled.number, pulled.received), (wanted(1), false));
+    downstream.replica.wanted = wanted(9);
+    let error = downstream.pull(&Pipes::to(&upstream)).await.unwrap_err();
+    assert!(error.to_string().contains("no snapshot 9") && !error.is_permanent(), "{error}");
+    downstream.replica.wanted = None;
+    let pulled = downstream.pull(&Pipes::to(&upstream)).await.unwrap();
+    assert_eq!((pulled.number, pulled.base, pulled.snapshots), (wanted(3), wanted(1), 2));
+    downstream.assert_shows(&upstream, 3).await;
+    assert_eq!(downstream.store.snapshots().await.unwrap().len(), 3);
+    // Nothing is selected any more: what both have stays what both have.
+    let selection = Selection::new(["daily".to_owned()]).unwrap();
+    *upstream.offer.lock().unwrap() = Offer { selection, ..Offer::default() };
+    upstream.snapshot(4).await;
+    let pulled = downstream.pull(&Pipes::to(&upstream)).await.unwrap();
+    assert_eq!((pulled.number, pulled.received), (wanted(3), false));
+    assert_eq!(Downstream::new().pull(&Pipes::to(&upstream)).await.unwrap().number, None);
 }

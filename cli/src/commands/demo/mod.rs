@@ -24,7 +24,7 @@ use self::{
     report::{Report, Row},
 };
 use crate::{
-    api::{ReplicateEvent, Status, VolumeStatus},
+    api::{Replicate, ReplicateEvent, Status, VolumeStatus},
     exit::Failure,
 };
 
@@ -282,11 +282,13 @@ async fn compare(image: &Image, nodes: &[&DemoNode], report: &mut Report) -> Res
 /// Replicates now, and waits for the end.
 async fn follow(node: &DemoNode, host: &str) -> Result<PullSummary, Failure> {
     let name = "vol".parse().expect("a valid name");
-    let mut events = node.client.replicate_and_follow(&name, host).await?;
+    let asked = Replicate { host: host.to_owned(), ..Replicate::default() };
+    let mut events = node.client.replicate_and_follow(&name, &asked).await?;
     loop {
         match events.next().await? {
             ReplicateEvent::Progress(_) => {}
             ReplicateEvent::Done(summary) => return Ok(summary),
+            ReplicateEvent::Already(outcome) => return Err(Failure::failed(outcome.done)),
             ReplicateEvent::Failed(failure) => return Err(failure),
         }
     }

@@ -2,6 +2,7 @@
 //!
 //! Every change is on disk when the call returns. Values are JSON, so that a later version can add to them.
 
+mod epochs;
 mod schedules;
 
 #[cfg(test)]
@@ -20,6 +21,7 @@ use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinitio
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use zumastor_core::{Hold, HoldOwner, Lineage, NodeName, SnapshotNumber, VolumeName};
 
+pub use self::epochs::Era;
 use crate::api::TransferRecord;
 
 type HoldKey<'a> = (&'a str, u64, &'a str, &'a str);
@@ -80,6 +82,7 @@ impl State {
             txn.open_table(HISTORY)?;
             txn.open_table(LINEAGES)?;
             txn.open_table(NUMBERS)?;
+            txn.open_table(epochs::EPOCHS)?;
             schedules::make_tables(txn)
         })?;
         Ok(state)

@@ -16,7 +16,10 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
 use zumastor_core::SnapshotNumber;
-use zumastor_net::{Phase, Progress, PullState, PullSummary, wire::Refusal};
+use zumastor_net::{
+    Phase, Progress, PullState, PullSummary,
+    wire::{Refusal, RefusalCode},
+};
 
 use self::view::{Rate, View};
 use super::schedule::Schedule;
@@ -28,8 +31,12 @@ pub trait Job: Send + Sync + 'static {
     /// Whether there is anything to do when the time has come. What is asked for is done in any case.
     async fn due(&self) -> bool;
 
-    /// Does it once. May be dropped at any point.
-    async fn run(&self, progress: &watch::Sender<Progress>) -> Result<PullSummary, Trouble>;
+    /// Does it once: to the newest snapshot, or to exactly this one. May be dropped at any point.
+    async fn run(
+        &self,
+        exactly: Option<SnapshotNumber>,
+        progress: &watch::Sender<Progress>,
+    ) -> Result<PullSummary, Trouble>;
 
     /// What is to be said of the run beside its progress.
     fn remark(&self) -> Option<String> {
@@ -63,12 +70,34 @@ enum Message {
     Rearm,
 }
 
+/// What somebody wants of a run.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Wish {
+    /// A run that comes to this snapshot, even if it began earlier; without one, only a run that begins now will do.
+    pub wanted: Option<SnapshotNumber>,
+    /// A run to that snapshot, although there may be newer ones.
+    pub exactly: bool,
+    /// So long is waited before it begins.
+    pub delay: Option<Duration>,
+}
+
 /// Somebody wants a run.
 #[derive(Debug)]
 struct Ask {
-    /// A run that comes to this snapshot, even if it began earlier; without one, only a run that begins now will do.
-    wanted: Option<SnapshotNumber>,
+    wish: Wish,
     to: watch::Sender<PullState>,
+}
+
+impl Ask {
+    /// The snapshot that the run is to be for.
+    fn exactly(&self) -> Option<SnapshotNumber> {
+        self.wish.wanted.filter(|_| self.wish.exactly)
+    }
+
+    /// Whether a run came to what is wanted, whenever it began.
+    fn has(&self, summary: &PullSummary) -> bool {
+        self.wish.wanted.is_some_and(|wanted| summary.number >= Some(wanted))
+    }
 }
 
 impl Worker {
@@ -77,16 +106,25 @@ impl Worker {
         let (messages, inbox) = mpsc::unbounded_channel();
         let (publish, view) = watch::channel(View::default());
         let schedule = Schedule::new(period.map(Duration::from_secs), at_once, Instant::now());
-        let state =
-            Running { job, inbox, schedule, publish, waiting: Vec::new(), joined: Vec::new(), newest: None };
+        let state = Running {
+            job,
+            inbox,
+            schedule,
+            publish,
+            delayed: Vec::new(),
+            waiting: Vec::new(),
+            joined: Vec::new(),
+            unfinished: None,
+            newest: None,
+        };
         Self { messages, view, task: tokio::spawn(state.run()) }
     }
 
-    /// Asks for a run and follows it. With `wanted`, one that is under way will do if it gets there.
-    pub fn ask(&self, wanted: Option<SnapshotNumber>) -> watch::Receiver<PullState> {
+    /// Asks for a run and follows it.
+    pub fn ask(&self, wish: Wish) -> watch::Receiver<PullState> {
         let (to, follow) = watch::channel(PullState::Running(Progress::default()));
         // If the task is gone, so is `to`, and the follower sees that.
-        let _ = self.messages.send(Message::Ask(Ask { wanted, to }));
+        let _ = self.messages.send(Message::Ask(Ask { wish, to }));
         follow
     }
 
@@ -124,10 +162,14 @@ struct Running {
     inbox: mpsc::UnboundedReceiver<Message>,
     schedule: Schedule,
     publish: watch::Sender<View>,
+    /// Who wants a run later, and when.
+    delayed: Vec<(Instant, Ask)>,
     /// Who waits for the run that begins next, or has begun.
     waiting: Vec<Ask>,
     /// Who came while it ran.
     joined: Vec<Ask>,
+    /// The snapshot that the last run was for, if that failed and is worth another try.
+    unfinished: Option<SnapshotNumber>,
     /// The newest snapshot that somebody spoke of, whether or not they still wait.
     newest: Option<SnapshotNumber>,
 }
@@ -137,36 +179,40 @@ impl Running {
         loop {
             let due = self.schedule.due();
             self.publish.send_modify(|view| view.next = due);
-            let in_time = tokio::select! {
+            let wake = self.delayed.iter().map(|(at, _)| *at).chain(due).min();
+            tokio::select! {
                 message = self.inbox.recv() => match message {
-                    Some(message) => {
-                        self.receive(message);
-                        false
-                    }
+                    Some(message) => self.receive(message),
                     None => return,
                 },
-                () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => true,
-            };
+                () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => {}
+            }
             while let Ok(message) = self.inbox.try_recv() {
                 self.receive(message);
             }
+            self.admit_delayed();
             if self.waiting.is_empty() {
-                if !in_time {
+                if due.is_none_or(|due| due > Instant::now()) {
                     continue;
                 }
-                if !self.job.due().await {
+                if self.unfinished.is_none() && !self.job.due().await {
                     self.schedule.begin(Instant::now());
                     self.schedule.succeed(Instant::now());
                     self.publish.send_modify(|view| view.error = None);
                     continue;
                 }
             }
-            while self.attempt().await {}
+            while self.attempt().await {
+                self.admit_delayed();
+            }
         }
     }
 
     /// One run. True if another must follow at once.
     async fn attempt(&mut self) -> bool {
+        // What is asked for by number goes first: it is the older.
+        let asked = self.waiting.iter().filter_map(Ask::exactly).min();
+        let exactly = asked.or(self.unfinished.filter(|_| self.waiting.is_empty()));
         self.schedule.begin(Instant::now());
         let (progress, mut changes) = watch::channel(Progress::default());
         let mut rate = Rate::default();
@@ -174,7 +220,7 @@ impl Running {
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         self.show(Progress::default(), &mut rate);
         let job = self.job.clone();
-        let mut run = std::pin::pin!(job.run(&progress));
+        let mut run = std::pin::pin!(job.run(exactly, &progress));
         let result = loop {
             tokio::select! {
                 biased;
@@ -203,23 +249,24 @@ impl Running {
         }
         job.ended(&result).await;
         match result {
-            Ok(summary) => self.succeeded(summary),
-            Err(trouble) => self.failed(&trouble),
+            Ok(summary) => self.succeeded(exactly, summary),
+            Err(trouble) => self.failed(exactly, &trouble),
         }
     }
 
     /// True if somebody wants more than this run came to.
-    fn succeeded(&mut self, summary: PullSummary) -> bool {
+    fn succeeded(&mut self, exactly: Option<SnapshotNumber>, summary: PullSummary) -> bool {
+        self.unfinished = None;
         self.schedule.succeed(Instant::now());
         let last = LastRun { at: Timestamp::now(), summary };
         self.publish.send_modify(|view| {
-            *view = View { last: Some(last), wanted: view.wanted, ..View::default() };
+            *view = View { last: Some(last), wanted: view.wanted, asked: view.asked, ..View::default() };
         });
-        for ask in self.waiting.drain(..) {
-            ask.to.send_replace(PullState::Done(summary));
-        }
-        for ask in self.joined.drain(..) {
-            if ask.wanted.is_some_and(|wanted| summary.number >= Some(wanted)) {
+        // A run to the newest is for all who waited for it, a run to one snapshot for those who asked for that.
+        let waited = std::mem::take(&mut self.waiting).into_iter().map(|ask| (ask.exactly() == exactly, ask));
+        let joined = std::mem::take(&mut self.joined).into_iter().map(|ask| (false, ask));
+        for (served, ask) in waited.chain(joined) {
+            if served || ask.has(&summary) {
                 ask.to.send_replace(PullState::Done(summary));
             } else {
                 self.waiting.push(ask);
@@ -231,7 +278,11 @@ impl Running {
 
     /// True if somebody came while it ran: what it failed of, such as a connection that was dead already, may not
     /// concern them.
-    fn failed(&mut self, trouble: &Trouble) -> bool {
+    fn failed(&mut self, exactly: Option<SnapshotNumber>, trouble: &Trouble) -> bool {
+        if exactly.is_some() && trouble.refusal.code == RefusalCode::Gone {
+            return self.not_there(exactly, trouble);
+        }
+        self.unfinished = exactly.filter(|_| trouble.passing);
         if trouble.passing {
             self.schedule.fail(Instant::now(), rand::random());
         } else {
@@ -243,7 +294,8 @@ impl Running {
             permanent: !trouble.passing,
         };
         self.publish.send_modify(|view| {
-            *view = View { error: Some(error), last: view.last, wanted: view.wanted, ..View::default() };
+            let View { last, wanted, asked, .. } = *view;
+            *view = View { error: Some(error), last, wanted, asked, ..View::default() };
         });
         let joined = std::mem::take(&mut self.joined);
         for ask in self.waiting.drain(..) {
@@ -257,6 +309,26 @@ impl Running {
             ask.to.send_replace(PullState::Failed(trouble.refusal.clone()));
         }
         false
+    }
+
+    /// The snapshot that was asked for is not to be had. That concerns only who asked; true if others wait.
+    fn not_there(&mut self, exactly: Option<SnapshotNumber>, trouble: &Trouble) -> bool {
+        self.unfinished = None;
+        self.schedule.succeed(Instant::now());
+        self.publish.send_modify(|view| {
+            let View { last, wanted, asked, .. } = *view;
+            *view = View { last, wanted, asked, ..View::default() };
+        });
+        let joined = std::mem::take(&mut self.joined);
+        for ask in std::mem::take(&mut self.waiting) {
+            if ask.exactly() == exactly {
+                ask.to.send_replace(PullState::Failed(trouble.refusal.clone()));
+            } else {
+                self.waiting.push(ask);
+            }
+        }
+        self.waiting.extend(joined);
+        !self.waiting.is_empty()
     }
 
     fn show(&mut self, progress: Progress, rate: &mut Rate) {
@@ -279,20 +351,52 @@ impl Running {
     fn receive(&mut self, message: Message) {
         match message {
             Message::Ask(ask) => {
-                self.note(&ask);
-                self.waiting.push(ask);
+                if let Some(ask) = self.delay(ask) {
+                    self.note(&ask);
+                    self.waiting.push(ask);
+                }
             }
             Message::Rearm => self.schedule.rearm(Instant::now()),
         }
     }
 
     fn join(&mut self, ask: Ask) {
-        self.note(&ask);
-        self.joined.push(ask);
+        if let Some(ask) = self.delay(ask) {
+            self.note(&ask);
+            self.joined.push(ask);
+        }
+    }
+
+    /// Puts aside what is not to begin yet, and gives back what is.
+    fn delay(&mut self, mut ask: Ask) -> Option<Ask> {
+        let Some(delay) = ask.wish.delay.take() else { return Some(ask) };
+        let Some(at) = Instant::now().checked_add(delay) else { return Some(ask) };
+        self.delayed.push((at, ask));
+        self.show_delayed();
+        None
+    }
+
+    /// Whose time has come waits for a run like everybody else.
+    fn admit_delayed(&mut self) {
+        let now = Instant::now();
+        let (ripe, later): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.delayed).into_iter().partition(|(at, _)| *at <= now);
+        self.delayed = later;
+        for (_, ask) in ripe {
+            self.note(&ask);
+            self.waiting.push(ask);
+        }
+        self.show_delayed();
+    }
+
+    fn show_delayed(&self) {
+        let next = self.delayed.iter().min_by_key(|(at, _)| *at);
+        let asked = next.map(|(at, ask)| (*at, ask.exactly()));
+        self.publish.send_modify(|view| view.asked = asked);
     }
 
     fn note(&mut self, ask: &Ask) {
-        self.newest = self.newest.max(ask.wanted);
+        self.newest = self.newest.max(ask.wish.wanted);
         let wanted = self.newest;
         self.publish.send_modify(|view| view.wanted = wanted);
     }

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use zumastor_core::SnapshotNumber;
 use zumastor_net::{Phase, Progress};
 
-use crate::api::{LastRun, WorkError, WorkState, WorkStatus};
+use crate::api::{AskedRun, LastRun, WorkError, WorkState, WorkStatus};
 
 /// What is to be seen of a worker.
 #[derive(Debug, Clone, Default)]
@@ -19,6 +19,7 @@ pub struct View {
     pub error: Option<WorkError>,
     pub last: Option<LastRun>,
     pub wanted: Option<SnapshotNumber>,
+    pub asked: Option<(Instant, Option<SnapshotNumber>)>,
 }
 
 impl View {
@@ -36,17 +37,20 @@ impl View {
             (None, Some(_)) => WorkState::Waiting,
             (None, None) => WorkState::Idle,
         };
-        let next = self.next.filter(|_| self.running.is_none()).map(|next| {
+        let time = |at: Instant| {
             let wait =
-                SignedDuration::try_from(next.saturating_duration_since(now)).unwrap_or(SignedDuration::MAX);
+                SignedDuration::try_from(at.saturating_duration_since(now)).unwrap_or(SignedDuration::MAX);
             Timestamp::now().saturating_add(wait).unwrap_or(Timestamp::MAX)
-        });
+        };
+        let next = self.next.filter(|_| self.running.is_none()).map(time);
+        let asked = self.asked.map(|(at, snapshot)| AskedRun { at: time(at), snapshot });
         WorkStatus {
             state,
             progress: self.running,
             remark: self.remark.clone().filter(|_| self.running.is_some()),
             rate: if self.running.is_some() { self.rate } else { 0 },
             next,
+            asked,
             error: self.error.clone(),
             last: self.last,
         }

@@ -1,0 +1,78 @@
+//! `resize`: the size of a master's volume. A replica follows with the next snapshot, and snapshots keep theirs.
+
+use std::{fs::File, io, ops::Range, os::unix::fs::FileExt, path::PathBuf, sync::Arc};
+
+use zumastor_core::{HeadState, HumanBytes, VolumeName, files::data_ranges, is_zero};
+use zumastor_net::wire::MAX_VOLUME;
+
+use super::Daemon;
+use crate::{
+    api::{Outcome, Resize},
+    exit::Failure,
+};
+
+impl Daemon {
+    /// `resize`.
+    pub async fn resize(self: &Arc<Self>, name: &VolumeName, resize: Resize) -> Result<Outcome, Failure> {
+        let Resize { origin: size, yes } = resize;
+        let volume = self.volume(name)?;
+        self.check_master(&volume, "change its size").await?;
+        if size == 0 || size > MAX_VOLUME {
+            return Err(Failure::usage("a volume has 1 byte to 128 TiB"));
+        }
+        let store = volume.store().await?;
+        let _snapshotting = volume.snapshotting.lock().await;
+        let before = store.geometry()?.size;
+        if before == size {
+            return Ok(Outcome::already(format!("volume {name} has {} already", HumanBytes(size))));
+        }
+        let mut kept = None;
+        if size < before {
+            let cut = data_within(volume.config().origin, size..before).await?;
+            if cut > 0 && !yes {
+                return Err(Failure::refused(format!(
+                    "volume {name} has {} of data beyond the new end, which would be cut off",
+                    HumanBytes(cut)
+                ))
+                .asks("Cut it off?"));
+            }
+            // What is cut off stays in a snapshot.
+            if cut > 0 && store.head().await? == HeadState::Written {
+                kept = Some(self.keep_head(&volume, &*store).await?);
+            }
+        }
+        store.resize(size).await?;
+        tracing::info!(volume = %name, before, size, "resized");
+        let (before, size) = (HumanBytes(before), HumanBytes(size));
+        let outcome = Outcome::changed(format!("volume {name} has {size} now, {before} before"));
+        let outcome = match kept {
+            Some(kept) => outcome.note(format!("what it held before is kept as snapshot {}", kept.number())),
+            None => outcome,
+        };
+        Ok(outcome.note("snapshots keep the size they had; replicas follow with the next snapshot"))
+    }
+}
+
+/// Bytes of those 64 KiB within a window of a file that are not all zeros.
+async fn data_within(path: PathBuf, window: Range<u64>) -> Result<u64, Failure> {
+    let count = move || -> io::Result<u64> {
+        let file = File::open(&path)?;
+        let (mut bytes, mut buffer) = (0, vec![0; PART]);
+        for Range { mut start, end } in data_ranges(&file, window)? {
+            while start < end {
+                let part = &mut buffer[..(end - start).min(PART as u64) as usize];
+                file.read_exact_at(part, start)?;
+                bytes += if is_zero(part) { 0 } else { part.len() as u64 };
+                start += part.len() as u64;
+            }
+        }
+        Ok(bytes)
+    };
+    tokio::task::spawn_blocking(count)
+        .await
+        .expect("reading does not panic")
+        .map_err(Failure::doing("looking for data beyond the new end"))
+}
+
+/// Bytes looked at together.
+const PART: usize = 64 << 10;

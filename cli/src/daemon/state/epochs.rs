@@ -1,0 +1,91 @@
+//! The epochs of lineages: which one what is here belongs to, and which was heard of.
+
+use jiff::Timestamp;
+use redb::{ReadableTable, TableDefinition};
+use serde::{Deserialize, Serialize};
+use zumastor_core::{HoldOwner, Lineage, NodeName, SnapshotNumber, VolumeName};
+
+use super::{State, StateError, from_json};
+
+/// Lineage → [`Era`]. Outlives a volume that is forgotten: the data may come back.
+pub(super) const EPOCHS: TableDefinition<u128, &str> = TableDefinition::new("epochs");
+
+/// What is known of who masters a lineage. An epoch is the time at which a node was made the master in place of another, in
+/// milliseconds since 1970, or 0: so the later of two that did not know of each other counts.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Era {
+    /// The epoch of what is here.
+    pub here: u64,
+    /// The latest there is, as far as this node has heard.
+    pub latest: u64,
+    /// Who told of that, and when.
+    pub heard: Option<(NodeName, Timestamp)>,
+}
+
+impl State {
+    /// What is known of a lineage.
+    pub fn era(&self, lineage: Lineage) -> Result<Era, StateError> {
+        self.read(|txn| {
+            let table = txn.open_table(EPOCHS)?;
+            let value = table.get(lineage.0.as_u128())?;
+            Ok(value.map(|json| from_json(json.value())).transpose()?.unwrap_or_default())
+        })
+    }
+
+    /// What is here of a lineage is of this epoch now.
+    pub fn enter_epoch(&self, lineage: Lineage, epoch: u64) -> Result<(), StateError> {
+        self.change_era(lineage, |era| {
+            era.here = epoch;
+            if era.latest <= epoch {
+                (era.latest, era.heard) = (epoch, None);
+            }
+        })
+    }
+
+    /// Somebody has a lineage in this epoch. False if that is no news.
+    pub fn hear_epoch(&self, lineage: Lineage, epoch: u64, from: &NodeName) -> Result<bool, StateError> {
+        if self.era(lineage)?.latest >= epoch {
+            return Ok(false);
+        }
+        self.change_era(lineage, |era| {
+            if era.latest < epoch {
+                (era.latest, era.heard) = (epoch, Some((from.clone(), Timestamp::now())));
+            }
+        })?;
+        Ok(true)
+    }
+
+    /// Moves what people hold of a snapshot to the number that it is about to get, and holds it there as set aside.
+    pub fn move_holds(
+        &self,
+        volume: &VolumeName,
+        from: SnapshotNumber,
+        to: SnapshotNumber,
+    ) -> Result<(), StateError> {
+        let holds = self.holds(volume)?;
+        let moving: Vec<_> =
+            holds.iter().filter(|hold| hold.number == from && hold.owner == HoldOwner::User).collect();
+        self.hold(volume, to, &HoldOwner::User, SET_ASIDE)?;
+        for hold in &moving {
+            self.hold(volume, to, &HoldOwner::User, &hold.name)?;
+        }
+        for hold in &moving {
+            self.release(volume, from, &HoldOwner::User, &hold.name)?;
+        }
+        Ok(())
+    }
+
+    fn change_era(&self, lineage: Lineage, change: impl FnOnce(&mut Era)) -> Result<(), StateError> {
+        self.write(|txn| {
+            let mut table = txn.open_table(EPOCHS)?;
+            let known = table.get(lineage.0.as_u128())?.map(|json| from_json(json.value())).transpose()?;
+            let mut era: Era = known.unwrap_or_default();
+            change(&mut era);
+            table.insert(lineage.0.as_u128(), serde_json::to_string(&era)?.as_str())?;
+            Ok(())
+        })
+    }
+}
+
+/// The hold on a snapshot that a new master does not have.
+const SET_ASIDE: &str = "set-aside";
