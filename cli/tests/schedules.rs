@@ -194,7 +194,8 @@ fn what_is_stopped_is_neither_sent_nor_received() {
     let error = beta.fails(1, &["replicate", "v", "alpha", "--wait"]);
     assert!(error.contains("sending volume v to beta is stopped"), "{error}");
     assert!(alpha.fails(3, &["replicate", "v", "beta"]).contains("start target v beta"));
-    assert!(alpha.ok(&["plan", "v"]).contains("send    snapshot 1 to beta (it has 0), once that is started"));
+    let plan = alpha.ok(&["plan", "v"]);
+    assert!(plan.contains("send    snapshot 1 to beta (it has 0), once that is started"), "{plan}");
     alpha.down();
     alpha.up();
     assert!(alpha.ok(&["start", "target", "v", "beta"]).contains("is started"));

@@ -5,7 +5,10 @@ use std::sync::Arc;
 use jiff::tz::TimeZone;
 use zumastor_core::{SnapshotNumber, SnapshotRecord, VolumeName, schedule::plan_tick};
 
-use super::{Daemon, holds::blocking, snapshotter::takes, status::snapshot_name, volume::Volume};
+use super::{
+    Daemon, epochs::superseded_text, holds::blocking, snapshotter::takes, status::snapshot_name,
+    volume::Volume,
+};
 use crate::{
     api::{Part, PlannedSend, Role, SnapshotFate, VolumePlan},
     exit::Failure,
@@ -17,7 +20,11 @@ impl Daemon {
         let volume = self.volume(name)?;
         let snapshots = volume.store().await?.snapshots().await?;
         let (at, config) = (self.now(), volume.config());
-        let idle = self.idle(&volume);
+        let superseded = self.superseded(&volume).await?;
+        let idle = match &superseded {
+            Some(superseded) => Some(superseded_text(name, superseded)),
+            None => self.idle(&volume),
+        };
         let (mut take, mut rotations) = (Vec::new(), Vec::new());
         if !config.schedule.is_empty() {
             let since = self.since(&volume).await?;
@@ -41,7 +48,10 @@ impl Daemon {
             rotations,
             idle,
             snapshots: fates.into_iter().map(fate).collect(),
-            targets: self.planned_sends(&volume, &snapshots).await?,
+            targets: match superseded {
+                Some(_) => Vec::new(),
+                None => self.planned_sends(&volume, &snapshots).await?,
+            },
         })
     }
 
@@ -62,16 +72,18 @@ impl Daemon {
         volume: &Volume,
         snapshots: &[SnapshotRecord],
     ) -> Result<Vec<PlannedSend>, Failure> {
-        let newest = snapshots.iter().rev().map(SnapshotRecord::number).find(|number| !number.is_local());
         let mut sends = Vec::new();
-        for host in volume.config().target.into_keys() {
+        for (host, target) in volume.config().target {
             let (state, name, peer) = (self.state.clone(), volume.name.clone(), host.clone());
             let cursor = blocking(move || state.cursor(&name, &peer)).await?;
             let has = cursor.map(|cursor| cursor.common);
             let next =
                 volume.with_target(&host, |target| target.and_then(|target| target.worker.status().next));
             let stopped = volume.is_stopped(&Part::Target(host.clone()));
-            let sends_now = newest.filter(|newest| has.is_none_or(|has| has < *newest));
+            let lacks = |record: &&SnapshotRecord| has.is_none_or(|has| has < record.number());
+            let mut lacking = snapshots.iter().filter(|record| target.rotations.takes(record)).filter(lacks);
+            let first = if target.all { lacking.next() } else { lacking.next_back() };
+            let sends_now = first.map(SnapshotRecord::number);
             sends.push(PlannedSend { host, has, sends: sends_now, next, stopped });
         }
         Ok(sends)

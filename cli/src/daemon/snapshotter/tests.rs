@@ -216,7 +216,7 @@ async fn what_fails_is_tried_again_and_told_once() {
     assert_eq!(events.iter().map(|event| event.what).collect::<Vec<_>>(), [EventKind::Failed]);
     let store = MemoryStore::new(1 << 20);
     broken.set_store(Arc::new(store.clone())).await;
-    f.pass(400).await;
+    f.pass(7 * 60 + 10).await;
     assert!(broken.snapshotter.view().error.is_none());
     let taken = store.snapshots().await.unwrap();
     assert_eq!(taken.len(), 1, "missed ticks are made up for once");
