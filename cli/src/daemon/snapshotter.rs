@@ -128,11 +128,12 @@ impl Run {
         if config.master.is_none() || self.volume.is_stopped(&Part::Master) || !takes(&config.schedule) {
             return Ok(None);
         }
+        let snapshotting = self.volume.snapshotting.lock().await;
+        // First of all: what is missed from now on is made up for.
+        let since = self.daemon.since(&self.volume).await?;
         if self.daemon.superseded(&self.volume).await?.is_some() {
             return Ok(None);
         }
-        let snapshotting = self.volume.snapshotting.lock().await;
-        let since = self.daemon.since(&self.volume).await?;
         let snapshots = self.volume.store().await?.snapshots().await?;
         let (now, zone) = (self.daemon.now(), self.daemon.clock.zone());
         let tick = plan_tick(&config.schedule.specs(), &snapshots, &zone, since, now);

@@ -204,7 +204,7 @@ async fn what_was_missed_is_made_up_for_once() {
 
 #[tokio::test(start_paused = true)]
 async fn what_fails_is_tried_again_and_told_once() {
-    let f = Fixture::new(&["hourly,5"], "2026-06-01T08:59:00Z").await;
+    let f = Fixture::new(&["hourly,5"], "2026-06-01T08:30:00Z").await;
     let broken = Volume::new("w".parse().unwrap(), config(&["hourly,5"]), f.daemon.stores.clone());
     let broken = Arc::new(broken);
     start(&f.daemon, &broken);
