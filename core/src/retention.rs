@@ -47,6 +47,8 @@ pub enum KeepReason {
     },
     /// It belongs to no rotation: only a person deletes it.
     Manual,
+    /// A number of this node's own: what was set aside, or kept before something replaced it.
+    Own,
     /// It belongs only to rotations that have no limit here, the first of which is this.
     NoLimit(String),
     /// It is the newest of the volume, which always stays.
@@ -99,7 +101,14 @@ pub fn plan(
         if verdicts.is_empty() {
             keep.push(KeepReason::Newest);
         }
-        let past = count(snapshot, &mut rotations, &mut keep);
+        // What is this node's own came to be so that nothing is lost: only a person deletes it.
+        let past = match snapshot.number().is_local() {
+            true => {
+                keep.push(KeepReason::Own);
+                Vec::new()
+            }
+            false => count(snapshot, &mut rotations, &mut keep),
+        };
         let fate = match keep.is_empty() {
             true => Fate::Drop(DropReason::PastLimits(past)),
             false => Fate::Keep(keep),
@@ -126,7 +135,10 @@ pub fn space(
     let mut order = newest_first(snapshots);
     order.reverse();
     order.pop();
-    order.retain(|snapshot| !held.contains(&snapshot.number()) && (manual_too || !is_manual(snapshot)));
+    order.retain(|snapshot| {
+        let number = snapshot.number();
+        !number.is_local() && !held.contains(&number) && (manual_too || !is_manual(snapshot))
+    });
     order.sort_by_key(|snapshot| is_manual(snapshot));
     let mut freed = 0u64;
     let mut verdicts = Vec::new();
@@ -202,6 +214,7 @@ impl fmt::Display for KeepReason {
             Self::Rotation { name, limit: 1 } => write!(f, "the newest {name}"),
             Self::Rotation { name, limit } => write!(f, "one of the newest {limit} {name}"),
             Self::Manual => f.write_str("manual"),
+            Self::Own => f.write_str("this node's own: no other node has it"),
             Self::NoLimit(name) => write!(f, "{name} has no limit here"),
             Self::Newest => f.write_str("the newest of the volume"),
         }

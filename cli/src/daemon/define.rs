@@ -21,6 +21,7 @@ use super::{
     snapshotter,
     state::Era,
     volume::{Volume, exists},
+    worker::Wish,
 };
 use crate::{
     api::{DefineRotations, DefineSource, DefineTarget, DefineVolume, Outcome, Part},
@@ -232,6 +233,9 @@ impl Daemon {
             return Ok(Outcome::already(format!("volume {name} comes from {host} so already")));
         }
         let mut notes = Vec::new();
+        // Nobody takes a snapshot between what is kept and the change of roles.
+        let _snapshotting = volume.snapshotting.lock().await;
+        let was_master = config.master.is_some();
         if let Some(master) = config.master.take() {
             if !define.yes {
                 return Err(Failure::refused(format!(
@@ -241,7 +245,6 @@ impl Daemon {
                 .asks("What it holds now is kept as a snapshot. Make it a replica?"));
             }
             let kept = self.keep_mastered(&volume, master.epoch).await?;
-            self.unstop(&volume, &Part::Master).await?;
             notes.push(format!("this node is not the master of volume {name} any more"));
             notes.extend(kept.map(|kept| format!("what it held is kept as snapshot {kept}")));
             if config.target.remove(&host).is_some() {
@@ -253,6 +256,12 @@ impl Daemon {
         volume.set_config(config);
         volume.set_target(&host, || None).await;
         Pull::start(self, &volume, &source).await;
+        if was_master {
+            self.unstop(&volume, &Part::Master).await?;
+            self.unstop(&volume, &Part::Target(host.clone())).await?;
+            // What is here may be another history than the new master's: that is found out now.
+            volume.with_puller(|puller| puller.map(|puller| puller.ask(Wish::default())));
+        }
         let outcome = Outcome::changed(format!("volume {name} comes from {host}"));
         let outcome = notes.into_iter().fold(outcome, Outcome::note);
         let note = format!("there, it must be sent: `zumastor define target {remote} {}`", self.name);

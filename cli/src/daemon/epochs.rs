@@ -112,6 +112,10 @@ impl Epochs for ReplicaEpochs {
     }
 
     async fn setting_aside(&self, from: SnapshotNumber, to: SnapshotNumber) -> Result<(), StoreError> {
-        self.with(move |state, volume| state.move_holds(volume, from, to)).await
+        self.with(move |state, volume| state.copy_holds(volume, from, to)).await
+    }
+
+    async fn set_aside(&self, from: SnapshotNumber) -> Result<(), StoreError> {
+        self.with(move |state, volume| state.forget_number(volume, from)).await
     }
 }

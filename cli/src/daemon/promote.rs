@@ -52,7 +52,10 @@ impl Daemon {
         volume.set_puller(|| None).await;
         let taken = self.enter_new_epoch(volume).await;
         if let Err(failure) = taken {
-            if let Some(source) = &before.source {
+            // Once it is written, it has happened.
+            if volume.config().source.is_some()
+                && let Some(source) = &before.source
+            {
                 Pull::start(self, volume, source).await;
             }
             return Err(failure);
@@ -100,14 +103,13 @@ impl Daemon {
     }
 
     /// Prepares a volume that this node masters for being received: keeps what the head holds and no snapshot has, as a
-    /// snapshot of this node's own, and remembers which epoch all of it is of. To be called with `editing` held.
+    /// snapshot of this node's own, and remembers which epoch all of it is of. To be called with `editing` and `snapshotting` held.
     pub async fn keep_mastered(
         &self,
         volume: &Arc<Volume>,
         epoch: u64,
     ) -> Result<Option<SnapshotNumber>, Failure> {
         let (name, store) = (&volume.name, volume.store().await?);
-        let _snapshotting = volume.snapshotting.lock().await;
         let lineage = match volume.newest().await? {
             Some(newest) => newest.new.lineage,
             None => self.own_lineage(name).await?,

@@ -95,6 +95,20 @@ impl Daemon {
                 ))
                 .remedy("restart the daemon if that is meant; nothing was applied"));
             }
+            let epoch = |config: &VolumeConfig| config.master.as_ref().map(|master| master.epoch);
+            let turned = before.master.is_some() && after.source.is_some()
+                || before.source.is_some() && after.master.is_some();
+            if turned
+                || (epoch(&before).is_some() && epoch(after).is_some() && epoch(&before) != epoch(after))
+            {
+                return Err(Failure::refused(format!(
+                    "volumes/{name}.toml makes this node another master of the volume, or none, and that is more than a \
+                     line in a file: other nodes must hear of it, and what the volume holds must be kept"
+                ))
+                .remedy(format!(
+                    "`zumastor promote {name}` or `zumastor define source {name} HOST` do that; nothing was applied"
+                )));
+            }
         }
         Ok(())
     }
@@ -118,14 +132,15 @@ impl Daemon {
                 Some(source) => Pull::start(self, volume, source).await,
                 None => volume.set_puller(|| None).await,
             }
-            if let Some(gone) = gone {
+            // Who is a target from now on keeps what both have.
+            if let Some(gone) = gone.filter(|gone| !config.target.contains_key(&gone.host)) {
                 self.forget_pair(&volume.name, &gone.host).await?;
             }
         }
         if config.source.is_none() {
             self.unstop(volume, &Part::Source).await?;
         }
-        self.retarget(volume, &before.target, &config.target).await?;
+        self.retarget(volume, &before.target, config).await?;
         if config.store.is_none() {
             // Its file forgot which store it is; that is noted again.
             tokio::spawn(open(self.clone(), volume.clone()));
@@ -137,11 +152,14 @@ impl Daemon {
         self: &Arc<Self>,
         volume: &Arc<Volume>,
         before: &BTreeMap<NodeName, TargetConfig>,
-        after: &BTreeMap<NodeName, TargetConfig>,
+        config: &VolumeConfig,
     ) -> Result<(), Failure> {
+        let after = &config.target;
         for host in before.keys().filter(|host| !after.contains_key(host)) {
             volume.set_target(host, || None).await;
-            self.forget_pair(&volume.name, host).await?;
+            if config.source.as_ref().is_none_or(|source| source.host != *host) {
+                self.forget_pair(&volume.name, host).await?;
+            }
             self.unstop(volume, &Part::Target(host.clone())).await?;
         }
         for (host, target) in after {

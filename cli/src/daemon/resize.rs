@@ -16,12 +16,12 @@ impl Daemon {
     pub async fn resize(self: &Arc<Self>, name: &VolumeName, resize: Resize) -> Result<Outcome, Failure> {
         let Resize { origin: size, yes } = resize;
         let volume = self.volume(name)?;
+        let _snapshotting = volume.snapshotting.lock().await;
         self.check_master(&volume, "change its size").await?;
         if size == 0 || size > MAX_VOLUME {
             return Err(Failure::usage("a volume has 1 byte to 128 TiB"));
         }
         let store = volume.store().await?;
-        let _snapshotting = volume.snapshotting.lock().await;
         let before = store.geometry()?.size;
         if before == size {
             return Ok(Outcome::already(format!("volume {name} has {} already", HumanBytes(size))));

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use zumastor_core::{
-    Hold, HoldOwner, SnapshotNumber, SnapshotRecord, SnapshotStore, VolumeName,
+    HeadState, Hold, HoldOwner, SnapshotNumber, SnapshotRecord, SnapshotStore, VolumeName,
     retention::{self, DropReason, Fate},
 };
 
@@ -42,9 +42,17 @@ impl Daemon {
         if limits.is_empty() || volume.role() == Role::Undecided {
             return Ok(());
         }
+        // Of two histories, a person decides which is kept.
+        if self.superseded(volume).await?.is_some() {
+            return Ok(());
+        }
         let store = volume.store().await?;
         let snapshots = store.snapshots().await?;
         let holds = self.holds_of(&volume.name).await?;
+        let shown = match volume.role() {
+            Role::Replica => Some(store.head().await?),
+            _ => None,
+        };
         let verdicts = retention::plan(&snapshots, &limits, &holds);
         // The oldest first.
         for verdict in verdicts.into_iter().rev() {
@@ -52,6 +60,10 @@ impl Daemon {
             let Some(record) = snapshots.iter().find(|record| record.number() == verdict.number) else {
                 continue;
             };
+            // What a replica shows stays until it shows another.
+            if shown == Some(HeadState::Shows(record.number())) {
+                continue;
+            }
             self.drop_one(volume, &*store, record, EventKind::Dropped, &reason).await?;
         }
         Ok(())
@@ -68,6 +80,11 @@ impl Daemon {
     ) -> Result<bool, Failure> {
         let number = record.number();
         let Some(_claim) = self.claim(volume, record).await? else { return Ok(false) };
+        // It may have been set aside meanwhile, and another one have its number.
+        let there = store.snapshots().await?;
+        if !there.iter().any(|there| there.number() == number && there.guid() == record.guid()) {
+            return Ok(false);
+        }
         store.delete_snapshot(number).await?;
         let text = reason.to_string();
         tracing::info!(volume = %volume.name, %number, reason = text, "snapshot deleted");

@@ -18,9 +18,9 @@ impl Daemon {
         number: SnapshotNumber,
     ) -> Result<Outcome, Failure> {
         let volume = self.volume(name)?;
+        let _snapshotting = volume.snapshotting.lock().await;
         self.check_master(&volume, "go back to a snapshot").await?;
         let store = volume.store().await?;
-        let _snapshotting = volume.snapshotting.lock().await;
         if !store.snapshots().await?.iter().any(|record| record.number() == number) {
             return Err(no_snapshot(name, number));
         }

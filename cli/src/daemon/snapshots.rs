@@ -22,11 +22,11 @@ impl Daemon {
         rotation: Option<&str>,
     ) -> Result<SnapshotStatus, Failure> {
         let volume = self.volume(name)?;
+        let _snapshotting = volume.snapshotting.lock().await;
         self.check_master(&volume, "take a snapshot of it").await?;
         if let Some(rotation) = rotation {
             check_rotation(&volume, rotation)?;
         }
-        let _snapshotting = volume.snapshotting.lock().await;
         let rotations = rotation.into_iter().map(str::to_owned).collect();
         let record = self.take_snapshot(&volume, rotations, self.now()).await?;
         self.retain(&volume).await;

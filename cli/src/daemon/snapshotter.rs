@@ -124,12 +124,13 @@ impl Run {
 
     /// Takes what is due now, and tells when to look again; never, when there is nothing to wait for.
     async fn turn(&self) -> Result<Option<Timestamp>, Failure> {
+        // First of all, so that it stays so: whoever changes the role holds it meanwhile.
+        let snapshotting = self.volume.snapshotting.lock().await;
         let config = self.volume.config();
         if config.master.is_none() || self.volume.is_stopped(&Part::Master) || !takes(&config.schedule) {
             return Ok(None);
         }
-        let snapshotting = self.volume.snapshotting.lock().await;
-        // First of all: what is missed from now on is made up for.
+        // Before anything can fail: what is missed from now on is made up for.
         let since = self.daemon.since(&self.volume).await?;
         if self.daemon.superseded(&self.volume).await?.is_some() {
             return Ok(None);

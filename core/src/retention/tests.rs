@@ -127,11 +127,13 @@ fn age_is_a_matter_of_numbers() {
 
 #[test]
 fn a_local_snapshot_is_not_the_newest_of_a_replica() {
-    let all = [snapshot(SnapshotNumber(8), "daily"), snapshot(SnapshotNumber::local(0), "")];
-    assert_eq!(
-        words(plan(&all, &limits(&[("daily", 0)]), &[])),
-        ["L0 stays: manual", "8 stays: the newest of the volume"]
-    );
+    let local = |rotation| snapshot(SnapshotNumber::local(0), rotation);
+    for all in ["", "daily"].map(|rotation| [snapshot(SnapshotNumber(8), "daily"), local(rotation)]) {
+        assert_eq!(
+            words(plan(&all, &limits(&[("daily", 0)]), &[])),
+            ["L0 stays: this node's own: no other node has it", "8 stays: the newest of the volume"]
+        );
+    }
 }
 
 #[test]
@@ -155,7 +157,7 @@ fn space_comes_from_the_oldest_of_rotations_first() {
     assert_eq!(order(1000, false), [1, 4]);
     assert_eq!(order(1000, true), [1, 4, 0, 3]);
     let local = [snapshot(SnapshotNumber::local(0), ""), snapshot(SnapshotNumber(1), "")];
-    assert_eq!(dropped(&space(&local, &[], 1, |_| 0, true)), [SnapshotNumber::local(0).0]);
+    assert_eq!(dropped(&space(&local, &[], 1, |_| 0, true)), []);
     let verdict = space(&all, &[], 1, |number| number.0 << 20, false).remove(0);
     assert_eq!(words(vec![verdict]), ["1 goes: the oldest that may go for space; frees 1.00 MiB"]);
     assert!(space(&[], &[], 1, |_| 1, true).is_empty());

@@ -25,6 +25,9 @@ pub trait Epochs: std::fmt::Debug + Send + Sync {
 
     /// A snapshot is about to get another number, and must not be deleted under it.
     async fn setting_aside(&self, from: SnapshotNumber, to: SnapshotNumber) -> Result<(), StoreError>;
+
+    /// It has another number now: nothing that is remembered of the old one is true any more.
+    async fn set_aside(&self, from: SnapshotNumber) -> Result<(), StoreError>;
 }
 
 /// The epoch of a replica that nobody remembers.
@@ -43,6 +46,10 @@ impl Epochs for ForgetfulEpochs {
     }
 
     async fn setting_aside(&self, _: SnapshotNumber, _: SnapshotNumber) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    async fn set_aside(&self, _: SnapshotNumber) -> Result<(), StoreError> {
         Ok(())
     }
 }
@@ -86,6 +93,7 @@ pub(super) async fn follow(
         tracing::info!(snapshot = %from, %to, "the new master does not have it: kept under a number of this node's own");
         replica.epochs.setting_aside(from, to).await?;
         replica.store.set_aside(from, to).await?;
+        replica.epochs.set_aside(from).await?;
         *here = replica.store.snapshots().await?;
     }
     // Only now: until then, what is left to be set aside is found again.

@@ -5,7 +5,7 @@ use redb::{ReadableTable, TableDefinition};
 use serde::{Deserialize, Serialize};
 use zumastor_core::{HoldOwner, Lineage, NodeName, SnapshotNumber, VolumeName};
 
-use super::{State, StateError, from_json};
+use super::{CURSORS, Cursor, HOLDS, State, StateError, from_json, of_volume};
 
 /// Lineage → [`Era`]. Outlives a volume that is forgotten: the data may come back.
 pub(super) const EPOCHS: TableDefinition<u128, &str> = TableDefinition::new("epochs");
@@ -55,24 +55,30 @@ impl State {
         Ok(true)
     }
 
-    /// Moves what people hold of a snapshot to the number that it is about to get, and holds it there as set aside.
-    pub fn move_holds(
+    /// Lets people hold a snapshot also under the number that it is about to get, and holds it there as set aside.
+    pub fn copy_holds(
         &self,
         volume: &VolumeName,
         from: SnapshotNumber,
         to: SnapshotNumber,
     ) -> Result<(), StateError> {
         let holds = self.holds(volume)?;
-        let moving: Vec<_> =
-            holds.iter().filter(|hold| hold.number == from && hold.owner == HoldOwner::User).collect();
         self.hold(volume, to, &HoldOwner::User, SET_ASIDE)?;
-        for hold in &moving {
+        for hold in holds.iter().filter(|hold| hold.number == from && hold.owner == HoldOwner::User) {
             self.hold(volume, to, &HoldOwner::User, &hold.name)?;
         }
-        for hold in &moving {
-            self.release(volume, from, &HoldOwner::User, &hold.name)?;
-        }
         Ok(())
+    }
+
+    /// Forgets the holds of a number that no snapshot has any more, and which peers have it: another one may get it.
+    pub fn forget_number(&self, volume: &VolumeName, number: SnapshotNumber) -> Result<(), StateError> {
+        self.write(|txn| {
+            txn.open_table(HOLDS)?.retain_in(of_volume(volume), |(_, of, _, _), _| of != number.0)?;
+            let of = |json: &str| from_json::<Cursor>(json).map(|cursor| cursor.common);
+            let kept = |name: &str, json: &str| name != volume.as_str() || of(json).ok() != Some(number);
+            txn.open_table(CURSORS)?.retain(|(name, _), json| kept(name, json))?;
+            Ok(())
+        })
     }
 
     fn change_era(&self, lineage: Lineage, change: impl FnOnce(&mut Era)) -> Result<(), StateError> {
