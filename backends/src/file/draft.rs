@@ -12,7 +12,13 @@ use zumastor_core::{
     LEAF, LeafIndex, SegmentIndex, SnapshotGuid, SnapshotRecord, StoreError, digest::LeafTree,
 };
 
-use super::{bulk::BulkFile, flip::new_head, inner::Inner, layout::failed};
+use super::{
+    bulk::BulkFile,
+    flip::new_head,
+    header::directory,
+    inner::{Inner, free_at},
+    layout::failed,
+};
 
 /// A file beside the origin that is filled with the content of a snapshot. It goes when it is dropped, unless it became
 /// the head.
@@ -25,11 +31,20 @@ pub(super) struct Draft {
     /// A bit for each leaf that it has.
     present: Vec<AtomicU64>,
     abandoned: AtomicBool,
+    written: AtomicU64,
 }
 
 impl Inner {
-    pub(super) fn draft_path(&self) -> PathBuf {
-        self.beside("draft")
+    /// Removes the drafts that a run before this one left.
+    pub(super) fn clear_drafts(&self) -> Result<(), StoreError> {
+        let (dir, prefix) = (directory(&self.origin), self.beside("draft-"));
+        let Ok(entries) = fs::read_dir(&dir) else { return Ok(()) };
+        for path in entries.filter_map(|entry| Some(entry.ok()?.path())) {
+            if path.as_os_str().as_encoded_bytes().starts_with(prefix.as_os_str().as_encoded_bytes()) {
+                fs::remove_file(&path).map_err(failed("removing", &path))?;
+            }
+        }
+        Ok(())
     }
 
     /// Begins a draft of a snapshot; none if there is no room for it.
@@ -38,11 +53,13 @@ impl Inner {
         record: &SnapshotRecord,
         bytes: u64,
     ) -> Result<Option<Draft>, StoreError> {
-        let path = self.draft_path();
-        let dir = super::header::directory(&self.origin);
-        if super::inner::free_at(&dir)? < bytes {
+        let dir = directory(&self.origin);
+        if free_at(&dir)? < bytes + RESERVE {
             return Ok(None);
         }
+        // A name that no other draft ever has: whoever was stopped may still be at his.
+        static BEGUN: AtomicU64 = AtomicU64::new(0);
+        let path = self.beside(&format!("draft-{}", BEGUN.fetch_add(1, Ordering::Relaxed)));
         let file = new_head(&path)?;
         file.set_len(record.size).map_err(failed("resizing", &path))?;
         let words = LeafIndex::count(record.size).div_ceil(64);
@@ -53,6 +70,7 @@ impl Inner {
             size: record.size,
             present: (0..words).map(|_| AtomicU64::new(0)).collect(),
             abandoned: AtomicBool::new(false),
+            written: AtomicU64::new(0),
         }))
     }
 }
@@ -63,6 +81,11 @@ impl Draft {
         if self.abandoned.load(Ordering::Relaxed) {
             return Ok(());
         }
+        // Others have their volumes on this file system, and must not feel that this one is copied.
+        let written = self.written.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        if written % LOOK < bytes.len() as u64 && free_at(&directory(&self.path))? < RESERVE {
+            return Err(StoreError::NoSpace { what: "drafting the next head".into() });
+        }
         self.file.write_all_at(bytes, offset).map_err(failed("writing", &self.path))?;
         for leaf in offset / LEAF..LeafIndex::count(offset + bytes.len() as u64) {
             self.present[(leaf / 64) as usize].fetch_or(1 << (leaf % 64), Ordering::Relaxed);
@@ -70,11 +93,10 @@ impl Draft {
         Ok(())
     }
 
-    /// Gives it up, and its space back; false if that was done before.
-    pub fn abandon(&self) -> bool {
-        let first = !self.abandoned.swap(true, Ordering::Relaxed);
+    /// Gives it up, and its space back.
+    pub fn abandon(&self) {
+        self.abandoned.store(true, Ordering::Relaxed);
         let _ = self.file.file().set_len(0);
-        first
     }
 
     /// What is staged changes here after all.
@@ -115,6 +137,11 @@ impl Draft {
         Ok(file)
     }
 }
+
+/// Free space that a draft leaves to others.
+const RESERVE: u64 = 1 << 30;
+/// So many bytes are written between two looks at the free space.
+const LOOK: u64 = 64 << 20;
 
 impl Drop for Draft {
     fn drop(&mut self) {

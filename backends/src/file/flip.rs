@@ -90,7 +90,8 @@ impl Inner {
         let known: Vec<Stamp> = head.0.into_iter().map(|shown| shown.stamp).collect();
         let known: Vec<Stamp> =
             known.into_iter().chain(alternate.0.into_iter().map(|alternate| alternate.shown.stamp)).collect();
-        for path in [self.flip_path(), self.next_path(), self.draft_path()] {
+        self.clear_drafts()?;
+        for path in [self.flip_path(), self.next_path()] {
             let Some(stamp) = Stamp::at(&path)? else { continue };
             // What was the origin until a flip stopped may have been written to since.
             let ours = known.iter().filter(|known| known.same_file(&stamp)).collect::<Vec<_>>();
@@ -150,8 +151,12 @@ impl Inner {
             }
             None => {
                 let path = self.flip_path();
-                let file = match (draft, self.header.mode) {
-                    (Some(draft), _) => draft.rename(&path)?,
+                let drafted = draft.and_then(|draft| {
+                    let renamed = draft.rename(&path);
+                    renamed.inspect_err(|error| tracing::warn!(%error, "the draft of the head is lost")).ok()
+                });
+                let file = match (drafted, self.header.mode) {
+                    (Some(file), _) => file,
                     (None, Mode::Reflink) => {
                         let file = new_head(&path)?;
                         clone(self.image(record.number())?.file(), &file, &path)?;

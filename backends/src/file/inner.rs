@@ -325,6 +325,7 @@ impl Inner {
         self.or_broken(self.layout.bury(&self.layout.snapshot(number), &grave))?;
         self.state().snapshots.remove(&number);
         drop(self.ready().take());
+        drop(self.draft().take_if(|draft| draft.is_of(&kept.record)));
         self.faults.at("delete: after rename")?;
         self.layout.empty_grave(&grave);
         self.faults.at("delete: before collecting")?;

@@ -77,8 +77,10 @@ impl Inner {
         clone(self.image(number)?.file(), &file, &made.path)?;
         let path = self.layout.tmp().join(format!("ready-{guid}"));
         let mut ready = self.ready();
-        // Deleted meanwhile, it must not keep the space.
-        self.kept(number)?;
+        // Deleted meanwhile, it must not keep the space; and the number may be another snapshot's by now.
+        if self.kept(number)?.record.guid() != guid {
+            return Ok(());
+        }
         // Before the new one, which may have the same name.
         drop(ready.take());
         fs::rename(&made.path, &path).map_err(failed("renaming", &made.path))?;

@@ -87,7 +87,10 @@ impl Inner {
             return Ok(changes);
         }
         let changes = image_changes(Some(&self.image(base)?), &self.image(target)?, &path, window.clone())?;
-        self.known.add(base_guid, guid, window, &changes);
+        // The numbers may be other snapshots' by now.
+        if self.kept(base)?.record.guid() == base_guid && self.kept(target)?.record.guid() == guid {
+            self.known.add(base_guid, guid, window, &changes);
+        }
         Ok(changes)
     }
 

@@ -219,6 +219,17 @@ impl FileStaging {
         begun.inspect_err(|error| tracing::debug!(%error, "the next head is not drafted")).ok().flatten()
     }
 
+    /// Writes what is received. If there is no room, it goes before what is made for later.
+    fn before_draft(&self, write: impl Fn() -> Result<(), StoreError>) -> Result<(), StoreError> {
+        match (write(), self.draft.get()) {
+            (Err(StoreError::NoSpace { .. }), Some(Some(draft))) => {
+                draft.abandon();
+                write()
+            }
+            (written, _) => written,
+        }
+    }
+
     fn undraft(&self, range: &Range<u64>) {
         if let Some(Some(draft)) = self.draft.get() {
             draft.forget(range);
@@ -281,6 +292,7 @@ impl Staging for FileStaging {
 
     fn read_back(&self, offset: u64, buf: &mut [u8]) -> Result<(), StoreError> {
         self.check_range(offset, buf.len() as u64)?;
+        self.check_current()?;
         self.body.read_back(offset, buf)?;
         if let Some(draft) = self.draft.get_or_init(|| self.begin_draft())
             && let Err(error) = draft.take(offset, buf)
@@ -296,21 +308,14 @@ impl Staging for FileStaging {
         self.check_range(offset, data.len() as u64)?;
         self.check_current()?;
         self.undraft(&(offset..offset + data.len() as u64));
-        let written = match (self.body.write_at(offset, data), self.draft.get()) {
-            // What is received goes before what is made for later.
-            (Err(StoreError::NoSpace { .. }), Some(Some(draft))) if draft.abandon() => {
-                self.body.write_at(offset, data)
-            }
-            (written, _) => written,
-        };
-        self.noting(written)
+        self.noting(self.before_draft(|| self.body.write_at(offset, data)))
     }
 
     fn zero(&self, range: Range<u64>) -> Result<(), StoreError> {
         self.check_range(range.start, range.end.saturating_sub(range.start))?;
         self.check_current()?;
         self.undraft(&range);
-        self.noting(self.body.zero(range))
+        self.noting(self.before_draft(|| self.body.zero(range.clone())))
     }
 
     fn leaves(&self) -> &LeafTree {

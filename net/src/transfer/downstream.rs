@@ -229,7 +229,11 @@ async fn pull_one(
     let begun = staged.as_ref().filter(|staged| staged.record.guid() == plan.record.guid());
     let seed = match (base, begun) {
         (Some(_), _) => None,
-        (None, Some(begun)) => begun.base,
+        // A base that is gone is none: it is begun anew then.
+        (None, Some(begun)) if begun.base.is_none_or(|base| here.iter().any(|r| r.number() == base)) => {
+            begun.base
+        }
+        (None, Some(_)) => seed(replica, here).await?,
         (None, None) => seed(replica, here).await?,
     };
     let find = if seed.is_some() { Find::Hashes } else { Find::Changes(plan.base) };
