@@ -12,8 +12,11 @@ use std::{
 };
 
 use tempfile::TempDir;
-use zumastor_backends::{Faults, FileStore, FileStoreOptions, Mode, conformance::Subject};
-use zumastor_core::{SnapshotStore, StoreError, files};
+use zumastor_backends::{
+    Faults, FileStore, FileStoreOptions, Mode,
+    conformance::{Bytes, Subject},
+};
+use zumastor_core::{Lineage, NewSnapshot, SnapshotNumber, SnapshotStore, StoreError, files};
 
 /// A volume in a directory of its own, removed in the end.
 #[derive(Debug)]
@@ -138,5 +141,70 @@ pub struct Done<'a>(pub &'a std::sync::atomic::AtomicBool);
 impl Drop for Done<'_> {
     fn drop(&mut self) {
         self.0.store(true, std::sync::atomic::Ordering::Relaxed);
+    }
+}
+
+pub fn layered() -> Volume {
+    Volume::new(&std::env::temp_dir(), Some(Mode::Layered))
+}
+
+pub fn fill(volume: &Volume, size: u64, writes: &[(u64, u64, u8)]) {
+    let image = volume.image();
+    image.set_len(size).unwrap();
+    for (at, length, value) in writes {
+        image.write_all_at(&vec![*value; *length as usize], *at).unwrap();
+    }
+}
+
+pub fn take(store: &FileStore, number: u64) {
+    wait(store.create_snapshot(NewSnapshot::manual(SnapshotNumber(number), Lineage::generate()))).unwrap();
+}
+
+pub fn content(store: &dyn SnapshotStore, number: u64) -> Vec<u8> {
+    let reader = wait(store.open_snapshot(SnapshotNumber(number))).unwrap();
+    let mut bytes = vec![0; reader.size() as usize];
+    reader.read_at(0, &mut bytes).unwrap();
+    bytes
+}
+
+pub fn numbers(store: &dyn SnapshotStore) -> Vec<u64> {
+    wait(store.snapshots()).unwrap().iter().map(|record| record.number().0).collect()
+}
+
+pub const SIZE: u64 = 500_000;
+
+/// Snapshots 0, 1 and 2, each another fifth of the volume; the head shows 2.
+pub fn three(place: &Path, mode: Mode) -> Volume {
+    let volume = Volume::new(place, Some(mode));
+    let store = volume.store();
+    for number in 0..3 {
+        fill(&volume, SIZE, &[(number * 100_000, 100_000, number as u8 + 1), (70_000 * number, 10, 9)]);
+        take(&store, number);
+        wait(store.leaves(SnapshotNumber(number))).unwrap();
+    }
+    volume
+}
+
+pub fn expected(number: u64) -> Bytes {
+    let mut bytes = Bytes(vec![0; SIZE as usize]);
+    for n in 0..=number {
+        bytes.write(&(n * 100_000, 100_000, n as u8 + 1));
+        bytes.write(&(70_000 * n, 10, 9));
+    }
+    bytes
+}
+
+pub fn check_contents(store: &FileStore, step: &str) {
+    for record in wait(store.snapshots()).unwrap() {
+        let number = record.number();
+        if number.0 < 3 {
+            let good = expected(number.0);
+            assert!(content(store, number.0) == good.0, "snapshot {number} after a stop at {step}");
+            assert_eq!(
+                wait(store.leaves(number)).unwrap().digest(),
+                Some(good.digest()),
+                "{number} at {step}"
+            );
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! The epochs of lineages: which one what is here belongs to, and which was heard of.
 
 use jiff::Timestamp;
-use redb::{ReadableTable, TableDefinition};
+use redb::{ReadableTable, TableDefinition, WriteTransaction};
 use serde::{Deserialize, Serialize};
 use zumastor_core::{HoldOwner, Lineage, NodeName, SnapshotNumber, VolumeName};
 
@@ -67,17 +67,15 @@ impl State {
         for hold in holds.iter().filter(|hold| hold.number == from && hold.owner == HoldOwner::User) {
             self.hold(volume, to, &HoldOwner::User, &hold.name)?;
         }
-        Ok(())
+        // Already now: after a crash behind the renaming nobody would find it again. Peers say themselves what they have.
+        self.write(|txn| forget_cursors(txn, volume, from))
     }
 
     /// Forgets the holds of a number that no snapshot has any more, and which peers have it: another one may get it.
     pub fn forget_number(&self, volume: &VolumeName, number: SnapshotNumber) -> Result<(), StateError> {
         self.write(|txn| {
             txn.open_table(HOLDS)?.retain_in(of_volume(volume), |(_, of, _, _), _| of != number.0)?;
-            let of = |json: &str| from_json::<Cursor>(json).map(|cursor| cursor.common);
-            let kept = |name: &str, json: &str| name != volume.as_str() || of(json).ok() != Some(number);
-            txn.open_table(CURSORS)?.retain(|(name, _), json| kept(name, json))?;
-            Ok(())
+            forget_cursors(txn, volume, number)
         })
     }
 
@@ -91,6 +89,18 @@ impl State {
             Ok(())
         })
     }
+}
+
+/// Forgets which peers have a snapshot of this number.
+fn forget_cursors(
+    txn: &WriteTransaction,
+    volume: &VolumeName,
+    number: SnapshotNumber,
+) -> Result<(), StateError> {
+    let of = |json: &str| from_json::<Cursor>(json).map(|cursor| cursor.common);
+    let kept = |name: &str, json: &str| name != volume.as_str() || of(json).ok() != Some(number);
+    txn.open_table(CURSORS)?.retain(|(name, _), json| kept(name, json))?;
+    Ok(())
 }
 
 /// The hold on a snapshot that a new master does not have.

@@ -121,3 +121,29 @@ fn holds_that_are_replaced_at_once_are_those_of_the_last() {
         assert_eq!(names(&state, &volume).len(), 1);
     }
 }
+
+#[test]
+fn of_a_number_that_is_given_up_nothing_is_remembered() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = State::open(&dir.path().join("state.redb")).unwrap();
+    let (volume, other) = ("v".parse().unwrap(), "w".parse().unwrap());
+    let (beta, gamma) = ("beta".parse().unwrap(), "gamma".parse().unwrap());
+    let (old, kept, own) = (SnapshotNumber(5), SnapshotNumber(4), SnapshotNumber::local(1));
+    for (volume, peer, common) in [(&volume, &beta, kept), (&volume, &gamma, old), (&other, &gamma, old)] {
+        state.replace_holds(volume, peer, &[(common, "base")], Some(common), || true).unwrap();
+    }
+    state.hold(&volume, old, &HoldOwner::User, "mine").unwrap();
+    let common = |volume, peer| state.cursor(volume, peer).unwrap().map(|cursor| cursor.common);
+    let held = |number| {
+        let holds = state.holds(&volume).unwrap();
+        holds.into_iter().filter(|hold| hold.number == number).map(|hold| hold.name).collect::<Vec<_>>()
+    };
+    state.copy_holds(&volume, old, own).unwrap();
+    // Whatever happens now, the snapshot is held under both numbers, and nobody is believed to have it.
+    assert_eq!(held(own), ["mine", "set-aside"]);
+    assert!(held(old).contains(&"mine".to_owned()));
+    assert_eq!((common(&volume, &gamma), common(&volume, &beta)), (None, Some(kept)));
+    state.forget_number(&volume, old).unwrap();
+    assert_eq!((held(old).len(), held(own).len(), held(kept)), (0, 2, vec!["base".to_owned()]));
+    assert_eq!(common(&other, &gamma), Some(old));
+}
