@@ -29,7 +29,10 @@ pub use ids::{InvalidName, Lineage, NodeName, SnapshotGuid, SnapshotNumber, Volu
 pub use memory::MemoryStore;
 pub use rotation::{CustomName, InvalidRotation, RotationName, RotationSpec};
 pub use selection::Selection;
-pub use store::{Geometry, HeadState, SnapshotReader, SnapshotStore, StagePlan, Staging, StoreInfo, Usage};
+pub use store::{
+    Geometry, HeadState, SnapshotReader, SnapshotStore, SnapshotUsage, StagePlan, Staging, StoreInfo, Usage,
+    UsageBySnapshot,
+};
 pub use units::{
     HumanBytes, InvalidSize, LEAF, LEAVES_PER_SEGMENT, LeafIndex, PAGE, SEGMENT, SegmentIndex, is_zero,
     parse_size,
