@@ -127,7 +127,12 @@ mod tests {
             snapstore: "/s".into(),
             store: None,
             master: None,
-            source: Some(SourceConfig { host: "alpha".parse().unwrap(), period: None, name: None }),
+            source: Some(SourceConfig {
+                host: "alpha".parse().unwrap(),
+                period: None,
+                name: None,
+                margin: None,
+            }),
             target: [("beta".parse().unwrap(), TargetConfig::default())].into(),
             schedule: ScheduleConfig::default(),
         };
