@@ -15,6 +15,7 @@ mod memory;
 pub mod retention;
 mod rotation;
 pub mod schedule;
+pub mod scrub;
 mod selection;
 mod store;
 mod units;
@@ -29,7 +30,10 @@ pub use ids::{InvalidName, Lineage, NodeName, SnapshotGuid, SnapshotNumber, Volu
 pub use memory::MemoryStore;
 pub use rotation::{CustomName, InvalidRotation, RotationName, RotationSpec};
 pub use selection::Selection;
-pub use store::{Geometry, HeadState, SnapshotReader, SnapshotStore, StagePlan, Staging, StoreInfo, Usage};
+pub use store::{
+    Geometry, HeadRepair, HeadState, Repair, SnapshotReader, SnapshotStore, StagePlan, Staging, StoreInfo,
+    Usage,
+};
 pub use units::{
     HumanBytes, InvalidSize, LEAF, LEAVES_PER_SEGMENT, LeafIndex, PAGE, SEGMENT, SegmentIndex, is_zero,
     parse_size,
