@@ -12,5 +12,5 @@ mod plain;
 
 pub use faults::Faults;
 pub use file::{FileStore, FileStoreOptions, Mode};
-pub use open::{OriginMust, open_volume, reopen_volume, store_id};
+pub use open::{OriginMust, VolumeSpec, open_volume, reopen_volume, store_id};
 pub use plain::plain_source;

@@ -9,7 +9,7 @@ use std::{
 };
 
 use uuid::Uuid;
-use zumastor_core::{SnapshotStore, StoreError};
+use zumastor_core::{SnapshotStore, StoreError, VolumeName};
 
 use crate::{FileStore, FileStoreOptions, file};
 
@@ -22,20 +22,29 @@ pub enum OriginMust {
     MayBeAbsent,
 }
 
-/// Opens the store of a volume, and makes it if there is none: `origin` holds the head, `snapstore` the snapshots.
+/// What a volume is made of, as it was defined.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VolumeSpec {
+    /// Its name here, after which devices are named.
+    pub name: VolumeName,
+    /// Holds the head.
+    pub origin: PathBuf,
+    /// Holds the snapshots.
+    pub snapstore: PathBuf,
+    /// Holds what says which blocks belong to which snapshot, where that is not in the snapshot store.
+    pub metadev: Option<PathBuf>,
+}
+
+/// Opens the store of a volume, and makes it if there is none.
 ///
 /// # Errors
 /// [`StoreError::Unsupported`] for what this build cannot keep volumes on, for an origin that should be there and is
 /// not, for a snapshot store that holds something else, and when another process has the store open.
-pub async fn open_volume(
-    origin: &Path,
-    snapstore: &Path,
-    must: OriginMust,
-) -> Result<Arc<dyn SnapshotStore>, StoreError> {
-    let (origin, snapstore) = (origin.to_owned(), snapstore.to_owned());
+pub async fn open_volume(spec: &VolumeSpec, must: OriginMust) -> Result<Arc<dyn SnapshotStore>, StoreError> {
+    let spec = spec.clone();
     let open = move || -> Result<Arc<dyn SnapshotStore>, StoreError> {
-        check(&origin, &snapstore, must)?;
-        Ok(Arc::new(FileStore::open_or_create(origin, snapstore, options())?))
+        check(&spec, must)?;
+        Ok(Arc::new(FileStore::open_or_create(spec.origin, spec.snapstore, options())?))
     };
     tokio::task::spawn_blocking(open).await.expect("opening a store does not panic")
 }
@@ -47,25 +56,24 @@ pub async fn open_volume(
 /// # Errors
 /// As [`open_volume`]; [`StoreError::Unsupported`] also when there is no store, or another one than `expected`.
 pub async fn reopen_volume(
-    origin: &Path,
-    snapstore: &Path,
+    spec: &VolumeSpec,
     expected: Option<Uuid>,
 ) -> Result<Arc<dyn SnapshotStore>, StoreError> {
-    let (origin, snapstore) = (origin.to_owned(), snapstore.to_owned());
+    let spec = spec.clone();
     let open = move || -> Result<Arc<dyn SnapshotStore>, StoreError> {
-        check(&origin, &snapstore, OriginMust::MayBeAbsent)?;
-        let there = store_id(&snapstore)?;
+        check(&spec, OriginMust::MayBeAbsent)?;
+        let there = store_id(&spec.snapstore)?;
         match (there, expected) {
             (None, _) => Err(StoreError::Unsupported(format!(
                 "there is no snapshot store in {} (any more): is its file system mounted?",
-                snapstore.display()
+                spec.snapstore.display()
             ))),
             (Some(id), Some(expected)) if id != expected => Err(StoreError::Unsupported(format!(
                 "the snapshot store in {} is not the one that this volume was defined with: is the right file system \
                  mounted there?",
-                snapstore.display()
+                spec.snapstore.display()
             ))),
-            _ => Ok(Arc::new(FileStore::open(origin, snapstore, options())?)),
+            _ => Ok(Arc::new(FileStore::open(spec.origin, spec.snapstore, options())?)),
         }
     };
     tokio::task::spawn_blocking(open).await.expect("opening a store does not panic")
@@ -86,7 +94,8 @@ const SLOW: Duration = Duration::from_millis(50);
 /// Bytes from which on a copy takes long enough for somebody to notice.
 const WORTHWHILE: u64 = 1 << 30;
 
-fn check(origin: &PathBuf, snapstore: &PathBuf, must: OriginMust) -> Result<(), StoreError> {
+fn check(spec: &VolumeSpec, must: OriginMust) -> Result<(), StoreError> {
+    let VolumeSpec { origin, snapstore, metadev, .. } = spec;
     for path in [origin, snapstore] {
         let Some(metadata) = look(path)? else { continue };
         if metadata.file_type().is_block_device() {
@@ -96,6 +105,12 @@ fn check(origin: &PathBuf, snapstore: &PathBuf, must: OriginMust) -> Result<(), 
                 path.display()
             )));
         }
+    }
+    if let Some(metadev) = metadev {
+        return Err(StoreError::Unsupported(format!(
+            "a metadata device ({}) goes with block devices; a volume in an image file has none",
+            metadev.display()
+        )));
     }
     match look(origin)? {
         Some(metadata) if !metadata.is_file() => {

@@ -14,8 +14,8 @@ use common::{
     Done, Mounted, Volume, check_contents, content, expected, fill, layered, numbers, take, three, wait,
 };
 use zumastor_backends::{
-    Faults, FileStore, FileStoreOptions, Mode, OriginMust, conformance::Bytes, open_volume, plain_source,
-    reopen_volume, store_id,
+    Faults, FileStore, FileStoreOptions, Mode, OriginMust, VolumeSpec, conformance::Bytes, open_volume,
+    plain_source, reopen_volume, store_id,
 };
 use zumastor_core::{
     HeadState, LEAF, Lineage, NewSnapshot, SEGMENT, SnapshotNumber, SnapshotStore, StoreError,
@@ -46,10 +46,21 @@ fn a_directory_of_something_else_is_refused_and_left_alone() {
     assert!(matches!(absent, Err(StoreError::Unsupported(_))));
 }
 
+fn spec(volume: &Volume) -> VolumeSpec {
+    VolumeSpec {
+        name: "v".parse().unwrap(),
+        origin: volume.origin(),
+        snapstore: volume.snapstore(),
+        metadev: None,
+    }
+}
+
 #[test]
 fn the_kind_of_a_volume_is_seen() {
     let volume = layered();
-    let open = |origin: &Path, must| wait(open_volume(origin, &volume.snapstore(), must));
+    let open = |origin: &Path, must| {
+        wait(open_volume(&VolumeSpec { origin: origin.to_owned(), ..spec(&volume) }, must))
+    };
     let missing = open(&volume.origin(), OriginMust::Exist).unwrap_err();
     assert!(missing.to_string().contains("does not exist"), "{missing}");
     let directory = open(volume.dir.path(), OriginMust::MayBeAbsent).unwrap_err();
@@ -60,6 +71,9 @@ fn the_kind_of_a_volume_is_seen() {
     assert_eq!(store.device(None), Some(fs::canonicalize(volume.dir.path()).unwrap().join("disk.img")));
     assert!(store.info().caution.is_some_and(|caution| caution.contains("whole volume")));
     drop(store);
+    let spec = VolumeSpec { metadev: Some("/dev/null".into()), ..spec(&volume) };
+    let refused = wait(open_volume(&spec, OriginMust::MayBeAbsent)).unwrap_err();
+    assert!(refused.to_string().contains("metadata device"), "{refused}");
     let device = fs::read_dir("/dev").unwrap().map(|entry| entry.unwrap().path()).find(|path| {
         fs::metadata(path).is_ok_and(|m| std::os::unix::fs::FileTypeExt::is_block_device(&m.file_type()))
     });
@@ -74,7 +88,7 @@ fn the_kind_of_a_volume_is_seen() {
 fn only_a_definition_makes_a_store() {
     let volume = layered();
     fill(&volume, 100_000, &[(0, 100_000, 1)]);
-    let reopen = |id| wait(reopen_volume(&volume.origin(), &volume.snapstore(), id));
+    let reopen = |id| wait(reopen_volume(&spec(&volume), id));
     assert_eq!(store_id(&volume.snapstore()).unwrap(), None);
     fs::create_dir(volume.snapstore()).unwrap();
     let refused = reopen(None).unwrap_err().to_string();
@@ -96,7 +110,7 @@ fn an_origin_that_cannot_be_replaced_is_refused() {
     std::os::unix::fs::symlink("nowhere", volume.origin()).unwrap();
     let refused = volume.store_with(Faults::none()).unwrap_err().to_string();
     assert!(refused.contains("is a link"), "{refused}");
-    let opened = wait(open_volume(&volume.origin(), &volume.snapstore(), OriginMust::MayBeAbsent));
+    let opened = wait(open_volume(&spec(&volume), OriginMust::MayBeAbsent));
     assert!(opened.unwrap_err().to_string().contains("is a link"));
     let inside = volume.snapstore().join("disk.img");
     for origin in [volume.snapstore(), inside.clone()] {

@@ -54,6 +54,9 @@ pub struct VolumeConfig {
     pub origin: PathBuf,
     /// The snapshot store: the directory that holds the snapshots.
     pub snapstore: PathBuf,
+    /// The metadata device, if the volume has one of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metadev: Option<PathBuf>,
     /// The identity of the store in there, noted when the volume was defined: another store, or none because a file
     /// system is not mounted, is not taken for it.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -15,6 +15,7 @@ mod memory;
 pub mod retention;
 mod rotation;
 pub mod schedule;
+pub mod scrub;
 mod selection;
 mod store;
 mod units;
@@ -30,8 +31,8 @@ pub use memory::MemoryStore;
 pub use rotation::{CustomName, InvalidRotation, RotationName, RotationSpec};
 pub use selection::Selection;
 pub use store::{
-    Geometry, HeadState, SnapshotReader, SnapshotStore, SnapshotUsage, StagePlan, Staging, StoreInfo, Usage,
-    UsageBySnapshot,
+    Geometry, HeadRepair, HeadState, Repair, SnapshotReader, SnapshotStore, SnapshotUsage, StagePlan,
+    Staging, StoreInfo, Usage, UsageBySnapshot,
 };
 pub use units::{
     HumanBytes, InvalidSize, LEAF, LEAVES_PER_SEGMENT, LeafIndex, PAGE, SEGMENT, SegmentIndex, is_zero,

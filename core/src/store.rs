@@ -78,6 +78,31 @@ pub trait SnapshotStore: fmt::Debug + Send + Sync + 'static {
     /// What the head holds, as far as this store can vouch for it.
     async fn head(&self) -> Result<HeadState, StoreError>;
 
+    /// Begins to put right what a medium has made of a snapshot. `damaged` are all leaves that may be written, as ascending
+    /// and disjoint ranges of leaf positions; none if only the leaf tree is to be made anew. With `head`, a head that shows
+    /// the snapshot is put right with it: for a replica. Otherwise the head is not written to.
+    ///
+    /// What a store promises: each byte of the snapshot is what it was or what was written, after a crash too, and nothing
+    /// else of what anybody sees becomes other than its digest says. Other snapshots may be put right as well where they
+    /// have the leaf in common. What is made from the snapshot later (a clone, a flip, what is received upon it) is
+    /// made from what was written, also where something was made ahead. After a crash it can be begun anew with what is
+    /// damaged then.
+    ///
+    /// # Errors
+    /// [`StoreError::Unsupported`] where the store cannot.
+    async fn repair(
+        &self,
+        number: SnapshotNumber,
+        damaged: Vec<Range<u64>>,
+        head: bool,
+    ) -> Result<Box<dyn Repair>, StoreError> {
+        let _ = (damaged, head);
+        let kind = self.info().kind;
+        Err(StoreError::Unsupported(format!(
+            "a snapshot store of this kind ({kind}) cannot mend snapshot {number}: delete it here, and replicate again"
+        )))
+    }
+
     /// Changes the size of the head. Snapshots keep the size they had.
     async fn resize(&self, size: u64) -> Result<(), StoreError>;
 
@@ -178,6 +203,46 @@ pub trait SnapshotReader: fmt::Debug + Send + Sync {
     /// # Errors
     /// [`StoreError::OutOfBounds`] when that reaches beyond the end, [`StoreError::Io`] when the medium fails.
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), StoreError>;
+
+    /// As [`read_at`](Self::read_at), but what lies on the medium and not what memory has of it, where the store can tell
+    /// the two apart: to find out whether it is still right.
+    fn read_stored(&self, offset: u64, buf: &mut [u8]) -> Result<(), StoreError> {
+        self.read_at(offset, buf)
+    }
+
+    /// The parts of `window` that may hold something other than zeros, by what the medium says and not by the leaf tree:
+    /// ascending and disjoint. All of it, where that is not known.
+    fn data(&self, window: Range<u64>) -> Result<Vec<Range<u64>>, StoreError> {
+        Ok(vec![window])
+    }
+}
+
+/// A snapshot that is being put right. Blocking. Dropping it leaves what was written.
+pub trait Repair: fmt::Debug + Send + Sync {
+    /// Writes whole leaves, of those that were named as damaged, from `offset` on. The caller has verified them against the
+    /// snapshot's digest.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`] when the snapshot was deleted meanwhile.
+    fn write(&self, offset: u64, data: &[u8]) -> Result<(), StoreError>;
+
+    /// Makes what was written durable, makes the leaf tree anew from the content if `tree` says so, and puts the head right
+    /// if that is wanted.
+    ///
+    /// # Errors
+    /// [`StoreError::Damaged`] when the content is still not what the digest names, so that no tree can be made of it.
+    fn finish(self: Box<Self>, tree: bool) -> Result<HeadRepair, StoreError>;
+}
+
+/// What became of the head when a snapshot was put right.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HeadRepair {
+    /// It had none of the bad bytes, or is somebody else's.
+    Untouched,
+    /// It had them, and has the right ones now.
+    Repaired,
+    /// It has them still, for this reason.
+    Left(String),
 }
 
 /// The snapshot that is to be received, and what it is built upon.

@@ -2,6 +2,7 @@
 //!
 //! The scenario tests in `tests/` and the benchmark stand on this.
 
+pub mod lab;
 mod network;
 mod node;
 mod process;

@@ -19,7 +19,7 @@ pub struct Tool {
 }
 
 /// What the tests use, beyond what every Debian has.
-pub const TOOLS: [Tool; 10] = [
+pub const TOOLS: [Tool; 18] = [
     Tool { name: "mkfs.xfs", package: "xfsprogs" },
     Tool { name: "mkfs.btrfs", package: "btrfs-progs" },
     Tool { name: "mkfs.ext4", package: "e2fsprogs" },
@@ -30,6 +30,14 @@ pub const TOOLS: [Tool; 10] = [
     Tool { name: "losetup", package: "mount" },
     Tool { name: "mount", package: "mount" },
     Tool { name: "unshare", package: "util-linux" },
+    Tool { name: "nsenter", package: "util-linux" },
+    Tool { name: "setpriv", package: "util-linux" },
+    Tool { name: "linux.uml", package: "user-mode-linux" },
+    Tool { name: "insmod", package: "kmod" },
+    Tool { name: "dmsetup", package: "dmsetup" },
+    Tool { name: "thin_check", package: "thin-provisioning-tools" },
+    Tool { name: "lvm", package: "lvm2" },
+    Tool { name: "ping", package: "iputils-ping" },
 ];
 
 /// Where a program is. Ordinary users often have no sbin in their `PATH`.

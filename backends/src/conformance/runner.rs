@@ -6,15 +6,15 @@ use std::{
 };
 
 use zumastor_core::{
-    Changes, ExtentKind, HeadState, Lineage, NewSnapshot, SegmentIndex, SnapshotNumber, SnapshotReader,
-    SnapshotStore, StoreError, UsageBySnapshot, is_zero,
+    Changes, ExtentKind, HeadState, LEAF, LeafIndex, Lineage, NewSnapshot, SegmentIndex, SnapshotNumber,
+    SnapshotReader, SnapshotStore, StoreError, UsageBySnapshot, is_zero, scrub,
 };
 
 use super::{
-    Bytes, Op, Subject, deliver,
+    Bytes, Damage, Op, Subject, deliver,
     model::{Kept, Model, Staged},
     ops::{Receive, Way},
-    plan_for,
+    plan_for, repair,
 };
 use crate::Faults;
 
@@ -93,6 +93,9 @@ impl Run<'_> {
         assert!(done.is_ok() || faults.stopped(), "{op:?}: {}", done.expect_err("just seen"));
         let stopped = done.is_err();
         self.reopen(Faults::none());
+        if let Op::Repair(_) = op {
+            self.mend_all().await.unwrap_or_else(|error| panic!("after a crash in {op:?}: {error}"));
+        }
         if !stopped {
             self.model = model;
             return;
@@ -175,6 +178,7 @@ impl Run<'_> {
                 store.discard_staged().await?;
                 assert_eq!(store.staged().await?, None);
             }
+            Op::Repair(damage) => self.damage(damage, model).await?,
             Op::Reopen | Op::Crash(..) | Op::Receive(_) => {}
         }
         Ok(())
@@ -239,6 +243,56 @@ impl Run<'_> {
         model.snapshots.insert(number, Kept { new: plan.record.new.clone(), content });
         let record = staging.commit(target.digest())?;
         assert_eq!(record, plan.record);
+        Ok(())
+    }
+
+    /// Lets the medium damage a snapshot, looks whether that is found, and puts it right.
+    async fn damage(&mut self, damage: &Damage, model: &mut Model) -> Result<(), StoreError> {
+        let Some(number) = model.pick(damage.pick) else { return Ok(()) };
+        let store = self.store();
+        let content = model.snapshots[&number].content.clone();
+        let cut = content.cut(&damage.write);
+        // Each leaf for itself: what was written at once need not lie together.
+        let shown = store.head().await? == HeadState::Shows(number);
+        let (mut hit, size) = (Vec::new(), content.0.len() as u64);
+        for leaf in (cut.start as u64 / LEAF..LeafIndex::count(cut.end as u64)).filter(|_| !cut.is_empty()) {
+            let range = LeafIndex(leaf).range(size);
+            let good = &content.0[range.start as usize..range.end as usize];
+            let mut bad = good.to_vec();
+            let at = (cut.start as u64).max(range.start)..(cut.end as u64).min(range.end);
+            bad[(at.start - range.start) as usize..(at.end - range.start) as usize]
+                .iter_mut()
+                .for_each(|b| *b ^= 0x55);
+            // Nothing lies where zeros are.
+            if !is_zero(good) && self.subject.damage(number, range.start, good, &bad, damage.head && shown) {
+                hit.push(range);
+            }
+        }
+        if let Some(at) = damage.tree {
+            self.subject.damage_tree(number, at);
+        }
+        let findings = repair::scan(&*store, number).await?;
+        assert_eq!(findings.is_content_good(), hit.is_empty(), "{findings:?}");
+        if findings.unknown().is_empty() && findings.knows_nodes() {
+            assert_eq!(findings.bad(), scrub::join(hit), "{findings:?}");
+        }
+        self.mend_all().await?;
+        // What was being received upon what was bad may have been given up.
+        if store.staged().await?.is_none() {
+            model.staged = None;
+        }
+        Ok(())
+    }
+
+    /// Puts all right that is not.
+    async fn mend_all(&mut self) -> Result<(), StoreError> {
+        for (number, kept) in &self.model.snapshots {
+            match repair::mend(&*self.store(), *number, &kept.content).await {
+                // A store may have no way to.
+                Err(StoreError::Unsupported(_)) if !self.subject.durable() => {}
+                mended => drop(mended?),
+            }
+        }
         Ok(())
     }
 

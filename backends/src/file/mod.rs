@@ -19,6 +19,7 @@ mod reader;
 mod ready;
 mod reflink;
 mod renumber;
+mod repair;
 mod runs;
 mod shares;
 mod stage;
@@ -37,8 +38,8 @@ use async_trait::async_trait;
 pub use header::Mode;
 pub(crate) use header::store_id;
 use zumastor_core::{
-    Changes, Geometry, HeadState, NewSnapshot, SnapshotNumber, SnapshotReader, SnapshotRecord, SnapshotStore,
-    StagePlan, Staging, StoreError, StoreInfo, Usage, UsageBySnapshot, digest::LeafTree,
+    Changes, Geometry, HeadState, NewSnapshot, Repair, SnapshotNumber, SnapshotReader, SnapshotRecord,
+    SnapshotStore, StagePlan, Staging, StoreError, StoreInfo, Usage, UsageBySnapshot, digest::LeafTree,
 };
 
 use crate::Faults;
@@ -178,6 +179,16 @@ impl SnapshotStore for FileStore {
 
     async fn head(&self) -> Result<HeadState, StoreError> {
         self.blocking(|inner| inner.head()).await
+    }
+
+    async fn repair(
+        &self,
+        number: SnapshotNumber,
+        damaged: Vec<Range<u64>>,
+        head: bool,
+    ) -> Result<Box<dyn Repair>, StoreError> {
+        self.blocking(move |inner| Ok(Box::new(inner.repair(number, &damaged, head)?) as Box<dyn Repair>))
+            .await
     }
 
     async fn resize(&self, size: u64) -> Result<(), StoreError> {

@@ -54,6 +54,9 @@ pub struct DefineVolume {
     pub origin: PathBuf,
     /// Absolute path of the snapshot store.
     pub snapstore: PathBuf,
+    /// Absolute path of the metadata device, if there is one.
+    #[serde(default)]
+    pub metadev: Option<PathBuf>,
     /// Overwrite the origin with zeros.
     #[serde(default)]
     pub initialize: bool,

@@ -43,6 +43,9 @@ pub struct Volume {
     /// Overwrite the origin with zeros; asks first if it holds anything
     #[arg(short, long, visible_short_alias = 'z', visible_alias = "zero")]
     initialize: bool,
+    /// Block device for the metadata, where the volume is on block devices [default: a part of SNAPDEV]
+    #[arg(short, long, value_name = "DEV")]
+    metadev: Option<PathBuf>,
     /// Do not ask before data are overwritten
     #[arg(short, long)]
     yes: bool,
@@ -133,10 +136,11 @@ pub struct Target {
 
 pub async fn run(args: Args, client: Client) -> Result<(), Failure> {
     let outcome = match args.what {
-        What::Volume(Volume { volume, orgdev, snapdev, initialize, yes }) => {
+        What::Volume(Volume { volume, orgdev, snapdev, initialize, metadev, yes }) => {
             let absolute = |path: PathBuf| std::path::absolute(&path).map_err(Failure::doing(path.display()));
             let (origin, snapstore) = (absolute(orgdev)?, absolute(snapdev)?);
-            let define = DefineVolume { origin, snapstore, initialize, yes };
+            let metadev = metadev.map(absolute).transpose()?;
+            let define = DefineVolume { origin, snapstore, metadev, initialize, yes };
             let attempt =
                 async |yes| client.define_volume(&volume, &DefineVolume { yes, ..define.clone() }).await;
             confirmed(yes, attempt).await?

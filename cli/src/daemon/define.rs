@@ -36,13 +36,15 @@ impl Daemon {
         define: DefineVolume,
     ) -> Result<Outcome, Failure> {
         let _editing = self.editing.lock().await;
-        let DefineVolume { origin, snapstore, initialize, yes } = define;
-        if !origin.is_absolute() || !snapstore.is_absolute() {
+        let DefineVolume { origin, snapstore, metadev, initialize, yes } = define;
+        if ![Some(&origin), Some(&snapstore), metadev.as_ref()].into_iter().flatten().all(|p| p.is_absolute())
+        {
             return Err(Failure::usage("the paths of a volume must be absolute"));
         }
         if let Some(there) = self.find_volume(&name) {
             let config = there.config();
-            if config.origin == origin && config.snapstore == snapstore && !initialize {
+            let same = config.origin == origin && config.snapstore == snapstore && config.metadev == metadev;
+            if same && !initialize {
                 return Ok(Outcome::already(format!("volume {name} is defined so already")));
             }
             let is = format!("{} with snapshots in {}", config.origin.display(), config.snapstore.display());
@@ -59,6 +61,7 @@ impl Daemon {
         let mut config = VolumeConfig {
             origin,
             snapstore,
+            metadev,
             store: None,
             master: None,
             source: None,

@@ -125,6 +125,7 @@ mod tests {
         let config = VolumeConfig {
             origin: "/v".into(),
             snapstore: "/s".into(),
+            metadev: None,
             store: None,
             master: None,
             source: Some(SourceConfig {

@@ -88,6 +88,7 @@ impl Daemon {
             let Some(after) = new.get(name) else { continue };
             let same = before.origin == after.origin
                 && before.snapstore == after.snapstore
+                && before.metadev == after.metadev
                 && (after.store.is_none() || before.store == after.store);
             if !same {
                 return Err(Failure::refused(format!(

@@ -7,7 +7,7 @@ use std::{
 };
 
 use uuid::Uuid;
-use zumastor_backends::{OriginMust, open_volume, reopen_volume, store_id};
+use zumastor_backends::{OriginMust, VolumeSpec, open_volume, reopen_volume, store_id};
 use zumastor_core::{
     NodeName, SnapshotNumber, SnapshotRecord, SnapshotStore, StoreError, VolumeName,
     config::{TargetConfig, VolumeConfig},
@@ -133,7 +133,7 @@ impl Volume {
         if let Some(store) = &*store {
             return Ok(store.clone());
         }
-        let opened = self.stores.open(&self.config(), Found::There).await?;
+        let opened = self.stores.open(&self.name, &self.config(), Found::There).await?;
         Ok(store.insert(opened).clone())
     }
 
@@ -147,7 +147,7 @@ impl Volume {
     pub async fn found(&self) -> Result<(Arc<dyn SnapshotStore>, Option<Uuid>), StoreError> {
         let mut store = self.store.lock().await;
         let config = self.config();
-        let opened = self.stores.open(&config, Found::OrMade).await?;
+        let opened = self.stores.open(&self.name, &config, Found::OrMade).await?;
         let id = identity(config.snapstore).await?;
         Ok((store.insert(opened).clone(), id))
     }
@@ -229,7 +229,12 @@ pub struct Stores(Mutex<HashMap<(PathBuf, PathBuf), Arc<Slot>>>);
 type Slot = tokio::sync::Mutex<Option<Weak<dyn SnapshotStore>>>;
 
 impl Stores {
-    async fn open(&self, config: &VolumeConfig, found: Found) -> Result<Arc<dyn SnapshotStore>, StoreError> {
+    async fn open(
+        &self,
+        name: &VolumeName,
+        config: &VolumeConfig,
+        found: Found,
+    ) -> Result<Arc<dyn SnapshotStore>, StoreError> {
         let slot = {
             let mut slots = self.0.lock().expect("no panic while locked");
             // Whoever uses a slot has another reference to it.
@@ -243,7 +248,7 @@ impl Stores {
         if let Some(store) = slot.as_ref().and_then(Weak::upgrade) {
             return Ok(store);
         }
-        let (origin, snapstore) = (&config.origin, &config.snapstore);
+        let origin = &config.origin;
         if config.master.is_some() && !exists(origin.clone()).await {
             return Err(StoreError::Unsupported(format!(
                 "the origin {} does not exist: is its file system mounted?",
@@ -251,12 +256,18 @@ impl Stores {
             )));
         }
         let store = match found {
-            Found::There => reopen_volume(origin, snapstore, config.store).await?,
-            Found::OrMade => open_volume(origin, snapstore, OriginMust::MayBeAbsent).await?,
+            Found::There => reopen_volume(&spec(name, config), config.store).await?,
+            Found::OrMade => open_volume(&spec(name, config), OriginMust::MayBeAbsent).await?,
         };
         *slot = Some(Arc::downgrade(&store));
         Ok(store)
     }
+}
+
+/// What a volume is made of, for the store.
+fn spec(name: &VolumeName, config: &VolumeConfig) -> VolumeSpec {
+    let VolumeConfig { origin, snapstore, metadev, .. } = config.clone();
+    VolumeSpec { name: name.clone(), origin, snapstore, metadev }
 }
 
 /// Whether there is something at a path, asked where a file system that does not answer keeps nobody from working.

@@ -27,6 +27,7 @@ fn volume() -> VolumeConfig {
     VolumeConfig {
         origin: "/data/v.img".into(),
         snapstore: "/data/v.snaps".into(),
+        metadev: None,
         store: None,
         master: Some(MasterConfig::default()),
         source: None,

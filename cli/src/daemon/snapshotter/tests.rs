@@ -105,6 +105,7 @@ fn config(rotations: &[&str]) -> VolumeConfig {
     VolumeConfig {
         origin: "/nowhere/v.img".into(),
         snapstore: "/nowhere/v.snaps".into(),
+        metadev: None,
         store: None,
         master: Some(MasterConfig::default()),
         source: None,
