@@ -5,11 +5,13 @@
 
 #[cfg(feature = "conformance")]
 pub mod conformance;
+mod destroy;
 mod faults;
 mod file;
 mod open;
 mod plain;
 
+pub use destroy::{condemn_store, remove_store};
 pub use faults::Faults;
 pub use file::{FileStore, FileStoreOptions, Mode};
 pub use open::{OriginMust, VolumeSpec, open_volume, reopen_volume, store_id};

@@ -12,9 +12,9 @@ use zumastor_core::{NodeName, SnapshotNumber, VolumeName};
 
 use crate::{
     api::{
-        AddPeer, DefineRotations, DefineSource, DefineTarget, DefineVolume, DeleteSnapshots, History,
-        Outcome, Part, PeerStatus, Replicate, ReplicateEvent, Resize, SnapshotReport, SnapshotStatus, Status,
-        TakeSnapshot, VolumePlan,
+        AddPeer, DefineRotations, DefineSource, DefineTarget, DefineVolume, DeleteSnapshots, Destroy,
+        History, Outcome, Part, PeerStatus, Replicate, ReplicateEvent, Resize, SnapshotReport,
+        SnapshotStatus, Status, TakeSnapshot, VolumePlan,
     },
     exit::Failure,
     paths::{Paths, check_socket_path},
@@ -118,9 +118,13 @@ impl Client {
     }
 
     /// `delete`: all of these snapshots, or none.
-    pub async fn delete(&self, volume: &VolumeName, numbers: &[SnapshotNumber]) -> Result<Outcome, Failure> {
-        let body = DeleteSnapshots { numbers: numbers.to_vec() };
-        self.call(Method::DELETE, &format!("/v1/volumes/{volume}/snapshots"), Some(&body)).await
+    pub async fn delete(&self, volume: &VolumeName, what: &DeleteSnapshots) -> Result<Outcome, Failure> {
+        self.call(Method::DELETE, &format!("/v1/volumes/{volume}/snapshots"), Some(what)).await
+    }
+
+    /// `destroy`.
+    pub async fn destroy(&self, what: &Destroy) -> Result<Outcome, Failure> {
+        self.call(Method::POST, "/v1/destroy", Some(what)).await
     }
 
     /// `promote`.

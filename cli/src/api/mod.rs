@@ -23,6 +23,7 @@
 //! | `POST /volumes/VOLUME/snapshots/NUMBER/revert` | | [`Outcome`] |
 //! | `PUT /volumes/VOLUME/size` | [`Resize`] | [`Outcome`] |
 //! | `POST /volumes/VOLUME/replicate` | [`Replicate`] | [`Outcome`]; with `wait`, lines of [`ReplicateEvent`] |
+//! | `POST /destroy` | [`Destroy`] | [`Outcome`] |
 //! | `POST /reload` | | [`Outcome`] |
 //! | `GET /peers` | | a list of [`PeerStatus`] |
 //! | `POST /peers` | [`AddPeer`] | [`Outcome`] |

@@ -59,6 +59,7 @@ impl Daemon {
         let owned = name.clone();
         self.configuring(move |files| files.check_volume(&owned)).await?;
         let mut config = VolumeConfig {
+            space: Default::default(),
             origin,
             snapstore,
             metadev,
@@ -105,7 +106,7 @@ impl Daemon {
     }
 
     /// Refuses paths that cannot be a volume's own.
-    async fn check_paths(&self, origin: &Path, snapstore: &Path) -> Result<(), Failure> {
+    pub async fn check_paths(&self, origin: &Path, snapstore: &Path) -> Result<(), Failure> {
         let others = self.all_volumes().into_iter().map(|other| (other.name.clone(), other.config()));
         let (others, origin, snapstore) =
             (others.collect::<Vec<_>>(), origin.to_owned(), snapstore.to_owned());
@@ -308,6 +309,17 @@ impl Daemon {
     /// `forget volume`.
     pub async fn forget_volume(self: &Arc<Self>, name: &VolumeName) -> Result<Outcome, Failure> {
         let _editing = self.editing.lock().await;
+        let config = self.forget_defined(name).await?;
+        let kept = format!(
+            "{} and the snapshots in {} are untouched: `zumastor define volume` with both takes them up again",
+            config.origin.display(),
+            config.snapstore.display()
+        );
+        Ok(Outcome::changed(format!("volume {name} is forgotten")).note(kept))
+    }
+
+    /// Stops everything and forgets a volume; its data stay. To be called with `editing` locked.
+    pub async fn forget_defined(self: &Arc<Self>, name: &VolumeName) -> Result<VolumeConfig, Failure> {
         let volume = self.volume(name)?;
         let config = volume.config();
         let owned = name.clone();
@@ -329,12 +341,7 @@ impl Daemon {
             return Err(failure);
         }
         self.volumes.write().expect("no panic while locked").remove(name);
-        let kept = format!(
-            "{} and the snapshots in {} are untouched: `zumastor define volume` with both takes them up again",
-            config.origin.display(),
-            config.snapstore.display()
-        );
-        Ok(Outcome::changed(format!("volume {name} is forgotten")).note(kept))
+        Ok(config)
     }
 
     /// `forget source`.

@@ -123,6 +123,7 @@ mod tests {
         let state = Arc::new(State::open(&dir.path().join("state.redb")).unwrap());
         let name: VolumeName = "v".parse().unwrap();
         let config = VolumeConfig {
+            space: Default::default(),
             origin: "/v".into(),
             snapstore: "/s".into(),
             metadev: None,

@@ -14,7 +14,7 @@ use zumastor_core::{
 };
 use zumastor_net::{Compression, Meter, Offer, RateLimiter};
 
-use super::{snapshotter::Snapshotter, worker::Worker};
+use super::{snapshotter::Snapshotter, space::SpaceWatch, worker::Worker};
 use crate::api::{Part, Role};
 
 /// A volume that is defined on this node.
@@ -26,6 +26,8 @@ pub struct Volume {
     pub snapshotting: tokio::sync::Mutex<()>,
     /// Takes the scheduled snapshots.
     pub snapshotter: Snapshotter,
+    /// Whether there is room for its snapshots.
+    pub space: SpaceWatch,
     /// Snapshots that are being deleted: nobody may hold them any more.
     pub doomed: Arc<Mutex<BTreeSet<SnapshotNumber>>>,
     stopped: RwLock<BTreeSet<Part>>,
@@ -78,6 +80,7 @@ impl Volume {
             name,
             snapshotting: tokio::sync::Mutex::default(),
             snapshotter: Snapshotter::default(),
+            space: SpaceWatch::default(),
             doomed: Arc::default(),
             stopped: RwLock::default(),
             stores,

@@ -25,6 +25,7 @@ fn fixture() -> (tempfile::TempDir, Paths) {
 
 fn volume() -> VolumeConfig {
     VolumeConfig {
+        space: Default::default(),
         origin: "/data/v.img".into(),
         snapstore: "/data/v.snaps".into(),
         metadev: None,
