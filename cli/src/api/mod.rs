@@ -5,7 +5,7 @@
 //! | `GET /status`, `GET /status/VOLUME` | | [`Status`] |
 //! | `POST /volumes/VOLUME` | [`DefineVolume`] | [`Outcome`] |
 //! | `DELETE /volumes/VOLUME` | | [`Outcome`] |
-//! | `PUT /volumes/VOLUME/master` | [`DefineRotations`] or none | [`Outcome`] |
+//! | `PUT /volumes/VOLUME/master` | [`DefineMaster`] or none | [`Outcome`] |
 //! | `POST /volumes/VOLUME/promote` | | [`Outcome`] |
 //! | `PUT /volumes/VOLUME/schedule` | [`DefineRotations`] | [`Outcome`] |
 //! | `DELETE /volumes/VOLUME/schedule` | | [`Outcome`] |
@@ -15,7 +15,8 @@
 //! | `DELETE /volumes/VOLUME/source` | | [`Outcome`] |
 //! | `PUT /volumes/VOLUME/targets` | [`DefineTarget`] | [`Outcome`] |
 //! | `DELETE /volumes/VOLUME/targets/HOST` | | [`Outcome`] |
-//! | `POST /volumes/VOLUME/snapshots` | [`TakeSnapshot`] or none | [`SnapshotStatus`] |
+//! | `POST /volumes/VOLUME/snapshots` | [`TakeSnapshot`] or none | [`TakenSnapshot`] |
+//! | `POST /groups/GROUP/snapshots` | [`TakeSnapshot`] or none | [`TakenGroup`] |
 //! | `DELETE /volumes/VOLUME/snapshots` | [`DeleteSnapshots`] | [`Outcome`] |
 //! | `PUT`, `DELETE /volumes/VOLUME/snapshots/NUMBER/holds/NAME` | | [`Outcome`] |
 //! | `POST /volumes/VOLUME/snapshots/NUMBER/revert` | | [`Outcome`] |
@@ -28,6 +29,7 @@
 //!
 //! Every error is a [`Failure`]. Snapshot numbers are numbers; a local one is 2^48 and more.
 
+mod hooks;
 mod schedule;
 mod status;
 
@@ -37,6 +39,7 @@ use serde::{Deserialize, Serialize};
 use zumastor_core::{NodeName, SnapshotNumber, config::TargetConfig};
 use zumastor_net::{Progress, PullSummary};
 
+pub use hooks::*;
 pub use schedule::*;
 pub use status::*;
 

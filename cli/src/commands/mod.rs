@@ -8,6 +8,7 @@ mod demo;
 mod digest;
 mod forget;
 mod hold;
+mod hook_lines;
 mod parts;
 mod peer;
 mod plan;

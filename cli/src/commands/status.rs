@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use zumastor_core::{HumanBytes, NodeName, VolumeName};
 
-use super::volume_name;
+use super::{hook_lines, volume_name};
 use crate::{
     api::{
         EventKind, HeadStatus, Health, Lag, Role, SnapshotStatus, Status, VolumeStatus, WorkState, WorkStatus,
@@ -45,7 +45,7 @@ fn human(status: &Status, one: bool, now: Timestamp) -> String {
     }
     for volume in &status.volumes {
         out.line(0, "");
-        volume_lines(&mut out, volume, now);
+        volume_lines(&mut out, volume, one, now);
         if one {
             snapshot_lines(&mut out, volume, now);
             event_lines(&mut out, volume, now);
@@ -54,7 +54,7 @@ fn human(status: &Status, one: bool, now: Timestamp) -> String {
     out.0
 }
 
-fn volume_lines(out: &mut Lines, volume: &VolumeStatus, now: Timestamp) {
+fn volume_lines(out: &mut Lines, volume: &VolumeStatus, one: bool, now: Timestamp) {
     let role = match volume.role {
         Role::Master => "master",
         Role::Replica => "replica",
@@ -95,6 +95,9 @@ fn volume_lines(out: &mut Lines, volume: &VolumeStatus, now: Timestamp) {
     });
     out.line(1, format!("snapshots  {}{newest}", volume.snapshots.len()));
     schedule_lines(out, volume, now);
+    for (indent, line) in hook_lines::lines(volume, one, now) {
+        out.line(indent, line);
+    }
     if let Some(caution) = volume.store.as_ref().and_then(|store| store.caution.as_ref()) {
         out.line(1, format!("caution    {caution}"));
     }
@@ -161,6 +164,7 @@ fn event_lines(out: &mut Lines, volume: &VolumeStatus, now: Timestamp) {
             EventKind::Dropped => "dropped",
             EventKind::Deleted => "deleted",
             EventKind::Failed => "scheduled snapshot failed",
+            EventKind::Hook => "hook failed",
         };
         out.line(1, format!("{number}{what} {ago} ago: {}", event.text));
     }
@@ -204,18 +208,26 @@ fn snapshot_lines(out: &mut Lines, volume: &VolumeStatus, now: Timestamp) {
     if volume.snapshots.is_empty() {
         return;
     }
+    let grouped = volume.snapshots.iter().any(|snapshot| snapshot.group.is_some());
     out.line(
         1,
         format!(
-            "{:>6}  {:19}  {:>10}  {:>10}  {:16}  {:12}  held by",
-            "number", "taken", "age", "size", "digest", "rotations"
+            "{:>6}  {:19}  {:>10}  {:>10}  {:16}  {:12}  held by{}",
+            "number",
+            "taken",
+            "age",
+            "size",
+            "digest",
+            "rotations",
+            if grouped { ", group" } else { "" }
         ),
     );
     for snapshot in &volume.snapshots {
-        let SnapshotStatus { number, name, created, rotations, size, digest, holds, .. } = snapshot;
+        let SnapshotStatus { number, name, created, rotations, size, digest, holds, group, .. } = snapshot;
         let rotations = if rotations.is_empty() { "manual".to_owned() } else { rotations.join(" ") };
         let digest = digest.map_or_else(|| "-".to_owned(), |digest| digest.to_string()[..16].to_owned());
-        let holds: Vec<_> = holds.iter().map(|hold| format!("{} ({})", hold.owner, hold.name)).collect();
+        let holds = holds.iter().map(|hold| format!("{} ({})", hold.owner, hold.name));
+        let holds: Vec<_> = holds.chain(group.map(|group| format!("group {group}"))).collect();
         let (age, size, holds) = (Span(seconds(*created, now)), HumanBytes(*size), holds.join(", "));
         out.line(
             1,
