@@ -13,8 +13,8 @@ use zumastor_core::{GroupName, NodeName, SnapshotNumber, VolumeName};
 use crate::{
     api::{
         AddPeer, DefineMaster, DefineRotations, DefineSource, DefineTarget, DefineVolume, DeleteSnapshots,
-        Outcome, Part, PeerStatus, Replicate, ReplicateEvent, Resize, Status, TakeSnapshot, TakenGroup,
-        TakenSnapshot, VolumePlan,
+        History, Outcome, Part, PeerStatus, Replicate, ReplicateEvent, Resize, SnapshotReport, Status,
+        TakeSnapshot, TakenGroup, TakenSnapshot, VolumePlan,
     },
     exit::Failure,
     paths::{Paths, check_socket_path},
@@ -39,8 +39,30 @@ impl Client {
 
     /// Everything, or one volume.
     pub async fn status(&self, volume: Option<&VolumeName>) -> Result<Status, Failure> {
+        self.status_with(volume, false).await
+    }
+
+    /// Everything, or one volume; with `usage`, also what each snapshot takes.
+    pub async fn status_with(&self, volume: Option<&VolumeName>, usage: bool) -> Result<Status, Failure> {
         let path = volume.map_or_else(|| "/v1/status".to_owned(), |volume| format!("/v1/status/{volume}"));
+        self.call(Method::GET, &format!("{path}?usage={usage}"), None::<&()>).await
+    }
+
+    /// One snapshot, likewise.
+    pub async fn snapshot_report(
+        &self,
+        volume: &VolumeName,
+        number: SnapshotNumber,
+        usage: bool,
+    ) -> Result<SnapshotReport, Failure> {
+        let path = format!("/v1/status/{volume}/{number}?usage={usage}");
         self.call(Method::GET, &path, None::<&()>).await
+    }
+
+    /// `history`: at most so many entries of each kind.
+    pub async fn history(&self, volume: &VolumeName, most: Option<usize>) -> Result<History, Failure> {
+        let most = most.map(|most| format!("?most={most}")).unwrap_or_default();
+        self.call(Method::GET, &format!("/v1/volumes/{volume}/history{most}"), None::<&()>).await
     }
 
     /// `define volume`; the paths must be absolute.

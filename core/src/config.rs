@@ -128,6 +128,10 @@ pub struct SourceConfig {
     /// The volume's name there, if it is another.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
+    /// Seconds beyond the period that nothing may be heard before this replica is called late; half the period, and at least
+    /// a minute, when absent. Without a period all the time that is allowed, and then a day when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub margin: Option<u64>,
 }
 
 /// `[target.HOST]`: a node the volume is sent to.
@@ -152,4 +156,8 @@ pub struct TargetConfig {
     /// Send each of those snapshots, in order; otherwise the newest at the time.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub all: bool,
+    /// Seconds beyond the period that a snapshot may wait to be there before the target is called late; half the period, and
+    /// at least a minute, when absent. Without a period all the time that is allowed, and then a day when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub margin: Option<u64>,
 }

@@ -31,8 +31,8 @@ pub use memory::MemoryStore;
 pub use rotation::{CustomName, InvalidRotation, RotationName, RotationSpec};
 pub use selection::Selection;
 pub use store::{
-    Frozen, Geometry, HeadRepair, HeadState, Repair, SnapshotReader, SnapshotStore, StagePlan, Staging,
-    StoreInfo, Usage,
+    Frozen, Geometry, HeadRepair, HeadState, Repair, SnapshotReader, SnapshotStore, SnapshotUsage, StagePlan,
+    Staging, StoreInfo, Usage, UsageBySnapshot,
 };
 pub use units::{
     HumanBytes, InvalidSize, LEAF, LEAVES_PER_SEGMENT, LeafIndex, PAGE, SEGMENT, SegmentIndex, is_zero,

@@ -120,6 +120,15 @@ pub trait SnapshotStore: fmt::Debug + Send + Sync + 'static {
         Ok(self.usage().await?.free)
     }
 
+    /// What each snapshot takes, for those who ask in so many words: it may look at everything that the store has. Nothing
+    /// where a store cannot tell.
+    ///
+    /// What only one snapshot uses is its own alone: neither another snapshot, nor the head, nor what is staged has it.
+    /// Deleting the snapshot frees about as much, and leaves what the others have to themselves as it is or larger.
+    async fn usage_by_snapshot(&self) -> Result<Option<UsageBySnapshot>, StoreError> {
+        Ok(None)
+    }
+
     /// What can be mounted: the head, or a snapshot.
     fn device(&self, which: Option<SnapshotNumber>) -> Option<PathBuf>;
 }
@@ -164,6 +173,33 @@ pub struct Usage {
     pub used: u64,
     /// Free for new data.
     pub free: u64,
+}
+
+/// What the snapshots of a store take, in bytes of the medium.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UsageBySnapshot {
+    /// Each snapshot, in ascending order of number; one that went meanwhile may be missing.
+    pub snapshots: Vec<SnapshotUsage>,
+    /// What deleting all of them would free: at least the sum of what each has to itself.
+    pub all: u64,
+}
+
+/// What one snapshot takes, in bytes of the medium.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotUsage {
+    /// The snapshot.
+    pub number: SnapshotNumber,
+    /// Of the blocks that hold its content, whoever else uses them. What reads as zeros may take none.
+    pub referenced: u64,
+    /// Of those, the ones that nothing else uses: about what deleting it would free.
+    pub exclusive: u64,
+}
+
+impl SnapshotUsage {
+    /// Of the blocks that another snapshot, the head or what is staged uses as well.
+    pub fn shared(&self) -> u64 {
+        self.referenced.saturating_sub(self.exclusive)
+    }
 }
 
 /// Reads one snapshot. Blocking.

@@ -2,7 +2,9 @@
 //!
 //! | method and path | body | answer |
 //! |---|---|---|
-//! | `GET /status`, `GET /status/VOLUME` | | [`Status`] |
+//! | `GET /status`, `GET /status/VOLUME` | | [`Status`]; with `?usage=true`, also what each snapshot takes |
+//! | `GET /status/VOLUME/NUMBER` | | [`SnapshotReport`], likewise |
+//! | `GET /volumes/VOLUME/history`, with `?most=N` | | [`History`] |
 //! | `POST /volumes/VOLUME` | [`DefineVolume`] | [`Outcome`] |
 //! | `DELETE /volumes/VOLUME` | | [`Outcome`] |
 //! | `PUT /volumes/VOLUME/master` | [`DefineMaster`] or none | [`Outcome`] |
@@ -29,6 +31,7 @@
 //!
 //! Every error is a [`Failure`]. Snapshot numbers are numbers; a local one is 2^48 and more.
 
+mod history;
 mod hooks;
 mod schedule;
 mod status;
@@ -39,6 +42,7 @@ use serde::{Deserialize, Serialize};
 use zumastor_core::{NodeName, SnapshotNumber, config::TargetConfig};
 use zumastor_net::{Progress, PullSummary};
 
+pub use history::*;
 pub use hooks::*;
 pub use schedule::*;
 pub use status::*;
@@ -74,6 +78,9 @@ pub struct DefineSource {
     pub period: Option<u64>,
     /// The volume's name there.
     pub name: Option<String>,
+    /// Seconds beyond the period that nothing may be heard before it is called late.
+    #[serde(default)]
+    pub margin: Option<u64>,
     /// Make a master a replica without asking.
     #[serde(default)]
     pub yes: bool,

@@ -98,6 +98,10 @@ pub struct Source {
     /// The volume's name there, if it is another
     #[arg(short, long, value_name = "REMOTE", value_parser = volume_name)]
     name: Option<VolumeName>,
+    /// Call this replica late when nothing was heard for the period and so many seconds [default: half the period, at least
+    /// 60; without a period, a day in all]
+    #[arg(long, value_name = "SECONDS")]
+    margin: Option<u64>,
     /// Do not ask before a master is made a replica
     #[arg(short, long)]
     yes: bool,
@@ -130,6 +134,10 @@ pub struct Target {
     /// Send each of those snapshots, in order [default: the newest at the time]
     #[arg(long)]
     pub all: bool,
+    /// Call the target late when a snapshot has waited for the period and so many seconds [default: half the period, at
+    /// least 60; without a period, a day in all]
+    #[arg(long, value_name = "SECONDS")]
+    pub margin: Option<u64>,
 }
 
 pub async fn run(args: Args, client: Client) -> Result<(), Failure> {
@@ -150,16 +158,26 @@ pub async fn run(args: Args, client: Client) -> Result<(), Failure> {
         What::Schedule(Schedule { volume, rotations }) => {
             client.define_schedule(&volume, &rotations.define()).await?
         }
-        What::Source(Source { volume, host, period, name, yes }) => {
-            let define = DefineSource { host, period, name: name.map(String::from), yes };
+        What::Source(Source { volume, host, period, name, margin, yes }) => {
+            let define = DefineSource { host, period, name: name.map(String::from), margin, yes };
             let attempt =
                 async |yes| client.define_source(&volume, &DefineSource { yes, ..define.clone() }).await;
             confirmed(yes, attempt).await?
         }
-        What::Target(Target { volume, host, period, name, ratelimit, uncompressed, rotations, all }) => {
+        What::Target(Target {
+            volume,
+            host,
+            period,
+            name,
+            ratelimit,
+            uncompressed,
+            rotations,
+            all,
+            margin,
+        }) => {
             let rotations = Selection::new(rotations).map_err(|error| Failure::usage(error.to_string()))?;
             let name = name.map(String::from);
-            let options = TargetConfig { period, name, ratelimit, uncompressed, rotations, all };
+            let options = TargetConfig { period, name, ratelimit, uncompressed, rotations, all, margin };
             client.define_target(&volume, &DefineTarget { host, options }).await?
         }
     };

@@ -243,6 +243,7 @@ impl Daemon {
             host: host.clone(),
             period: define.period,
             name: define.name.filter(|remote| remote != name.as_str()),
+            margin: define.margin,
         };
         self.remember(&host, address).await?;
         if config.source.as_ref() == Some(&source) {

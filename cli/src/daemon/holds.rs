@@ -130,7 +130,12 @@ mod tests {
         let state = Arc::new(State::open(&dir.path().join("state.redb")).unwrap());
         let name: VolumeName = "v".parse().unwrap();
         let config = VolumeConfig {
-            source: Some(SourceConfig { host: "alpha".parse().unwrap(), period: None, name: None }),
+            source: Some(SourceConfig {
+                host: "alpha".parse().unwrap(),
+                period: None,
+                name: None,
+                margin: None,
+            }),
             target: [("beta".parse().unwrap(), TargetConfig::default())].into(),
             ..VolumeConfig::new("/v", "/s")
         };

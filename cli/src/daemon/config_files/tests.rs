@@ -44,8 +44,12 @@ fn what_is_written_is_read_back() {
 
     config.master = None;
     config.target.clear();
-    config.source =
-        Some(SourceConfig { host: "alpha".parse().unwrap(), period: None, name: Some("w".into()) });
+    config.source = Some(SourceConfig {
+        host: "alpha".parse().unwrap(),
+        period: None,
+        name: Some("w".into()),
+        margin: None,
+    });
     files.write_volume(&name, &config).unwrap();
     assert_eq!(load(&paths).volumes, [(name.clone(), config)]);
     files.remove_volume(&name).unwrap();
