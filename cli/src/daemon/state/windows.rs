@@ -137,7 +137,7 @@ mod tests {
         let state = State::open(&path).unwrap();
         state.note_window(&v, &window).unwrap();
         state.note_window(&w, &window).unwrap();
-        state.complete_windows(&[v.clone()]).unwrap();
+        state.complete_windows(std::slice::from_ref(&v)).unwrap();
         state.forget_volume(&v).unwrap();
         drop(state);
         let state = State::open(&path).unwrap();
