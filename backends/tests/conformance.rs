@@ -9,7 +9,7 @@ use zumastor_backends::{
     Faults, Mode,
     conformance::{Subject, check},
 };
-use zumastor_core::{MemoryStore, SnapshotStore, StoreError};
+use zumastor_core::{MemoryStore, SnapshotNumber, SnapshotStore, StoreError};
 
 #[derive(Debug)]
 struct Memory(MemoryStore);
@@ -29,6 +29,11 @@ impl Subject for Memory {
 
     fn read_head(&mut self) -> Vec<u8> {
         self.0.head_content()
+    }
+
+    fn damage(&mut self, number: SnapshotNumber, offset: u64, _: &[u8], bad: &[u8], _: bool) -> bool {
+        self.0.damage(number, offset, bad);
+        true
     }
 }
 

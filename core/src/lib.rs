@@ -15,6 +15,7 @@ mod memory;
 pub mod retention;
 mod rotation;
 pub mod schedule;
+pub mod scrub;
 mod selection;
 mod store;
 mod units;
@@ -25,11 +26,14 @@ pub use cron::{CronExpression, InvalidCron};
 pub use error::StoreError;
 pub use every::{Every, Interval, InvalidEvery};
 pub use extent::{Changes, Extent, ExtentKind};
-pub use ids::{InvalidName, Lineage, NodeName, SnapshotGuid, SnapshotNumber, VolumeName};
+pub use ids::{GroupId, GroupName, InvalidName, Lineage, NodeName, SnapshotGuid, SnapshotNumber, VolumeName};
 pub use memory::MemoryStore;
 pub use rotation::{CustomName, InvalidRotation, RotationName, RotationSpec};
 pub use selection::Selection;
-pub use store::{Geometry, HeadState, SnapshotReader, SnapshotStore, StagePlan, Staging, StoreInfo, Usage};
+pub use store::{
+    Frozen, Geometry, HeadRepair, HeadState, Repair, SnapshotReader, SnapshotStore, SnapshotUsage, StagePlan,
+    Staging, StoreInfo, Usage, UsageBySnapshot,
+};
 pub use units::{
     HumanBytes, InvalidSize, LEAF, LEAVES_PER_SEGMENT, LeafIndex, PAGE, SEGMENT, SegmentIndex, is_zero,
     parse_size,

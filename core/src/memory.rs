@@ -4,21 +4,28 @@ use std::{
     collections::BTreeMap,
     ops::Range,
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{Arc, Condvar, Mutex, MutexGuard},
 };
 
 use async_trait::async_trait;
 
 use crate::{
-    Changes, Extent, Geometry, HeadState, NewSnapshot, PAGE, SegmentIndex, SnapshotNumber, SnapshotReader,
-    SnapshotRecord, SnapshotStore, StagePlan, Staging, StoreError, StoreInfo, Usage,
+    Changes, Extent, Frozen, Geometry, HeadRepair, HeadState, LEAF, LeafIndex, NewSnapshot, PAGE, Repair,
+    SegmentIndex, SnapshotNumber, SnapshotReader, SnapshotRecord, SnapshotStore, StagePlan, Staging,
+    StoreError, StoreInfo, Usage,
     digest::{Digest, LeafTree, SegmentLeaves, Source, digest_of},
     is_zero,
 };
 
 /// A volume in memory. Clones share it, so a clone that outlives the others is the volume after a restart.
 #[derive(Debug, Clone)]
-pub struct MemoryStore(Arc<Mutex<Inner>>);
+pub struct MemoryStore(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    inner: Mutex<Inner>,
+    thawed: Condvar,
+}
 
 #[derive(Debug)]
 struct Inner {
@@ -26,6 +33,20 @@ struct Inner {
     shows: Option<SnapshotNumber>,
     snapshots: BTreeMap<SnapshotNumber, Kept>,
     staged: Option<Staged>,
+    /// So many keep the head from changing.
+    frozen: usize,
+}
+
+#[derive(Debug)]
+struct MemoryFrozen(MemoryStore);
+
+impl Frozen for MemoryFrozen {}
+
+impl Drop for MemoryFrozen {
+    fn drop(&mut self) {
+        self.0.lock().frozen -= 1;
+        self.0.0.thawed.notify_all();
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -55,18 +76,53 @@ struct MemoryStaging {
     leaves: LeafTree,
 }
 
+/// A snapshot that is being put right.
+#[derive(Debug)]
+struct MemoryRepair {
+    store: MemoryStore,
+    record: SnapshotRecord,
+    damaged: Vec<Range<u64>>,
+    head: bool,
+    /// What was written over, and where.
+    bad: Mutex<Vec<(u64, Vec<u8>)>>,
+}
+
 impl MemoryStore {
     /// A volume of zeros.
     pub fn new(size: u64) -> Self {
         let head = vec![0; size as usize];
-        Self(Arc::new(Mutex::new(Inner { head, shows: None, snapshots: BTreeMap::new(), staged: None })))
+        let inner = Inner { head, shows: None, snapshots: BTreeMap::new(), staged: None, frozen: 0 };
+        Self(Arc::new(Shared { inner: Mutex::new(inner), thawed: Condvar::new() }))
     }
 
-    /// Writes to the head, as its user would.
+    /// Writes to the head, as its user would; waits while it is frozen.
     pub fn write_head(&self, offset: u64, data: &[u8]) {
-        let mut inner = self.lock();
+        let inner = self.lock();
+        let mut inner =
+            self.0.thawed.wait_while(inner, |inner| inner.frozen > 0).expect("no panic while locked");
         inner.head[offset as usize..][..data.len()].copy_from_slice(data);
         inner.shows = None;
+    }
+
+    /// Makes bytes of a snapshot others than they were, as a bad disk does.
+    ///
+    /// # Panics
+    /// When there is no such snapshot, or it is smaller.
+    pub fn damage(&self, number: SnapshotNumber, offset: u64, data: &[u8]) {
+        let mut inner = self.lock();
+        let kept = inner.snapshots.get_mut(&number).expect("a snapshot to damage");
+        let mut content = kept.content.0.clone();
+        content[offset as usize..][..data.len()].copy_from_slice(data);
+        kept.content = Arc::new(Content(content));
+    }
+
+    /// Makes the leaf tree of a snapshot another, as a bad disk does.
+    ///
+    /// # Panics
+    /// When there is no such snapshot.
+    pub fn damage_leaves(&self, number: SnapshotNumber, leaves: LeafTree) {
+        let mut inner = self.lock();
+        inner.snapshots.get_mut(&number).expect("a snapshot to damage").leaves = Some(Arc::new(leaves));
     }
 
     /// The head's content.
@@ -75,7 +131,7 @@ impl MemoryStore {
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.0.lock().expect("no panic while locked")
+        self.0.inner.lock().expect("no panic while locked")
     }
 }
 
@@ -106,6 +162,11 @@ impl SnapshotStore for MemoryStore {
         inner.snapshots.insert(number, Kept { record: record.clone(), content, leaves: None });
         inner.shows = Some(number);
         Ok(record)
+    }
+
+    async fn freeze(&self) -> Result<Option<Box<dyn Frozen>>, StoreError> {
+        self.lock().frozen += 1;
+        Ok(Some(Box::new(MemoryFrozen(self.clone()))))
     }
 
     async fn delete_snapshot(&self, number: SnapshotNumber) -> Result<(), StoreError> {
@@ -260,6 +321,16 @@ impl SnapshotStore for MemoryStore {
         })
     }
 
+    async fn repair(
+        &self,
+        number: SnapshotNumber,
+        damaged: Vec<Range<u64>>,
+        head: bool,
+    ) -> Result<Box<dyn Repair>, StoreError> {
+        let record = self.lock().get(number)?.record.clone();
+        Ok(Box::new(MemoryRepair { store: self.clone(), record, damaged, head, bad: Mutex::default() }))
+    }
+
     async fn resize(&self, size: u64) -> Result<(), StoreError> {
         let mut inner = self.lock();
         inner.head.resize(size as usize, 0);
@@ -275,6 +346,55 @@ impl SnapshotStore for MemoryStore {
 
     fn device(&self, _which: Option<SnapshotNumber>) -> Option<PathBuf> {
         None
+    }
+}
+
+impl Repair for MemoryRepair {
+    fn write(&self, offset: u64, data: &[u8]) -> Result<(), StoreError> {
+        let leaves = offset / LEAF..LeafIndex::count(offset + data.len() as u64);
+        let named = self.damaged.iter().any(|range| range.start <= leaves.start && leaves.end <= range.end);
+        assert!(named && offset.is_multiple_of(LEAF), "{leaves:?} are not among {:?}", self.damaged);
+        let number = self.record.number();
+        let inner = self.store.lock();
+        let kept = inner.get(number).ok().filter(|kept| kept.record.guid() == self.record.guid());
+        let bytes =
+            kept.ok_or(StoreError::NotFound { number })?.content.0[offset as usize..][..data.len()].to_vec();
+        drop(inner);
+        self.bad.lock().expect("no panic while locked").push((offset, bytes));
+        self.store.damage(number, offset, data);
+        Ok(())
+    }
+
+    fn finish(self: Box<Self>, tree: bool) -> Result<HeadRepair, StoreError> {
+        let number = self.record.number();
+        let mut inner = self.store.lock();
+        let inner = &mut *inner;
+        let kept = inner.snapshots.get_mut(&number).ok_or(StoreError::NotFound { number })?;
+        if tree {
+            let fresh = LeafTree::anonymous(kept.record.size)?;
+            let found = digest_of(&*kept.content, Some(&fresh))?;
+            if kept.record.digest.is_some_and(|digest| digest != found) {
+                let what = format!("snapshot {number} has digest {found}");
+                return Err(StoreError::Damaged { path: "(in memory)".into(), what });
+            }
+            kept.leaves = Some(Arc::new(fresh.seal()?));
+        }
+        if inner.staged.as_ref().is_some_and(|staged| staged.plan.base == Some(number)) {
+            inner.staged = None;
+        }
+        if !self.head || inner.shows != Some(number) {
+            return Ok(HeadRepair::Untouched);
+        }
+        let bad = self.bad.into_inner().expect("no panic while locked");
+        let mut repaired = HeadRepair::Untouched;
+        for (offset, bytes) in bad {
+            let range = offset as usize..offset as usize + bytes.len();
+            if inner.head[range.clone()] == bytes[..] {
+                inner.head[range.clone()].copy_from_slice(&kept.content.0[range]);
+                repaired = HeadRepair::Repaired;
+            }
+        }
+        Ok(repaired)
     }
 }
 

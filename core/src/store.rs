@@ -25,6 +25,12 @@ pub trait SnapshotStore: fmt::Debug + Send + Sync + 'static {
     /// Freezes the head's content as a snapshot. On error no snapshot exists.
     async fn create_snapshot(&self, new: NewSnapshot) -> Result<SnapshotRecord, StoreError>;
 
+    /// Keeps who writes to the head waiting until the answer is dropped, so that snapshots of several volumes can be of
+    /// one moment; [`create_snapshot`](Self::create_snapshot) works meanwhile. Nothing where a store cannot.
+    async fn freeze(&self) -> Result<Option<Box<dyn Frozen>>, StoreError> {
+        Ok(None)
+    }
+
     /// Deletes a snapshot, and what no other snapshot needs of its data. Readers that are open stay valid.
     async fn delete_snapshot(&self, number: SnapshotNumber) -> Result<(), StoreError>;
 
@@ -78,6 +84,31 @@ pub trait SnapshotStore: fmt::Debug + Send + Sync + 'static {
     /// What the head holds, as far as this store can vouch for it.
     async fn head(&self) -> Result<HeadState, StoreError>;
 
+    /// Begins to put right what a medium has made of a snapshot. `damaged` are all leaves that may be written, as ascending
+    /// and disjoint ranges of leaf positions; none if only the leaf tree is to be made anew. With `head`, a head that shows
+    /// the snapshot is put right with it: for a replica. Otherwise the head is not written to.
+    ///
+    /// What a store promises: each byte of the snapshot is what it was or what was written, after a crash too, and nothing
+    /// else of what anybody sees becomes other than its digest says. Other snapshots may be put right as well where they
+    /// have the leaf in common. What is made from the snapshot later (a clone, a flip, what is received upon it) is
+    /// made from what was written, also where something was made ahead. After a crash it can be begun anew with what is
+    /// damaged then.
+    ///
+    /// # Errors
+    /// [`StoreError::Unsupported`] where the store cannot.
+    async fn repair(
+        &self,
+        number: SnapshotNumber,
+        damaged: Vec<Range<u64>>,
+        head: bool,
+    ) -> Result<Box<dyn Repair>, StoreError> {
+        let _ = (damaged, head);
+        let kind = self.info().kind;
+        Err(StoreError::Unsupported(format!(
+            "a snapshot store of this kind ({kind}) cannot mend snapshot {number}: delete it here, and replicate again"
+        )))
+    }
+
     /// Changes the size of the head. Snapshots keep the size they had.
     async fn resize(&self, size: u64) -> Result<(), StoreError>;
 
@@ -89,9 +120,21 @@ pub trait SnapshotStore: fmt::Debug + Send + Sync + 'static {
         Ok(self.usage().await?.free)
     }
 
+    /// What each snapshot takes, for those who ask in so many words: it may look at everything that the store has. Nothing
+    /// where a store cannot tell.
+    ///
+    /// What only one snapshot uses is its own alone: neither another snapshot, nor the head, nor what is staged has it.
+    /// Deleting the snapshot frees about as much, and leaves what the others have to themselves as it is or larger.
+    async fn usage_by_snapshot(&self) -> Result<Option<UsageBySnapshot>, StoreError> {
+        Ok(None)
+    }
+
     /// What can be mounted: the head, or a snapshot.
     fn device(&self, which: Option<SnapshotNumber>) -> Option<PathBuf>;
 }
+
+/// A head that is kept from changing. Dropping it lets it go.
+pub trait Frozen: fmt::Debug + Send + Sync {}
 
 /// Size of a volume and unit of allocation of its store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -132,6 +175,33 @@ pub struct Usage {
     pub free: u64,
 }
 
+/// What the snapshots of a store take, in bytes of the medium.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UsageBySnapshot {
+    /// Each snapshot, in ascending order of number; one that went meanwhile may be missing.
+    pub snapshots: Vec<SnapshotUsage>,
+    /// What deleting all of them would free: at least the sum of what each has to itself.
+    pub all: u64,
+}
+
+/// What one snapshot takes, in bytes of the medium.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotUsage {
+    /// The snapshot.
+    pub number: SnapshotNumber,
+    /// Of the blocks that hold its content, whoever else uses them. What reads as zeros may take none.
+    pub referenced: u64,
+    /// Of those, the ones that nothing else uses: about what deleting it would free.
+    pub exclusive: u64,
+}
+
+impl SnapshotUsage {
+    /// Of the blocks that another snapshot, the head or what is staged uses as well.
+    pub fn shared(&self) -> u64 {
+        self.referenced.saturating_sub(self.exclusive)
+    }
+}
+
 /// Reads one snapshot. Blocking.
 pub trait SnapshotReader: fmt::Debug + Send + Sync {
     /// Size in bytes.
@@ -142,6 +212,46 @@ pub trait SnapshotReader: fmt::Debug + Send + Sync {
     /// # Errors
     /// [`StoreError::OutOfBounds`] when that reaches beyond the end, [`StoreError::Io`] when the medium fails.
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), StoreError>;
+
+    /// As [`read_at`](Self::read_at), but what lies on the medium and not what memory has of it, where the store can tell
+    /// the two apart: to find out whether it is still right.
+    fn read_stored(&self, offset: u64, buf: &mut [u8]) -> Result<(), StoreError> {
+        self.read_at(offset, buf)
+    }
+
+    /// The parts of `window` that may hold something other than zeros, by what the medium says and not by the leaf tree:
+    /// ascending and disjoint. All of it, where that is not known.
+    fn data(&self, window: Range<u64>) -> Result<Vec<Range<u64>>, StoreError> {
+        Ok(vec![window])
+    }
+}
+
+/// A snapshot that is being put right. Blocking. Dropping it leaves what was written.
+pub trait Repair: fmt::Debug + Send + Sync {
+    /// Writes whole leaves, of those that were named as damaged, from `offset` on. The caller has verified them against the
+    /// snapshot's digest.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`] when the snapshot was deleted meanwhile.
+    fn write(&self, offset: u64, data: &[u8]) -> Result<(), StoreError>;
+
+    /// Makes what was written durable, makes the leaf tree anew from the content if `tree` says so, and puts the head right
+    /// if that is wanted.
+    ///
+    /// # Errors
+    /// [`StoreError::Damaged`] when the content is still not what the digest names, so that no tree can be made of it.
+    fn finish(self: Box<Self>, tree: bool) -> Result<HeadRepair, StoreError>;
+}
+
+/// What became of the head when a snapshot was put right.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HeadRepair {
+    /// It had none of the bad bytes, or is somebody else's.
+    Untouched,
+    /// It had them, and has the right ones now.
+    Repaired,
+    /// It has them still, for this reason.
+    Left(String),
 }
 
 /// The snapshot that is to be received, and what it is built upon.

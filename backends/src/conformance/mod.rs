@@ -5,16 +5,17 @@
 
 mod model;
 mod ops;
+mod repair;
 mod runner;
 mod staging;
 
 use std::{fmt, ops::Range, sync::Arc};
 
 use proptest::test_runner::{Config, TestRunner};
-use zumastor_core::{SnapshotStore, StoreError};
+use zumastor_core::{SnapshotNumber, SnapshotStore, StoreError};
 
 pub use model::Bytes;
-pub use ops::{Op, history};
+pub use ops::{Damage, Op, history};
 pub use staging::{deliver, plan_for};
 
 use crate::Faults;
@@ -29,6 +30,16 @@ pub trait Subject: fmt::Debug {
     fn punch_head(&mut self, range: Range<u64>);
     /// Everything the head holds.
     fn read_head(&mut self) -> Vec<u8>;
+    /// Makes a part of a snapshot that holds `good`, and begins where a leaf does, hold `bad`, as a bad disk does; also of
+    /// the head if `head` says so, without anybody noticing that it was written. False if that was not done.
+    fn damage(&mut self, number: SnapshotNumber, offset: u64, good: &[u8], bad: &[u8], head: bool) -> bool {
+        let _ = (number, offset, good, bad, head);
+        false
+    }
+    /// Makes a byte of a snapshot's leaf tree another; `at` is any number.
+    fn damage_tree(&mut self, number: SnapshotNumber, at: u64) {
+        let _ = (number, at);
+    }
     /// Whether what is staged survives that the store is dropped and opened again.
     fn durable(&self) -> bool {
         true

@@ -24,10 +24,25 @@ pub enum Op {
     Receive(Receive),
     /// What is staged is discarded.
     Discard,
+    /// The medium makes a snapshot another, and it is put right again.
+    Repair(Damage),
     /// The store is closed and opened.
     Reopen,
     /// The store stops at the given one of the steps of an operation, and is opened anew.
     Crash(usize, Box<Op>),
+}
+
+/// What a medium does to a snapshot.
+#[derive(Debug, Clone)]
+pub struct Damage {
+    /// Which snapshot.
+    pub pick: usize,
+    /// Where its content becomes another; nowhere if that is empty.
+    pub write: Write,
+    /// Where its leaf tree becomes another, if it does.
+    pub tree: Option<u64>,
+    /// Whether a head that shows it has the same bad bytes.
+    pub head: bool,
 }
 
 /// A snapshot that is received: what it is built upon, and how it differs.
@@ -99,6 +114,11 @@ fn receive() -> impl Strategy<Value = Receive> {
         })
 }
 
+fn damage() -> impl Strategy<Value = Damage> {
+    (any::<usize>(), write(), prop::option::weighted(0.4, any::<u64>()), any::<bool>())
+        .prop_map(|(pick, write, tree, head)| Damage { pick, write, tree, head })
+}
+
 fn op() -> impl Strategy<Value = Op> {
     let simple = prop_oneof![
         6 => write().prop_map(Op::Write),
@@ -109,6 +129,7 @@ fn op() -> impl Strategy<Value = Op> {
         1 => size().prop_map(Op::Resize),
         4 => receive().prop_map(Op::Receive),
         1 => Just(Op::Discard),
+        2 => damage().prop_map(Op::Repair),
         1 => Just(Op::Reopen),
     ];
     prop_oneof![

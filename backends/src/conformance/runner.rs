@@ -6,15 +6,15 @@ use std::{
 };
 
 use zumastor_core::{
-    Changes, ExtentKind, HeadState, Lineage, NewSnapshot, SegmentIndex, SnapshotNumber, SnapshotReader,
-    SnapshotStore, StoreError, is_zero,
+    Changes, ExtentKind, HeadState, LEAF, LeafIndex, Lineage, NewSnapshot, SegmentIndex, SnapshotNumber,
+    SnapshotReader, SnapshotStore, StoreError, UsageBySnapshot, is_zero, scrub,
 };
 
 use super::{
-    Bytes, Op, Subject, deliver,
+    Bytes, Damage, Op, Subject, deliver,
     model::{Kept, Model, Staged},
     ops::{Receive, Way},
-    plan_for,
+    plan_for, repair,
 };
 use crate::Faults;
 
@@ -93,6 +93,9 @@ impl Run<'_> {
         assert!(done.is_ok() || faults.stopped(), "{op:?}: {}", done.expect_err("just seen"));
         let stopped = done.is_err();
         self.reopen(Faults::none());
+        if let Op::Repair(_) = op {
+            self.mend_all().await.unwrap_or_else(|error| panic!("after a crash in {op:?}: {error}"));
+        }
         if !stopped {
             self.model = model;
             return;
@@ -149,12 +152,14 @@ impl Run<'_> {
                 let Some(number) = model.pick(*pick) else { return Ok(()) };
                 let reader = store.open_snapshot(number).await?;
                 let kept = model.snapshots.remove(&number).expect("picked");
+                let before = store.usage_by_snapshot().await?;
                 if matches!(op, Op::DeleteWhileRead(_)) {
                     self.readers.push((reader, kept.content));
                 } else {
                     drop(reader);
                 }
                 store.delete_snapshot(number).await?;
+                check_freed(number, before, store.usage_by_snapshot().await?, store.geometry()?.chunk);
                 assert!(matches!(store.delete_snapshot(number).await, Err(StoreError::NotFound { .. })));
                 assert!(matches!(store.open_snapshot(number).await, Err(StoreError::NotFound { .. })));
             }
@@ -173,6 +178,7 @@ impl Run<'_> {
                 store.discard_staged().await?;
                 assert_eq!(store.staged().await?, None);
             }
+            Op::Repair(damage) => self.damage(damage, model).await?,
             Op::Reopen | Op::Crash(..) | Op::Receive(_) => {}
         }
         Ok(())
@@ -240,6 +246,56 @@ impl Run<'_> {
         Ok(())
     }
 
+    /// Lets the medium damage a snapshot, looks whether that is found, and puts it right.
+    async fn damage(&mut self, damage: &Damage, model: &mut Model) -> Result<(), StoreError> {
+        let Some(number) = model.pick(damage.pick) else { return Ok(()) };
+        let store = self.store();
+        let content = model.snapshots[&number].content.clone();
+        let cut = content.cut(&damage.write);
+        // Each leaf for itself: what was written at once need not lie together.
+        let shown = store.head().await? == HeadState::Shows(number);
+        let (mut hit, size) = (Vec::new(), content.0.len() as u64);
+        for leaf in (cut.start as u64 / LEAF..LeafIndex::count(cut.end as u64)).filter(|_| !cut.is_empty()) {
+            let range = LeafIndex(leaf).range(size);
+            let good = &content.0[range.start as usize..range.end as usize];
+            let mut bad = good.to_vec();
+            let at = (cut.start as u64).max(range.start)..(cut.end as u64).min(range.end);
+            bad[(at.start - range.start) as usize..(at.end - range.start) as usize]
+                .iter_mut()
+                .for_each(|b| *b ^= 0x55);
+            // Nothing lies where zeros are.
+            if !is_zero(good) && self.subject.damage(number, range.start, good, &bad, damage.head && shown) {
+                hit.push(range);
+            }
+        }
+        if let Some(at) = damage.tree {
+            self.subject.damage_tree(number, at);
+        }
+        let findings = repair::scan(&*store, number).await?;
+        assert_eq!(findings.is_content_good(), hit.is_empty(), "{findings:?}");
+        if findings.unknown().is_empty() && findings.knows_nodes() {
+            assert_eq!(findings.bad(), scrub::join(hit), "{findings:?}");
+        }
+        self.mend_all().await?;
+        // What was being received upon what was bad may have been given up.
+        if store.staged().await?.is_none() {
+            model.staged = None;
+        }
+        Ok(())
+    }
+
+    /// Puts all right that is not.
+    async fn mend_all(&mut self) -> Result<(), StoreError> {
+        for (number, kept) in &self.model.snapshots {
+            match repair::mend(&*self.store(), *number, &kept.content).await {
+                // A store may have no way to.
+                Err(StoreError::Unsupported(_)) if !self.subject.durable() => {}
+                mended => drop(mended?),
+            }
+        }
+        Ok(())
+    }
+
     /// Opens the store anew in the middle of a transfer, where what is staged survives that.
     fn reopen_between(&mut self) {
         if self.subject.durable() {
@@ -285,6 +341,13 @@ impl Run<'_> {
         for (reader, content) in &self.readers {
             assert!(*content == **reader, "a reader of a deleted snapshot after {op:?}");
         }
+        if let Some(usage) = store.usage_by_snapshot().await.expect("looks at what snapshots take") {
+            let numbers: Vec<_> = usage.snapshots.iter().map(|usage| usage.number).collect();
+            assert!(numbers.iter().eq(self.model.snapshots.keys()), "usage of {numbers:?} after {op:?}");
+            let sane = usage.snapshots.iter().all(|usage| usage.exclusive <= usage.referenced);
+            let own: u64 = usage.snapshots.iter().map(|usage| usage.exclusive).sum();
+            assert!(sane && own <= usage.all, "{usage:?} after {op:?}");
+        }
         self.verify_changes(&*store, op).await;
     }
 
@@ -304,6 +367,33 @@ impl Run<'_> {
         }
     }
 }
+
+/// Deleting a snapshot frees about what it had to itself, and nobody has less to themselves than before.
+fn check_freed(
+    number: SnapshotNumber,
+    before: Option<UsageBySnapshot>,
+    after: Option<UsageBySnapshot>,
+    chunk: u64,
+) {
+    let (Some(before), Some(after)) = (before, after) else { return };
+    let context = || format!("deleting {number}: {before:?}, then {after:?}");
+    let own = |usage: &UsageBySnapshot, number| {
+        let found = usage.snapshots.iter().find(|usage| usage.number == number);
+        found.map(|usage| usage.exclusive)
+    };
+    let freed = own(&before, number).unwrap_or_else(|| panic!("not counted: {}", context()));
+    assert_eq!(own(&after, number), None, "{}", context());
+    // Not to the byte: what was shared may have been written anew in larger pieces, or moved.
+    let slack = SLACK_CHUNKS * chunk + freed / 4;
+    assert!((before.all - freed).abs_diff(after.all) <= slack, "{}", context());
+    for usage in &after.snapshots {
+        let least = own(&before, usage.number).unwrap_or(0).saturating_sub(slack);
+        assert!(usage.exclusive >= least, "{}", context());
+    }
+}
+
+/// By so many chunks usage may be wrong.
+const SLACK_CHUNKS: u64 = 2;
 
 fn check_changes(
     changes: &Changes,

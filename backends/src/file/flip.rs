@@ -55,11 +55,16 @@ impl Inner {
     pub(crate) fn revert(&self, number: SnapshotNumber, keep: bool) -> Result<(), StoreError> {
         let _control = self.control()?;
         let record = self.kept(number)?.record;
+        self.flip(&record, keep)
+    }
+
+    /// As [`revert`](Self::revert), for who has the control lock.
+    pub(super) fn flip(&self, record: &SnapshotRecord, keep: bool) -> Result<(), StoreError> {
         if keep {
             // Before the work, so that it is not done in vain, and once more at its end.
             drop(self.replaceable()?);
         }
-        let flipped = self.flip_to(&record, keep);
+        let flipped = self.flip_to(record, keep);
         if flipped.is_err() && !self.faults.stopped() {
             let _ = fs::remove_file(self.flip_path());
         }
@@ -279,6 +284,16 @@ impl Inner {
             fs::remove_file(&path).map_err(failed("removing", &path))?;
         }
         Ok(None)
+    }
+
+    /// Gives up the alternate: what it was made from was damaged.
+    pub(super) fn drop_alternate(&self, record: &SnapshotRecord) -> Result<(), StoreError> {
+        if let Some((file, _)) = self.usable_alternate(record)? {
+            drop(file);
+            let path = self.alternate_path();
+            fs::remove_file(&path).map_err(failed("removing", &path))?;
+        }
+        Ok(())
     }
 
     /// Brings the alternate to what the origin shows, if it holds a snapshot that is about to be deleted: without that

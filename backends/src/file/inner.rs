@@ -169,6 +169,10 @@ impl Inner {
         }
         *self.state() = State { snapshots, damaged, layers, staged };
         self.clear_flip()?;
+        if let Err(error) = self.settle_repairs() {
+            // The next scrub takes it up.
+            self.unless_stopped(error)?;
+        }
         if self.header.mode == Mode::Layered {
             self.collect_data()?;
             if let Err(error) = self.collect_layers() {

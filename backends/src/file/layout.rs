@@ -5,7 +5,7 @@
 //! lock              held by the process that has the store open
 //! head              which snapshot the origin shows, and how to tell that it was not written since
 //! alternate         what the second image beside the origin holds (layered mode)
-//! snapshots/N/      one directory per snapshot: `record`, `leaves`, and in reflink mode `image`
+//! snapshots/N/      one directory per snapshot: `record`, `leaves`, in reflink mode `image`, while it is mended `repair`
 //! layers/ID         a layer's descriptor (layered mode)
 //! data/ID           a layer's leaves, each at its own offset in a sparse file (layered mode)
 //! staging/          what is being received: `plan`, `progress`, `leaves`, and in reflink mode `image`

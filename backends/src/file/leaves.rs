@@ -11,14 +11,14 @@ use std::{
 };
 
 use zumastor_core::{
-    Changes, Extent, LEAF, SEGMENT, SegmentIndex, SnapshotNumber, SnapshotReader, StoreError,
+    Changes, Extent, LEAF, SEGMENT, SegmentIndex, SnapshotNumber, SnapshotReader, SnapshotRecord, StoreError,
     digest::{LeafTree, SegmentLeaves, digest_of},
 };
 
 use super::{
     Mode,
-    inner::{Inner, Kept},
-    layout::{failed, sync_dir},
+    inner::{Inner, Kept, RecordFile},
+    layout::{Described, failed, sync_dir},
     reader::ImageReader,
 };
 
@@ -76,8 +76,29 @@ impl Inner {
         placed.map(Arc::new)
     }
 
+    /// Makes the tree of a snapshot anew from all of its content.
+    pub(super) fn rebuild_leaves(&self, number: SnapshotNumber) -> Result<(), StoreError> {
+        let _computing = self.computing.lock().expect("no panic while locked");
+        let kept = self.kept(number)?;
+        let temporary = self.layout.fresh("leaves")?;
+        let path = temporary.join("leaves");
+        let compute = || {
+            let tree = LeafTree::create(&path, kept.record.size)?;
+            match self.header.mode {
+                Mode::Layered => digest_of(&self.chain(number)?, Some(&tree))?,
+                Mode::Reflink => digest_of(&self.image(number)?, Some(&tree))?,
+            };
+            tree.seal()
+        };
+        let placed = compute().and_then(|tree| self.place_leaves(&kept, &path, tree));
+        if !self.faults.stopped() {
+            let _ = fs::remove_dir_all(&temporary);
+        }
+        placed.map(drop)
+    }
+
     /// The tree that lies with a snapshot. One that is damaged counts as none: the content is what it is made of.
-    fn stored_leaves(&self, number: SnapshotNumber) -> Result<Option<LeafTree>, StoreError> {
+    pub(super) fn stored_leaves(&self, number: SnapshotNumber) -> Result<Option<LeafTree>, StoreError> {
         let kept = self.kept(number)?;
         let path = self.layout.snapshot(number).join("leaves");
         match LeafTree::open(&path) {
@@ -166,6 +187,12 @@ impl Inner {
         fs::rename(path, &place).map_err(failed("making", &place))?;
         self.faults.at("leaves: after rename")?;
         sync_dir(&dir)?;
+        if kept.record.digest.is_none() {
+            // Apart from the tree, which may be damaged: then it is this that says what was right.
+            let record = SnapshotRecord { digest: Some(found), ..kept.record.clone() };
+            let noted = RecordFile { record, layer: kept.layer }.replace(&dir.join("record"));
+            noted.or_else(|error| self.unless_stopped(error))?;
+        }
         if let Some(kept) = self.state().snapshots.get_mut(&number) {
             kept.record.digest = Some(found);
         }

@@ -19,9 +19,12 @@ mod reader;
 mod ready;
 mod reflink;
 mod renumber;
+mod repair;
 mod runs;
+mod shares;
 mod stage;
 mod staging;
+mod usage;
 mod vouch;
 
 use std::{
@@ -35,8 +38,8 @@ use async_trait::async_trait;
 pub use header::Mode;
 pub(crate) use header::store_id;
 use zumastor_core::{
-    Changes, Geometry, HeadState, NewSnapshot, SnapshotNumber, SnapshotReader, SnapshotRecord, SnapshotStore,
-    StagePlan, Staging, StoreError, StoreInfo, Usage, digest::LeafTree,
+    Changes, Geometry, HeadState, NewSnapshot, Repair, SnapshotNumber, SnapshotReader, SnapshotRecord,
+    SnapshotStore, StagePlan, Staging, StoreError, StoreInfo, Usage, UsageBySnapshot, digest::LeafTree,
 };
 
 use crate::Faults;
@@ -178,6 +181,16 @@ impl SnapshotStore for FileStore {
         self.blocking(|inner| inner.head()).await
     }
 
+    async fn repair(
+        &self,
+        number: SnapshotNumber,
+        damaged: Vec<Range<u64>>,
+        head: bool,
+    ) -> Result<Box<dyn Repair>, StoreError> {
+        self.blocking(move |inner| Ok(Box::new(inner.repair(number, &damaged, head)?) as Box<dyn Repair>))
+            .await
+    }
+
     async fn resize(&self, size: u64) -> Result<(), StoreError> {
         self.blocking(move |inner| inner.resize(size)).await
     }
@@ -188,6 +201,10 @@ impl SnapshotStore for FileStore {
 
     async fn free(&self) -> Result<u64, StoreError> {
         self.blocking(|inner| inner.free()).await
+    }
+
+    async fn usage_by_snapshot(&self) -> Result<Option<UsageBySnapshot>, StoreError> {
+        self.blocking(|inner| inner.usage_by_snapshot().map(Some)).await
     }
 
     fn device(&self, which: Option<SnapshotNumber>) -> Option<PathBuf> {

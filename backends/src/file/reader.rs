@@ -3,13 +3,17 @@
 use std::{
     fs::File,
     io::{self, IoSliceMut},
+    num::NonZeroU64,
     ops::Range,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
     sync::atomic::{AtomicBool, Ordering},
 };
 
-use rustix::io::{Errno, ReadWriteFlags, preadv2};
+use rustix::{
+    fs::{Advice, fadvise},
+    io::{Errno, ReadWriteFlags, preadv2},
+};
 
 use zumastor_core::{SnapshotReader, StoreError, digest::Source, files};
 
@@ -57,6 +61,15 @@ impl SnapshotReader for ImageReader {
         check_bounds(offset, buf.len() as u64, self.size)?;
         read_exact(&self.file, &self.path, offset, buf)
     }
+
+    fn read_stored(&self, offset: u64, buf: &mut [u8]) -> Result<(), StoreError> {
+        check_bounds(offset, buf.len() as u64, self.size)?;
+        read_stored(&self.file, &self.path, offset, buf)
+    }
+
+    fn data(&self, window: Range<u64>) -> Result<Vec<Range<u64>>, StoreError> {
+        Source::data(self, window)
+    }
 }
 
 impl Source for ImageReader {
@@ -77,6 +90,17 @@ impl Source for ImageReader {
 /// an error instead of a signal.
 pub(crate) fn read_exact(file: &File, path: &Path, offset: u64, buf: &mut [u8]) -> Result<(), StoreError> {
     read_uncached(file, buf, offset).map_err(|error| reading(error, path, offset, buf.len()))
+}
+
+/// As [`read_exact`], from the disk: what the page cache has of it is dropped before, and after.
+pub(crate) fn read_stored(file: &File, path: &Path, offset: u64, buf: &mut [u8]) -> Result<(), StoreError> {
+    let length = NonZeroU64::new(buf.len() as u64);
+    let forget = || fadvise(file, offset, length, Advice::DontNeed);
+    // Only advice: where it is not taken, what is in memory is read.
+    let _ = forget();
+    let read = read_exact(file, path, offset, buf);
+    let _ = forget();
+    read
 }
 
 /// Says what a read of `length` bytes failed of.

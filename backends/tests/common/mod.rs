@@ -4,7 +4,7 @@
 use std::{
     fs::{self, File, OpenOptions},
     ops::Range,
-    os::unix::fs::FileExt,
+    os::unix::fs::{FileExt, PermissionsExt},
     path::{Path, PathBuf},
     process::Command,
     sync::Arc,
@@ -69,6 +69,58 @@ impl Subject for Volume {
     fn read_head(&mut self) -> Vec<u8> {
         fs::read(self.origin()).unwrap_or_default()
     }
+
+    fn damage(&mut self, number: SnapshotNumber, offset: u64, good: &[u8], bad: &[u8], head: bool) -> bool {
+        let mut hit = false;
+        for path in self.content_files(number) {
+            let file = File::open(&path).unwrap();
+            let mut found = vec![0; good.len()];
+            // A hole is zero whatever happens to the disk.
+            let holds =
+                !files::data_ranges(&file, offset..offset + good.len() as u64).unwrap_or_default().is_empty();
+            if holds && file.read_exact_at(&mut found, offset).is_ok() && found == good {
+                overwrite(&path, offset, bad);
+                hit = true;
+            }
+        }
+        if hit && head {
+            overwrite(&self.origin(), offset, bad);
+        }
+        hit
+    }
+
+    fn damage_tree(&mut self, number: SnapshotNumber, at: u64) {
+        let path = self.snapshot_dir(number).join("leaves");
+        let Ok(bytes) = fs::read(&path) else { return };
+        let at = at % bytes.len() as u64;
+        overwrite(&path, at, &[bytes[at as usize] ^ 0x55]);
+    }
+}
+
+impl Volume {
+    pub fn snapshot_dir(&self, number: SnapshotNumber) -> PathBuf {
+        self.snapstore().join("snapshots").join(format!("{:010}", number.0))
+    }
+
+    /// The files that the content of a snapshot may lie in.
+    pub fn content_files(&self, number: SnapshotNumber) -> Vec<PathBuf> {
+        let image = self.snapshot_dir(number).join("image");
+        if image.exists() {
+            return vec![image];
+        }
+        fs::read_dir(self.snapstore().join("data")).unwrap().map(|entry| entry.unwrap().path()).collect()
+    }
+}
+
+/// Writes to a file, and nobody can tell by its time.
+pub fn overwrite(path: &Path, offset: u64, bytes: &[u8]) {
+    let metadata = fs::metadata(path).unwrap();
+    let mode = metadata.permissions();
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).unwrap();
+    let file = OpenOptions::new().write(true).open(path).unwrap();
+    file.write_all_at(bytes, offset).unwrap();
+    file.set_times(fs::FileTimes::new().set_modified(metadata.modified().unwrap())).unwrap();
+    fs::set_permissions(path, mode).unwrap();
 }
 
 /// A file system of its own on a loop device or in memory; unmounted in the end.

@@ -5,14 +5,21 @@ use std::{sync::Arc, time::Duration};
 use jiff::{Timestamp, tz::TimeZone};
 use tokio::time::timeout;
 use zumastor_core::{
-    HeadState, Hold, NodeName, Selection, SnapshotNumber, SnapshotRecord, StoreError, VolumeName,
+    HeadState, Hold, NodeName, SnapshotNumber, SnapshotRecord, SnapshotStore, StoreError, VolumeName,
     config::VolumeConfig,
 };
 
-use super::{Daemon, epochs::superseded_text, holds::blocking, state::Cursor, volume::Volume};
+use super::{
+    Daemon,
+    epochs::superseded_text,
+    holds::blocking,
+    lag::{self, Link},
+    state::Cursor,
+    volume::Volume,
+};
 use crate::{
     api::{
-        HeadStatus, Health, Lag, NodeStatus, STATUS_SCHEMA, ScheduleStatus, SnapshotStatus, SourceStatus,
+        HeadStatus, Health, NodeStatus, Part, STATUS_SCHEMA, ScheduleStatus, SnapshotStatus, SourceStatus,
         Status, TargetStatus, TransferRecord, VolumeEvent, VolumeStatus, WorkState, WorkStatus,
     },
     exit::{Failure, chain},
@@ -24,8 +31,12 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const HISTORY_SHOWN: usize = 10;
 
 impl Daemon {
-    /// Everything, or one volume.
-    pub async fn status(self: &Arc<Self>, volume: Option<&VolumeName>) -> Result<Status, Failure> {
+    /// Everything, or one volume; with `usage`, also what each snapshot takes.
+    pub async fn status(
+        self: &Arc<Self>,
+        volume: Option<&VolumeName>,
+        usage: bool,
+    ) -> Result<Status, Failure> {
         let volumes = match volume {
             Some(name) => vec![self.volume(name)?],
             None => self.all_volumes(),
@@ -35,7 +46,13 @@ impl Daemon {
             .into_iter()
             .map(|volume| {
                 let daemon = self.clone();
-                tokio::spawn(async move { daemon.volume_status(&volume).await })
+                tokio::spawn(async move {
+                    let mut status = daemon.volume_status(&volume).await?;
+                    if usage && status.health != Health::Unavailable {
+                        daemon.add_usage(&volume, &mut status).await?;
+                    }
+                    Ok::<_, Failure>(status)
+                })
             })
             .collect();
         let mut all = Vec::with_capacity(tasks.len());
@@ -53,7 +70,7 @@ impl Daemon {
     }
 
     async fn volume_status(&self, volume: &Arc<Volume>) -> Result<VolumeStatus, Failure> {
-        let config = volume.config();
+        let (config, now) = (volume.config(), self.now());
         let remembered = self.remembered(volume).await?;
         let (seen, unavailable) = match timeout(PATIENCE, Seen::look(volume)).await {
             Ok(Ok(seen)) => (seen, None),
@@ -67,12 +84,14 @@ impl Daemon {
         };
         let records = &seen.records;
         let source = config.source.clone().map(|source| {
-            let (work, wanted) = volume.with_puller(|puller| match puller {
+            let (mut work, wanted) = volume.with_puller(|puller| match puller {
                 Some(puller) => (puller.status(), puller.wanted()),
                 None => (idle(), None),
             });
             let cursor = remembered.cursor(&source.host);
-            let mut lag = lag(cursor, records, &Selection::default());
+            let connected = self.node().connected(&source.host);
+            let link = Link { now, since: self.started, stopped: volume.is_stopped(&Part::Source) };
+            let mut lag = lag::from_source(&link, cursor, records, &source, connected.is_some());
             let newest = records.iter().rev().map(SnapshotRecord::number).find(|number| !number.is_local());
             // What is known of the upstream is what it announced, and what comes from it or came in part.
             let coming = work.progress.and_then(|progress| progress.number);
@@ -82,21 +101,25 @@ impl Daemon {
                 (Some(wanted), None) => wanted.0.saturating_add(1),
                 (None, _) => 0,
             };
-            SourceStatus { connected: self.node().connected(&source.host), config: source, lag, work }
+            add_remedy(&mut work, &volume.name, &source.host);
+            SourceStatus { connected, config: source, lag, work }
         });
         let targets: Vec<_> = config
             .target
             .iter()
             .map(|(host, target)| {
-                let (work, data, wire) = volume.with_target(host, |target| match target {
+                let (mut work, data, wire) = volume.with_target(host, |target| match target {
                     Some(target) => (target.worker.status(), target.meter.data(), target.meter.wire()),
                     None => (idle(), 0, 0),
                 });
+                add_remedy(&mut work, &volume.name, host);
+                let stopped = volume.is_stopped(&Part::Target(host.clone()));
+                let link = Link { now, since: self.started, stopped };
                 TargetStatus {
                     host: host.clone(),
                     config: target.clone(),
                     connected: self.node().connected(host),
-                    lag: lag(remembered.cursor(host), records, &target.rotations),
+                    lag: lag::to_target(&link, remembered.cursor(host), records, target),
                     work,
                     sent_data: data,
                     sent_wire: wire,
@@ -114,6 +137,11 @@ impl Daemon {
             (health, trouble) = (Health::Stopped, Some(written));
         }
         let view = volume.snapshotter.view();
+        let late = lag::late(source.as_ref(), &targets);
+        if let (Health::Ok | Health::Retrying, Some(late)) = (health, late) {
+            trouble = Some(trouble.map_or_else(|| late.clone(), |error| format!("{late}; {error}")));
+            health = Health::Late;
+        }
         if let (Health::Ok, Some(error)) = (health, &view.error) {
             (health, trouble) = (Health::Retrying, Some(error.text.clone()));
         }
@@ -132,11 +160,12 @@ impl Daemon {
             trouble,
             origin: config.origin,
             snapstore: config.snapstore,
-            snapshots: records.iter().map(|record| snapshot_status(record, &remembered.holds)).collect(),
+            snapshots: seen.snapshots(&remembered.holds),
             store: seen.store,
             size: seen.size,
             used: seen.used,
             free: seen.free,
+            all_snapshots: None,
             head: seen.head,
             staged: seen.staged,
             source,
@@ -149,6 +178,8 @@ impl Daemon {
             }),
             stopped: volume.stopped().into_iter().collect(),
             events: remembered.events,
+            group: config.group,
+            hooks: volume.hooks.runs(),
         })
     }
 
@@ -191,6 +222,7 @@ impl Remembered {
 /// What the store says of a volume.
 #[derive(Default)]
 struct Seen {
+    opened: Option<Arc<dyn SnapshotStore>>,
     records: Vec<SnapshotRecord>,
     store: Option<zumastor_core::StoreInfo>,
     size: Option<u64>,
@@ -208,6 +240,7 @@ impl Seen {
         // A replica that has received nothing yet has no size.
         let size = store.geometry().ok().map(|geometry| geometry.size).filter(|size| *size > 0);
         Ok(Self {
+            opened: Some(store.clone()),
             records: store.snapshots().await?,
             store: Some(store.info()),
             size,
@@ -216,6 +249,15 @@ impl Seen {
             head: Some(head),
             staged: store.staged().await?.map(|plan| plan.record.number()),
         })
+    }
+
+    fn snapshots(&self, holds: &[Hold]) -> Vec<SnapshotStatus> {
+        let device = |number| self.opened.as_ref().and_then(|store| store.device(Some(number)));
+        let told = |record: &SnapshotRecord| SnapshotStatus {
+            device: device(record.number()),
+            ..snapshot_status(record, holds)
+        };
+        self.records.iter().map(told).collect()
     }
 }
 
@@ -242,25 +284,25 @@ pub fn snapshot_status(record: &SnapshotRecord, holds: &[Hold]) -> SnapshotStatu
         guid: record.guid(),
         created: record.new.created,
         rotations: record.new.rotations.clone(),
+        group: record.new.group,
         size: record.size,
         digest: record.digest,
         holds: holds.iter().filter(|hold| hold.number == record.number()).cloned().collect(),
+        device: None,
+        usage: None,
     }
 }
 
-/// Of the snapshots that are not there yet, those that are selected are behind.
-fn lag(cursor: Option<Cursor>, records: &[SnapshotRecord], selection: &Selection) -> Lag {
-    let common = cursor.map(|cursor| cursor.common);
-    let newer = |record: &&SnapshotRecord| selection.takes(record) && Some(record.number()) > common;
-    let age = records.iter().find(|record| Some(record.number()) == common).map(|record| {
-        let seconds = Timestamp::now().duration_since(record.new.created).as_secs();
-        u64::try_from(seconds).unwrap_or(0)
-    });
-    Lag {
-        common,
-        confirmed: cursor.map(|cursor| cursor.confirmed),
-        behind: records.iter().filter(newer).count() as u64,
-        age_seconds: age,
+/// Says what to do about an error.
+fn add_remedy(work: &mut WorkStatus, volume: &VolumeName, host: &NodeName) {
+    if let Some(error) = &mut work.error {
+        let remedy = match error.permanent {
+            true => format!("put that right, then `zumastor replicate {volume} {host}`"),
+            false => {
+                format!("it is tried again by itself; `zumastor replicate {volume} {host}` does so at once")
+            }
+        };
+        error.remedy.get_or_insert(remedy);
     }
 }
 

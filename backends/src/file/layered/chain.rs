@@ -1,12 +1,17 @@
 //! Reading a snapshot through its layers.
 
-use std::{fs::File, ops::Range, path::PathBuf, sync::Arc};
+use std::{
+    fs::File,
+    ops::Range,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use zumastor_core::{LEAF, LeafIndex, SnapshotReader, StoreError, digest::Source};
 
 use super::layer::{Descriptor, Pin};
 use crate::file::{
-    reader::{check_bounds, read_exact},
+    reader::{check_bounds, read_exact, read_stored},
     runs::Runs,
 };
 
@@ -71,7 +76,33 @@ impl Pinned {
     }
 }
 
+/// Reads from a data file.
+type ReadFile = fn(&File, &Path, u64, &mut [u8]) -> Result<(), StoreError>;
+
 impl Chain {
+    fn read(&self, offset: u64, buf: &mut [u8], read: ReadFile) -> Result<(), StoreError> {
+        check_bounds(offset, buf.len() as u64, self.size)?;
+        let end = offset + buf.len() as u64;
+        let mut position = offset;
+        for (leaves, data) in self.pieces_within(&(offset / LEAF..LeafIndex::count(end))) {
+            let range = (leaves.start * LEAF).max(offset)..(leaves.end * LEAF).min(end);
+            buf[(position - offset) as usize..(range.start - offset) as usize].fill(0);
+            let part = &mut buf[(range.start - offset) as usize..(range.end - offset) as usize];
+            read(&data.file, &data.path, range.start, part)?;
+            position = range.end;
+        }
+        buf[(position - offset) as usize..].fill(0);
+        Ok(())
+    }
+
+    /// The data files that hold these bytes, which begin where a leaf does, and the part that each holds. What no layer has
+    /// is left out.
+    pub(crate) fn places(&self, range: Range<u64>) -> Vec<(Range<u64>, Arc<DataFile>)> {
+        let bytes = |leaves: Range<u64>| leaves.start * LEAF..(leaves.end * LEAF).min(range.end);
+        let leaves = range.start / LEAF..LeafIndex::count(range.end);
+        self.pieces_within(&leaves).map(|(leaves, data)| (bytes(leaves), data.clone())).collect()
+    }
+
     /// The leaves that some layer has.
     fn pieces_within(&self, leaves: &Range<u64>) -> impl Iterator<Item = (Range<u64>, &Arc<DataFile>)> {
         let first = self.pieces.partition_point(|piece| piece.leaves.end <= leaves.start);
@@ -89,18 +120,15 @@ impl SnapshotReader for Chain {
     }
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), StoreError> {
-        check_bounds(offset, buf.len() as u64, self.size)?;
-        let end = offset + buf.len() as u64;
-        let mut position = offset;
-        for (leaves, data) in self.pieces_within(&(offset / LEAF..LeafIndex::count(end))) {
-            let range = (leaves.start * LEAF).max(offset)..(leaves.end * LEAF).min(end);
-            buf[(position - offset) as usize..(range.start - offset) as usize].fill(0);
-            let part = &mut buf[(range.start - offset) as usize..(range.end - offset) as usize];
-            read_exact(&data.file, &data.path, range.start, part)?;
-            position = range.end;
-        }
-        buf[(position - offset) as usize..].fill(0);
-        Ok(())
+        self.read(offset, buf, read_exact)
+    }
+
+    fn read_stored(&self, offset: u64, buf: &mut [u8]) -> Result<(), StoreError> {
+        self.read(offset, buf, read_stored)
+    }
+
+    fn data(&self, window: Range<u64>) -> Result<Vec<Range<u64>>, StoreError> {
+        Source::data(self, window)
     }
 }
 

@@ -7,6 +7,7 @@ mod merge;
 mod stage;
 
 use chain::Chain;
+pub(super) use chain::DataFile;
 pub(super) use layer::{Descriptor, Layers};
 pub(super) use stage::LayerBody;
 use zumastor_core::{SnapshotNumber, StoreError};
