@@ -8,13 +8,13 @@ use hyper::{Method, Request, Response, body::Incoming, header};
 use hyper_util::rt::TokioIo;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::net::UnixStream;
-use zumastor_core::{NodeName, SnapshotNumber, VolumeName};
+use zumastor_core::{GroupName, NodeName, SnapshotNumber, VolumeName};
 
 use crate::{
     api::{
-        AddPeer, DefineRotations, DefineSource, DefineTarget, DefineVolume, DeleteSnapshots, Destroy,
-        History, Outcome, Part, PeerStatus, Replicate, ReplicateEvent, Resize, SnapshotReport,
-        SnapshotStatus, Status, TakeSnapshot, VolumePlan,
+        AddPeer, DefineMaster, DefineRotations, DefineSource, DefineTarget, DefineVolume, DeleteSnapshots,
+        Destroy, History, Outcome, Part, PeerStatus, Replicate, ReplicateEvent, Resize, SnapshotReport,
+        Status, TakeSnapshot, TakenGroup, TakenSnapshot, VolumePlan,
     },
     exit::Failure,
     paths::{Paths, check_socket_path},
@@ -74,11 +74,11 @@ impl Client {
         self.call(Method::POST, &format!("/v1/volumes/{volume}"), Some(define)).await
     }
 
-    /// `define master`, with the rotations to add or to change.
+    /// `define master`, with what is to be added or changed.
     pub async fn define_master(
         &self,
         volume: &VolumeName,
-        define: &DefineRotations,
+        define: &DefineMaster,
     ) -> Result<Outcome, Failure> {
         self.call(Method::PUT, &format!("/v1/volumes/{volume}/master"), Some(define)).await
     }
@@ -171,9 +171,19 @@ impl Client {
         &self,
         volume: &VolumeName,
         rotation: Option<&str>,
-    ) -> Result<SnapshotStatus, Failure> {
+    ) -> Result<TakenSnapshot, Failure> {
         let body = TakeSnapshot { rotation: rotation.map(str::to_owned) };
         self.call(Method::POST, &format!("/v1/volumes/{volume}/snapshots"), Some(&body)).await
+    }
+
+    /// `snapshot --group`: one of each volume of a group, or none.
+    pub async fn snapshot_group(
+        &self,
+        group: &GroupName,
+        rotation: Option<&str>,
+    ) -> Result<TakenGroup, Failure> {
+        let body = TakeSnapshot { rotation: rotation.map(str::to_owned) };
+        self.call(Method::POST, &format!("/v1/groups/{group}/snapshots"), Some(&body)).await
     }
 
     /// `hold`.

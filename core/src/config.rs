@@ -5,10 +5,12 @@ use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::{ByteSize, NodeName, Selection};
+use crate::{ByteSize, GroupName, NodeName, Selection};
 
+mod hooks;
 mod schedule;
 
+pub use hooks::{HookKind, HooksConfig};
 pub use schedule::{CustomConfig, InvalidSchedule, ScheduleConfig};
 
 /// UDP port that nodes listen on unless told otherwise.
@@ -67,15 +69,40 @@ pub struct VolumeConfig {
     /// Present on a node that receives the volume.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source: Option<SourceConfig>,
+    /// The group of volumes that its snapshots are taken with, on the master.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub group: Option<GroupName>,
     /// How many snapshots of which rotations are kept and, on the master, when they are taken.
     #[serde(default, skip_serializing_if = "ScheduleConfig::is_empty")]
     pub schedule: ScheduleConfig,
     /// What is done when space gets short.
     #[serde(default, skip_serializing_if = "SpaceConfig::is_empty")]
     pub space: SpaceConfig,
+    /// Programs that are run around snapshots and replication.
+    #[serde(default, skip_serializing_if = "HooksConfig::is_empty")]
+    pub hooks: HooksConfig,
     /// The nodes the volume is sent to, by the name they are known under.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub target: BTreeMap<NodeName, TargetConfig>,
+}
+
+impl VolumeConfig {
+    /// A volume that is defined and nothing else.
+    pub fn new(origin: impl Into<PathBuf>, snapstore: impl Into<PathBuf>) -> Self {
+        Self {
+            origin: origin.into(),
+            snapstore: snapstore.into(),
+            metadev: None,
+            store: None,
+            master: None,
+            source: None,
+            group: None,
+            schedule: ScheduleConfig::default(),
+            space: SpaceConfig::default(),
+            hooks: HooksConfig::default(),
+            target: BTreeMap::new(),
+        }
+    }
 }
 
 /// `[space]`: what is done when space gets short where the snapshots are.

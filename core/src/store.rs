@@ -25,6 +25,12 @@ pub trait SnapshotStore: fmt::Debug + Send + Sync + 'static {
     /// Freezes the head's content as a snapshot. On error no snapshot exists.
     async fn create_snapshot(&self, new: NewSnapshot) -> Result<SnapshotRecord, StoreError>;
 
+    /// Keeps who writes to the head waiting until the answer is dropped, so that snapshots of several volumes can be of
+    /// one moment; [`create_snapshot`](Self::create_snapshot) works meanwhile. Nothing where a store cannot.
+    async fn freeze(&self) -> Result<Option<Box<dyn Frozen>>, StoreError> {
+        Ok(None)
+    }
+
     /// Deletes a snapshot, and what no other snapshot needs of its data. Readers that are open stay valid.
     async fn delete_snapshot(&self, number: SnapshotNumber) -> Result<(), StoreError>;
 
@@ -126,6 +132,9 @@ pub trait SnapshotStore: fmt::Debug + Send + Sync + 'static {
     /// What can be mounted: the head, or a snapshot.
     fn device(&self, which: Option<SnapshotNumber>) -> Option<PathBuf>;
 }
+
+/// A head that is kept from changing. Dropping it lets it go.
+pub trait Frozen: fmt::Debug + Send + Sync {}
 
 /// Size of a volume and unit of allocation of its store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -7,7 +7,7 @@
 //! | `GET /volumes/VOLUME/history`, with `?most=N` | | [`History`] |
 //! | `POST /volumes/VOLUME` | [`DefineVolume`] | [`Outcome`] |
 //! | `DELETE /volumes/VOLUME` | | [`Outcome`] |
-//! | `PUT /volumes/VOLUME/master` | [`DefineRotations`] or none | [`Outcome`] |
+//! | `PUT /volumes/VOLUME/master` | [`DefineMaster`] or none | [`Outcome`] |
 //! | `POST /volumes/VOLUME/promote` | | [`Outcome`] |
 //! | `PUT /volumes/VOLUME/schedule` | [`DefineRotations`] | [`Outcome`] |
 //! | `DELETE /volumes/VOLUME/schedule` | | [`Outcome`] |
@@ -17,7 +17,8 @@
 //! | `DELETE /volumes/VOLUME/source` | | [`Outcome`] |
 //! | `PUT /volumes/VOLUME/targets` | [`DefineTarget`] | [`Outcome`] |
 //! | `DELETE /volumes/VOLUME/targets/HOST` | | [`Outcome`] |
-//! | `POST /volumes/VOLUME/snapshots` | [`TakeSnapshot`] or none | [`SnapshotStatus`] |
+//! | `POST /volumes/VOLUME/snapshots` | [`TakeSnapshot`] or none | [`TakenSnapshot`] |
+//! | `POST /groups/GROUP/snapshots` | [`TakeSnapshot`] or none | [`TakenGroup`] |
 //! | `DELETE /volumes/VOLUME/snapshots` | [`DeleteSnapshots`] | [`Outcome`] |
 //! | `PUT`, `DELETE /volumes/VOLUME/snapshots/NUMBER/holds/NAME` | | [`Outcome`] |
 //! | `POST /volumes/VOLUME/snapshots/NUMBER/revert` | | [`Outcome`] |
@@ -32,6 +33,7 @@
 //! Every error is a [`Failure`]. Snapshot numbers are numbers; a local one is 2^48 and more.
 
 mod history;
+mod hooks;
 mod schedule;
 mod status;
 
@@ -42,6 +44,7 @@ use zumastor_core::{NodeName, SnapshotNumber, config::TargetConfig};
 use zumastor_net::{Progress, PullSummary};
 
 pub use history::*;
+pub use hooks::*;
 pub use schedule::*;
 pub use status::*;
 

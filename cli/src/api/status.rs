@@ -5,13 +5,13 @@ use std::{net::SocketAddr, path::PathBuf};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use zumastor_core::{
-    Hold, NodeName, SnapshotGuid, SnapshotNumber, StoreInfo, VolumeName,
+    GroupId, GroupName, Hold, NodeName, SnapshotGuid, SnapshotNumber, StoreInfo, VolumeName,
     config::{SourceConfig, TargetConfig},
     digest::Digest,
 };
 use zumastor_net::{Progress, PullSummary};
 
-use super::{Part, ScheduleStatus, VolumeEvent};
+use super::{HookRun, Part, ScheduleStatus, VolumeEvent};
 
 /// Version of [`Status`]: raised when a field changes its meaning or goes away.
 pub const STATUS_SCHEMA: u32 = 1;
@@ -95,6 +95,12 @@ pub struct VolumeStatus {
     /// What happened to its snapshots, the newest first.
     #[serde(default)]
     pub events: Vec<VolumeEvent>,
+    /// The group of volumes that its snapshots are taken with.
+    #[serde(default)]
+    pub group: Option<GroupName>,
+    /// What its hooks did last, or do now, since the daemon was started.
+    #[serde(default)]
+    pub hooks: Vec<HookRun>,
 }
 
 /// What this node is for a volume.
@@ -179,6 +185,9 @@ pub struct SnapshotStatus {
     /// The rotations it belongs to; none if it is manual.
     #[serde(default)]
     pub rotations: Vec<String>,
+    /// The identity that it shares with the snapshots of other volumes that were taken together with it.
+    #[serde(default)]
+    pub group: Option<GroupId>,
     /// Size of the volume at that moment.
     pub size: u64,
     /// Digest of its content, once it has been computed.

@@ -2,11 +2,11 @@
 
 use std::path::PathBuf;
 
-use zumastor_core::{Selection, VolumeName, config::TargetConfig, parse_size};
+use zumastor_core::{GroupName, Selection, VolumeName, config::TargetConfig, parse_size};
 
 use super::{confirm::confirmed, rotations::Rotations, volume_name};
 use crate::{
-    api::{DefineSource, DefineTarget, DefineVolume},
+    api::{DefineMaster, DefineSource, DefineTarget, DefineVolume},
     client::Client,
     exit::Failure,
     ui,
@@ -62,6 +62,12 @@ pub struct Master {
     volume: VolumeName,
     #[command(flatten)]
     rotations: Rotations,
+    /// Take its snapshots together with those of the other volumes of this group
+    #[arg(short, long)]
+    group: Option<GroupName>,
+    /// Take its snapshots by themselves again
+    #[arg(long, conflicts_with = "group")]
+    no_group: bool,
 }
 
 /// Say how many snapshots of which rotations are kept here
@@ -145,8 +151,9 @@ pub async fn run(args: Args, client: Client) -> Result<(), Failure> {
                 async |yes| client.define_volume(&volume, &DefineVolume { yes, ..define.clone() }).await;
             confirmed(yes, attempt).await?
         }
-        What::Master(Master { volume, rotations }) => {
-            client.define_master(&volume, &rotations.define()).await?
+        What::Master(Master { volume, rotations, group, no_group }) => {
+            let define = DefineMaster { rotations: rotations.define().rotations, group, no_group };
+            client.define_master(&volume, &define).await?
         }
         What::Schedule(Schedule { volume, rotations }) => {
             client.define_schedule(&volume, &rotations.define()).await?

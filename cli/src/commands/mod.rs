@@ -10,6 +10,7 @@ mod digest;
 mod forget;
 mod history;
 mod hold;
+mod hook_lines;
 mod parts;
 mod peer;
 mod plan;

@@ -6,7 +6,7 @@ mod watch;
 use jiff::Timestamp;
 use zumastor_core::{HumanBytes, NodeName, SnapshotNumber, VolumeName};
 
-use super::{snapshot_number, volume_name};
+use super::{hook_lines, snapshot_number, volume_name};
 use crate::{
     api::{
         EventKind, HeadStatus, Health, Lag, Role, SnapshotReport, SnapshotStatus, Status, VolumeEvent,
@@ -98,7 +98,7 @@ fn human(status: &Status, one: bool, now: Timestamp) -> String {
     }
     for volume in &status.volumes {
         out.line(0, "");
-        volume_lines(&mut out, volume, now);
+        volume_lines(&mut out, volume, one, now);
         if one {
             snapshot_lines(&mut out, volume, now);
             event_lines(&mut out, volume, now);
@@ -107,7 +107,7 @@ fn human(status: &Status, one: bool, now: Timestamp) -> String {
     out.0
 }
 
-fn volume_lines(out: &mut Lines, volume: &VolumeStatus, now: Timestamp) {
+fn volume_lines(out: &mut Lines, volume: &VolumeStatus, one: bool, now: Timestamp) {
     let (role, health) = (role(volume.role), health(volume.health));
     let size = volume.size.map(|size| format!(", {}", HumanBytes(size))).unwrap_or_default();
     out.line(0, format!("{}  {role}{size}  {health}", volume.name));
@@ -154,6 +154,9 @@ fn volume_lines(out: &mut Lines, volume: &VolumeStatus, now: Timestamp) {
     let all = volume.all_snapshots.map(|all| format!(", all together free {}", HumanBytes(all)));
     out.line(1, format!("snapshots  {}{newest}{}", volume.snapshots.len(), all.unwrap_or_default()));
     schedule_lines(out, volume, now);
+    for (indent, line) in hook_lines::lines(volume, one, now) {
+        out.line(indent, line);
+    }
     if let Some(caution) = volume.store.as_ref().and_then(|store| store.caution.as_ref()) {
         out.line(1, format!("caution    {caution}"));
     }
@@ -230,6 +233,7 @@ pub fn event_name(event: &VolumeEvent) -> String {
         EventKind::Deleted => "deleted",
         EventKind::Failed => "scheduled snapshot failed",
         EventKind::Full => "space is short",
+        EventKind::Hook => "hook failed",
     };
     format!("{number}{what}")
 }
@@ -295,6 +299,7 @@ fn snapshot_lines(out: &mut Lines, volume: &VolumeStatus, now: Timestamp) {
     if volume.snapshots.is_empty() {
         return;
     }
+    let grouped = volume.snapshots.iter().any(|snapshot| snapshot.group.is_some());
     let measured = volume.snapshots.iter().any(|snapshot| snapshot.usage.is_some());
     let space = |referenced: &str, own: &str| {
         if measured { format!("  {referenced:>10}  {own:>10}") } else { String::new() }
@@ -302,18 +307,20 @@ fn snapshot_lines(out: &mut Lines, volume: &VolumeStatus, now: Timestamp) {
     out.line(
         1,
         format!(
-            "{:>6}  {:19}  {:>10}  {:>10}{}  {:16}  {:12}  held by",
+            "{:>6}  {:19}  {:>10}  {:>10}{}  {:16}  {:12}  held by{}",
             "number",
             "taken",
             "age",
             "size",
             space("takes", "its own"),
             "digest",
-            "rotations"
+            "rotations",
+            if grouped { ", group" } else { "" }
         ),
     );
     for snapshot in &volume.snapshots {
-        let SnapshotStatus { number, name, created, rotations, size, digest, holds, usage, .. } = snapshot;
+        let SnapshotStatus { number, name, created, rotations, size, digest, holds, usage, group, .. } =
+            snapshot;
         let space = usage.map_or_else(
             || space("-", "-"),
             |usage| {
@@ -323,7 +330,8 @@ fn snapshot_lines(out: &mut Lines, volume: &VolumeStatus, now: Timestamp) {
         );
         let rotations = if rotations.is_empty() { "manual".to_owned() } else { rotations.join(" ") };
         let digest = digest.map_or_else(|| "-".to_owned(), |digest| digest.to_string()[..16].to_owned());
-        let holds: Vec<_> = holds.iter().map(|hold| format!("{} ({})", hold.owner, hold.name)).collect();
+        let holds = holds.iter().map(|hold| format!("{} ({})", hold.owner, hold.name));
+        let holds: Vec<_> = holds.chain(group.map(|group| format!("group {group}"))).collect();
         let (age, size, holds) = (Span(seconds(*created, now)), HumanBytes(*size), holds.join(", "));
         out.line(
             1,

@@ -50,6 +50,7 @@ pub async fn serve(listener: UnixListener, daemon: Arc<Daemon>, mut stop: watch:
         .route("/status/{volume}/{number}", get(status_of_snapshot))
         .nest("/volumes/{volume}", volume)
         .route("/destroy", post(destroy))
+        .route("/groups/{group}/snapshots", post(snapshot_group))
         .route("/reload", post(reload))
         .route("/peers", get(peers).post(add_peer))
         .route("/peers/{name}", delete(remove_peer));
@@ -188,6 +189,12 @@ async fn snapshot(State(daemon): Shared, Path(volume): Path<String>, body: Bytes
     let volume = parse(&volume)?;
     let TakeSnapshot { rotation } = or_default(&body)?;
     to_the_end(async move { daemon.snapshot(&volume, rotation.as_deref()).await }).await
+}
+
+async fn snapshot_group(State(daemon): Shared, Path(group): Path<String>, body: Bytes) -> Answer {
+    let group = parse(&group)?;
+    let TakeSnapshot { rotation } = or_default(&body)?;
+    to_the_end(async move { daemon.snapshot_group(&group, rotation.as_deref()).await }).await
 }
 
 async fn delete_snapshots(State(daemon): Shared, Path(volume): Path<String>, body: Bytes) -> Answer {

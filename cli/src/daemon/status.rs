@@ -184,6 +184,8 @@ impl Daemon {
             }),
             stopped: volume.stopped().into_iter().collect(),
             events: remembered.events,
+            group: config.group,
+            hooks: volume.hooks.runs(),
         })
     }
 
@@ -288,6 +290,7 @@ pub fn snapshot_status(record: &SnapshotRecord, holds: &[Hold]) -> SnapshotStatu
         guid: record.guid(),
         created: record.new.created,
         rotations: record.new.rotations.clone(),
+        group: record.new.group,
         size: record.size,
         digest: record.digest,
         holds: holds.iter().filter(|hold| hold.number == record.number()).cloned().collect(),

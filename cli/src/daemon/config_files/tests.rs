@@ -1,6 +1,6 @@
 //! Files that people and the daemon write.
 
-use zumastor_core::config::{MasterConfig, PeerConfig, ScheduleConfig, SourceConfig, TargetConfig};
+use zumastor_core::config::{MasterConfig, PeerConfig, SourceConfig, TargetConfig};
 
 use super::*;
 
@@ -25,15 +25,9 @@ fn fixture() -> (tempfile::TempDir, Paths) {
 
 fn volume() -> VolumeConfig {
     VolumeConfig {
-        space: Default::default(),
-        origin: "/data/v.img".into(),
-        snapstore: "/data/v.snaps".into(),
-        metadev: None,
-        store: None,
         master: Some(MasterConfig::default()),
-        source: None,
         target: [("beta".parse().unwrap(), TargetConfig { period: Some(60), ..Default::default() })].into(),
-        schedule: ScheduleConfig::default(),
+        ..VolumeConfig::new("/data/v.img", "/data/v.snaps")
     }
 }
 

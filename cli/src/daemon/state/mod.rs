@@ -4,6 +4,7 @@
 
 mod epochs;
 mod schedules;
+mod windows;
 
 #[cfg(test)]
 mod tests;
@@ -21,7 +22,10 @@ use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinitio
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use zumastor_core::{Hold, HoldOwner, Lineage, NodeName, SnapshotNumber, VolumeName};
 
-pub use self::epochs::Era;
+pub use self::{
+    epochs::Era,
+    windows::{Process, Window},
+};
 use crate::api::TransferRecord;
 
 type HoldKey<'a> = (&'a str, u64, &'a str, &'a str);
@@ -83,6 +87,7 @@ impl State {
             txn.open_table(LINEAGES)?;
             txn.open_table(NUMBERS)?;
             txn.open_table(epochs::EPOCHS)?;
+            txn.open_table(windows::WINDOWS)?;
             schedules::make_tables(txn)
         })?;
         Ok(state)
