@@ -15,6 +15,6 @@ pub mod thin_metadata;
 
 pub use destroy::{condemn_store, remove_store};
 pub use faults::Faults;
-pub use file::{FileStore, FileStoreOptions, Mode};
+pub use file::{FileStore, FileStoreOptions, Mode, open_for_writing};
 pub use open::{OriginMust, VolumeSpec, open_volume, reopen_volume, store_id};
 pub use plain::plain_source;

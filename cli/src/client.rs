@@ -13,8 +13,8 @@ use zumastor_core::{GroupName, NodeName, SnapshotNumber, VolumeName};
 use crate::{
     api::{
         AddPeer, DefineMaster, DefineRotations, DefineSource, DefineTarget, DefineVolume, DeleteSnapshots,
-        Destroy, History, Outcome, Part, PeerStatus, Replicate, ReplicateEvent, Resize, SnapshotReport,
-        Status, TakeSnapshot, TakenGroup, TakenSnapshot, VolumePlan,
+        Destroy, History, Mounts, Outcome, Part, PeerStatus, Replicate, ReplicateEvent, Resize,
+        SnapshotReport, Status, TakeSnapshot, TakenGroup, TakenSnapshot, VolumePlan,
     },
     exit::Failure,
     paths::{Paths, check_socket_path},
@@ -81,6 +81,11 @@ impl Client {
         define: &DefineMaster,
     ) -> Result<Outcome, Failure> {
         self.call(Method::PUT, &format!("/v1/volumes/{volume}/master"), Some(define)).await
+    }
+
+    /// `remount`; the paths must be absolute.
+    pub async fn remount(&self, volume: &VolumeName, mounts: &Mounts) -> Result<Outcome, Failure> {
+        self.call(Method::PUT, &format!("/v1/volumes/{volume}/mounts"), Some(mounts)).await
     }
 
     /// `define schedule`.

@@ -71,14 +71,21 @@ impl Daemon {
             .asks("Delete them?"));
         }
         self.settle(&volume).await?;
-        let mut deleted = 0;
+        let (mut deleted, mut busy) = (0, Vec::new());
         for record in &going {
+            if let Err(used) = self.release_mounts(&volume, record).await {
+                busy.push(format!("snapshot {} stays: {used}", record.number()));
+                continue;
+            }
             let gone =
                 self.drop_one(&volume, &*store, record, EventKind::Deleted, &"by hand, with all others");
             deleted += usize::from(gone.await?);
         }
+        self.mount(&volume).await;
         let outcome = told(Outcome::changed(format!("{deleted} snapshots of volume {name} are deleted")));
-        Ok(match count - deleted {
+        let used = busy.len();
+        let outcome = busy.into_iter().fold(outcome, Outcome::note);
+        Ok(match count - deleted - used {
             0 => outcome,
             more => outcome.note(format!("{more} more stay: they were held meanwhile")),
         })

@@ -61,7 +61,7 @@ impl Daemon {
         let open = volume.store().await.ok().map(|store| Arc::downgrade(&store));
         let snapstore = config.snapstore.clone();
         blocking(move || condemn_store(&snapstore)).await?;
-        let config = self.forget_defined(name).await?;
+        let (config, busy) = self.forget_defined(name).await?;
         drop(volume);
         // Whoever still works with it comes to an end: nothing begins any more.
         let end = Instant::now() + PATIENCE;
@@ -70,7 +70,8 @@ impl Daemon {
         }
         remove(&config.origin, &config.snapstore).await?;
         let outcome = Outcome::changed(format!("volume {name} is forgotten, and its snapshots are deleted"));
-        Ok(outcome.note(format!("{} stays: it is a plain file", config.origin.display())))
+        let outcome = outcome.note(format!("{} stays: it is a plain file", config.origin.display()));
+        Ok(busy.into_iter().fold(outcome, Outcome::note))
     }
 
     async fn destroy_forgotten(

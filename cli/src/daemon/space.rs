@@ -157,21 +157,24 @@ impl Daemon {
             let found = usage.binary_search_by_key(&number, |usage| usage.number);
             found.map_or(0, |index| usage[index].exclusive)
         };
-        let mut verdicts = retention::space(&snapshots, &holds, u64::MAX, frees, manual_too).into_iter();
-        let next = verdicts.find(|verdict| shown != Some(HeadState::Shows(verdict.number)));
-        let Some((number, reason)) = next.and_then(|verdict| match verdict.fate {
-            Fate::Drop(reason) => Some((verdict.number, reason)),
-            Fate::Keep(_) => None,
-        }) else {
-            return Ok(false);
-        };
-        let record = snapshots.iter().find(|record| record.number() == number).expect("of this list");
+        let mut next = None;
+        for verdict in retention::space(&snapshots, &holds, u64::MAX, frees, manual_too) {
+            let (number, Fate::Drop(reason)) = (verdict.number, verdict.fate) else { continue };
+            let record = snapshots.iter().find(|record| record.number() == number).expect("of this list");
+            // What a replica shows stays, and what somebody uses.
+            if shown != Some(HeadState::Shows(number)) && self.release_mounts(volume, record).await.is_ok() {
+                next = Some((number, record, reason));
+                break;
+            }
+        }
+        let Some((number, record, reason)) = next else { return Ok(false) };
         let why = format!("{} are free, {} are wanted; {reason}", HumanBytes(free), HumanBytes(minimum));
         // Who took hold of it meanwhile is seen in the next round.
         if self.drop_one(volume, store, record, EventKind::Dropped, &why).await? {
             volume.space.dropped.fetch_add(1, Ordering::Relaxed);
             self.await_freed(store, free, frees(number)).await?;
         }
+        self.mount(volume).await;
         Ok(true)
     }
 

@@ -150,6 +150,10 @@ impl Daemon {
         if let (Health::Ok, Some(error)) = (health, &view.error) {
             (health, trouble) = (Health::Retrying, Some(error.text.clone()));
         }
+        let mounts = volume.mounting.view();
+        if let (Health::Ok, Some(first)) = (health, mounts.report.troubles.first()) {
+            (health, trouble) = (Health::Retrying, Some(first.clone()));
+        }
         let superseded = match health {
             Health::Unavailable => None,
             _ => self.superseded(volume).await?,
@@ -165,7 +169,14 @@ impl Daemon {
             trouble,
             origin: config.origin,
             snapstore: config.snapstore,
-            snapshots: seen.snapshots(&remembered.holds),
+            snapshots: seen
+                .snapshots(&remembered.holds)
+                .into_iter()
+                .map(|snapshot| SnapshotStatus {
+                    mounted: mounts.report.mounted.get(&snapshot.number).cloned(),
+                    ..snapshot
+                })
+                .collect(),
             store: seen.store,
             size: seen.size,
             used: seen.used,
@@ -184,6 +195,7 @@ impl Daemon {
             }),
             stopped: volume.stopped().into_iter().collect(),
             events: remembered.events,
+            mounts: mounts.status(),
             group: config.group,
             hooks: volume.hooks.runs(),
         })
@@ -294,6 +306,7 @@ pub fn snapshot_status(record: &SnapshotRecord, holds: &[Hold]) -> SnapshotStatu
         size: record.size,
         digest: record.digest,
         holds: holds.iter().filter(|hold| hold.number == record.number()).cloned().collect(),
+        mounted: None,
         device: None,
         usage: None,
     }

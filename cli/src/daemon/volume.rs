@@ -14,7 +14,10 @@ use zumastor_core::{
 };
 use zumastor_net::{Compression, Meter, Offer, RateLimiter};
 
-use super::{hooks::Hooks, snapshotter::Snapshotter, space::SpaceWatch, state::Window, worker::Worker};
+use super::{
+    hooks::Hooks, mounting::Mounting, snapshotter::Snapshotter, space::SpaceWatch, state::Window,
+    worker::Worker,
+};
 use crate::api::{Part, Role};
 
 /// A volume that is defined on this node.
@@ -28,6 +31,8 @@ pub struct Volume {
     pub snapshotter: Snapshotter,
     /// Whether there is room for its snapshots.
     pub space: SpaceWatch,
+    /// Mounts it.
+    pub mounting: Mounting,
     /// Snapshots that are being deleted: nobody may hold them any more.
     pub doomed: Arc<Mutex<BTreeSet<SnapshotNumber>>>,
     /// What is run around its snapshots and its replication.
@@ -87,6 +92,7 @@ impl Volume {
             snapshotting: tokio::sync::Mutex::default(),
             snapshotter: Snapshotter::default(),
             space: SpaceWatch::default(),
+            mounting: Mounting::default(),
             doomed: Arc::default(),
             hooks: Hooks::default(),
             unsettled: Mutex::default(),
@@ -235,6 +241,7 @@ impl Volume {
 
     /// Ends everything that takes snapshots of it and replicates it.
     pub async fn stop(&self) {
+        self.mounting.stop().await;
         self.snapshotter.stop().await;
         // A snapshot that is being taken is taken to the end, with its hooks.
         drop(self.snapshotting.lock().await);
