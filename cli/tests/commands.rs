@@ -236,6 +236,79 @@ fn peers_and_roles_are_checked() {
 }
 
 #[test]
+fn sizes_are_had_or_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut node = Node::start(dir.path(), "alpha");
+    image(&node.path("v.img"), MIB, 1);
+    let (image, snaps) = (text(&node.path("v.img")), text(&node.path("v.snaps")));
+    let define = |node: &Node, options: &[&str]| {
+        node.run(&[&["define", "volume", "v", &image, &snaps], options].concat())
+    };
+    for (options, why) in [
+        (&["-c", "3000"][..], "power of two and larger than 512"),
+        (&["-b", "512"], "power of two and larger than 512"),
+        (&["-c", "many"], "is not a size"),
+        (&["-b", "4K", "-c", "64K"], "separate metadata device"),
+        (&["-k", "1M"], "give 16M or more"),
+    ] {
+        let ran = define(&node, options);
+        assert!(ran.code == 2 && ran.err.contains(why), "{options:?}: {ran:?}");
+    }
+    // What an image file cannot have is refused, and nothing is left of the attempt.
+    let ran = define(&node, &["--chunksize", "1M", "--blocksize", "1M"]);
+    assert!(ran.code == 3 && ran.err.contains("cannot have chunks of 1.00 MiB"), "{ran:?}");
+    assert!(!node.path("v.snaps").exists() && node.status().volumes.is_empty());
+    let ran = define(&node, &["--metadev", "/dev/null"]);
+    assert!(ran.code == 3 || ran.code == 1, "{ran:?}");
+    // What it has anyway may be asked for: by its own word.
+    let has = if ran_in_reflink(&node, &image) { "4K" } else { "64K" };
+    let ran = define(&node, &["-c", has, "-b", has, "-k", "24M"]);
+    assert_eq!(ran.code, 0, "{ran:?}");
+    let cache = node.volume("v").cache;
+    assert_eq!((cache.size, cache.streams), (24 << 20, 2));
+    assert!(node.ok(&["status", "v"]).contains("cache      24.0 MiB at most, "));
+    // It can be changed, and is what the file says after a restart.
+    assert!(define(&node, &["-k", "512M"]).out.contains("may take 512 MiB"));
+    assert!(define(&node, &["-k", "512M"]).out.contains("already"));
+    node.down();
+    node.up();
+    assert_eq!(node.volume("v").cache.size, 512 << 20);
+    let file = fs::read_to_string(node.path("etc/volumes/v.toml")).unwrap();
+    assert!(file.contains("cache = \"512M\"\n") && file.contains("chunk = \""), "{file}");
+    // A usual one is bounded.
+    node.define("w");
+    assert!(node.volume("w").cache.size <= 128 << 20);
+}
+
+/// Whether snapshots are reflinks where a node's files are.
+fn ran_in_reflink(node: &Node, image: &str) -> bool {
+    let probe = text(&node.path("probe"));
+    let copied = Command::new("cp").args(["--reflink=always", image, &probe]).output().unwrap();
+    let _ = fs::remove_file(probe);
+    copied.status.success()
+}
+
+#[test]
+fn completions_and_manual_pages_know_every_command() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = |args: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_zumastor")).args(args).output().unwrap();
+        common::ran(&output)
+    };
+    for shell in ["bash", "zsh", "fish"] {
+        let ran = run(&["completions", shell]);
+        assert!(ran.code == 0 && ran.out.contains("replicate") && ran.out.contains("snapnum"), "{shell}");
+    }
+    assert_eq!(run(&["completions", "tcsh"]).code, 2);
+    assert!(run(&["man"]).out.contains("zumastor"));
+    let pages = dir.path().join("man1");
+    assert_eq!(run(&["man", &text(&pages)]).code, 0);
+    for page in ["zumastor.1", "zumastor-status.1", "zumastor-define-target.1"] {
+        assert!(fs::read_to_string(pages.join(page)).unwrap().contains(".TH"), "{page}");
+    }
+}
+
+#[test]
 fn a_stranger_gets_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let (alpha, mut beta) = master_and_replica(dir.path(), MIB, &[], &[]);

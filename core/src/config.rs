@@ -73,6 +73,13 @@ pub struct VolumeConfig {
     /// The directory below which the snapshots are mounted; below the runtime directory when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub snappath: Option<PathBuf>,
+    /// Bytes of memory that the daemon may take for the volume; the smaller of 128 MiB and a quarter of the machine's when
+    /// absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache: Option<ByteSize>,
+    /// Unit of allocation that the store was made with, if that was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chunk: Option<ByteSize>,
     /// Present on the node that masters the volume.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub master: Option<MasterConfig>,
@@ -103,6 +110,8 @@ impl VolumeConfig {
             origin: origin.into(),
             snapstore: snapstore.into(),
             metadev: None,
+            cache: None,
+            chunk: None,
             store: None,
             mountpoint: None,
             mountopts: None,

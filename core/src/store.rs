@@ -129,6 +129,14 @@ pub trait SnapshotStore: fmt::Debug + Send + Sync + 'static {
         Ok(None)
     }
 
+    /// Bounds what the store keeps in memory only because it may be asked for again, in bytes.
+    fn limit_cache(&self, _bytes: u64) {}
+
+    /// Bytes that it keeps in memory so now.
+    fn cached(&self) -> u64 {
+        0
+    }
+
     /// What can be mounted: the head, or a snapshot.
     fn device(&self, which: Option<SnapshotNumber>) -> Option<PathBuf>;
 }

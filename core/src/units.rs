@@ -105,6 +105,22 @@ impl fmt::Display for HumanBytes {
     }
 }
 
+/// What is wrong with a size of blocks or chunks.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("{bytes} is no size for blocks or chunks: it must be a power of two and larger than 512 bytes")]
+pub struct InvalidChunk {
+    /// The size.
+    pub bytes: u64,
+}
+
+/// Checks a size of blocks or chunks.
+pub fn check_chunk(bytes: u64) -> Result<u64, InvalidChunk> {
+    match bytes.is_power_of_two() && bytes > 512 {
+        true => Ok(bytes),
+        false => Err(InvalidChunk { bytes }),
+    }
+}
+
 /// A number of bytes as people write it in a file: read from a number or from a text such as `10G`, written as the shortest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ByteSize(pub u64);
@@ -195,6 +211,16 @@ mod tests {
         assert_eq!(parse_size("2 TiB"), Ok(2 << 40));
         for bad in ["", "M", "12Q", "-1", "99999999999T", "1.2.3"] {
             assert!(parse_size(bad).is_err(), "{bad:?} was taken for a size");
+        }
+    }
+
+    #[test]
+    fn chunks_are_powers_of_two_larger_than_512() {
+        for good in [1024, 4096, 1 << 30] {
+            assert_eq!(check_chunk(good), Ok(good));
+        }
+        for bytes in [0, 1, 512, 513, 3000, (1 << 20) - 1] {
+            assert_eq!(check_chunk(bytes), Err(InvalidChunk { bytes }));
         }
     }
 

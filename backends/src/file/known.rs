@@ -1,13 +1,30 @@
 //! What snapshots that share blocks were found to differ in. Snapshots do not change, so it stays true; and it is asked for
 //! three times: for the digest, for the plan of a transfer, and for each part of it.
 
-use std::{collections::VecDeque, ops::Range, sync::Mutex};
+use std::{
+    collections::VecDeque,
+    ops::Range,
+    sync::{
+        Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
-use zumastor_core::{Changes, SnapshotGuid};
+use zumastor_core::{Changes, Extent, SnapshotGuid};
 
 /// Answers that were given before, a bounded number of them.
-#[derive(Debug, Default)]
-pub(super) struct KnownChanges(Mutex<VecDeque<Known>>);
+#[derive(Debug)]
+pub(super) struct KnownChanges {
+    pairs: Mutex<VecDeque<Known>>,
+    /// Bytes of memory that they may take.
+    limit: AtomicU64,
+}
+
+impl Default for KnownChanges {
+    fn default() -> Self {
+        Self { pairs: Mutex::default(), limit: AtomicU64::new(u64::MAX) }
+    }
+}
 
 /// What a snapshot differs from another in, within some windows.
 #[derive(Debug)]
@@ -18,10 +35,36 @@ struct Known {
     windows: Vec<(Range<u64>, Changes)>,
 }
 
+impl Known {
+    /// Bytes of memory that it takes.
+    fn bytes(&self) -> u64 {
+        self.windows.iter().map(|(_, changes)| cost(changes)).sum::<u64>() + size_of::<Self>() as u64
+    }
+}
+
+/// Bytes of memory that an answer takes.
+fn cost(changes: &Changes) -> u64 {
+    (size_of::<(Range<u64>, Changes)>() + changes.iter().len() * size_of::<Extent>()) as u64
+}
+
 impl KnownChanges {
+    /// Bounds the memory they take; what is beyond that is forgotten, the oldest pairs first.
+    pub fn limit(&self, bytes: u64) {
+        self.limit.store(bytes, Ordering::Relaxed);
+        let mut all = self.pairs.lock().expect("no panic while locked");
+        while all.iter().map(Known::bytes).sum::<u64>() > bytes {
+            all.pop_back();
+        }
+    }
+
+    /// Bytes of memory that they take.
+    pub fn bytes(&self) -> u64 {
+        self.pairs.lock().expect("no panic while locked").iter().map(Known::bytes).sum()
+    }
+
     /// The changes within `window`, if all of it is known.
     pub fn find(&self, base: SnapshotGuid, target: SnapshotGuid, window: &Range<u64>) -> Option<Changes> {
-        let all = self.0.lock().expect("no panic while locked");
+        let all = self.pairs.lock().expect("no panic while locked");
         let known = all.iter().find(|known| known.base == base && known.target == target)?;
         let mut changes = Changes::new();
         let mut position = window.start;
@@ -38,7 +81,7 @@ impl KnownChanges {
 
     /// Remembers an answer; the oldest pair is forgotten for a new one.
     pub fn add(&self, base: SnapshotGuid, target: SnapshotGuid, window: Range<u64>, changes: &Changes) {
-        let mut all = self.0.lock().expect("no panic while locked");
+        let mut all = self.pairs.lock().expect("no panic while locked");
         let index = match all.iter().position(|known| known.base == base && known.target == target) {
             Some(index) => index,
             None => {
@@ -47,12 +90,23 @@ impl KnownChanges {
                 0
             }
         };
-        let windows = &mut all[index].windows;
+        let windows = &all[index].windows;
         let extents: usize = windows.iter().map(|(_, changes)| changes.iter().len()).sum();
         let at = windows.partition_point(|(part, _)| part.end <= window.start);
         let free = windows.get(at).is_none_or(|(part, _)| part.start >= window.end);
-        if free && extents + changes.iter().len() <= EXTENTS && windows.len() < WINDOWS {
-            windows.insert(at, (window, changes.clone()));
+        if !free || extents + changes.iter().len() > EXTENTS || windows.len() >= WINDOWS {
+            return;
+        }
+        // Older pairs make room for it, as far as that helps.
+        let limit = self.limit.load(Ordering::Relaxed);
+        let total = |all: &VecDeque<Known>| all.iter().map(Known::bytes).sum::<u64>() + cost(changes);
+        while total(&all) > limit && all.len() > index + 1 {
+            all.pop_back();
+        }
+        if total(&all) <= limit {
+            all[index].windows.insert(at, (window, changes.clone()));
+        } else if all[index].windows.is_empty() {
+            all.remove(index);
         }
     }
 }
@@ -91,6 +145,26 @@ mod tests {
         // What overlaps what is known is left out.
         known.add(base, target, 50..250, &changes(&[(60, 70)]));
         assert_eq!(find(0..100), Some(changes(&[(90, 100)])));
+    }
+
+    #[test]
+    fn memory_is_bounded() {
+        let known = KnownChanges::default();
+        let many: Vec<_> = (0..1000).map(|n| (n * 10, n * 10 + 1)).collect();
+        let guids: Vec<_> = (0..4).map(|_| SnapshotGuid::generate()).collect();
+        let has = |n: usize| known.find(guids[n], guids[n + 1], &(0..10_000)).is_some();
+        known.limit(60_000);
+        for pair in guids.windows(2) {
+            known.add(pair[0], pair[1], 0..10_000, &changes(&many));
+            assert!(known.bytes() <= 60_000, "{}", known.bytes());
+        }
+        assert!(!has(0) && has(1) && has(2));
+        known.limit(30_000);
+        assert!(!has(1) && has(2) && known.bytes() <= 30_000);
+        // What is larger than all there may be, is not kept, and nothing else goes for nothing.
+        known.limit(10_000);
+        known.add(guids[0], guids[1], 0..10_000, &changes(&many));
+        assert!(!has(0) && known.bytes() == 0);
     }
 
     #[test]

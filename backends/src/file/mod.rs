@@ -210,6 +210,14 @@ impl SnapshotStore for FileStore {
         self.blocking(|inner| inner.usage_by_snapshot().map(Some)).await
     }
 
+    fn limit_cache(&self, bytes: u64) {
+        self.0.known.limit(bytes);
+    }
+
+    fn cached(&self) -> u64 {
+        self.0.known.bytes()
+    }
+
     fn device(&self, which: Option<SnapshotNumber>) -> Option<PathBuf> {
         match (which, self.mode()) {
             (None, _) => Some(self.0.origin.clone()),

@@ -62,6 +62,15 @@ pub struct DefineVolume {
     /// Absolute path of the metadata device, if there is one.
     #[serde(default)]
     pub metadev: Option<PathBuf>,
+    /// Bytes in a block of metadata.
+    #[serde(default)]
+    pub blocksize: Option<u64>,
+    /// Bytes in a chunk of data.
+    #[serde(default)]
+    pub chunksize: Option<u64>,
+    /// Bytes of memory for the volume.
+    #[serde(default)]
+    pub cachesize: Option<u64>,
     /// Overwrite the origin with zeros.
     #[serde(default)]
     pub initialize: bool,

@@ -71,6 +71,9 @@ pub struct VolumeStatus {
     /// Bytes that deleting all snapshots would free, if that was asked for and can be told.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub all_snapshots: Option<u64>,
+    /// Memory that the daemon takes for it.
+    #[serde(default)]
+    pub cache: CacheStatus,
     /// What is done when space gets short, if anything.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub space: Option<SpaceStatus>,
@@ -161,6 +164,17 @@ pub enum Health {
     Stopped,
     /// Its store cannot be opened.
     Unavailable,
+}
+
+/// Memory that the daemon takes for a volume.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CacheStatus {
+    /// Bytes that it may take.
+    pub size: u64,
+    /// Bytes that are kept now because they may be asked for again.
+    pub kept: u64,
+    /// Streams that the volume is received over.
+    pub streams: u64,
 }
 
 /// What is done when space gets short.

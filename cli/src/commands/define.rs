@@ -2,7 +2,7 @@
 
 use std::{ffi::OsString, path::PathBuf};
 
-use zumastor_core::{GroupName, Selection, VolumeName, config::TargetConfig, parse_size};
+use zumastor_core::{GroupName, Selection, VolumeName, check_chunk, config::TargetConfig, parse_size};
 
 use super::{confirm::confirmed, rotations::Rotations, volume_name};
 use crate::{
@@ -48,6 +48,15 @@ pub struct Volume {
     metadev: Option<PathBuf>,
     #[command(flatten)]
     mounts: MountOptions,
+    /// Size of a block of metadata; may differ from --chunksize only with --metadev
+    #[arg(short, long, value_name = "SIZE", value_parser = chunk)]
+    blocksize: Option<u64>,
+    /// Size of a chunk of data, a power of two larger than 512 bytes; K, M and G stand for powers of 1024 [default: what suits]
+    #[arg(short, long, value_name = "SIZE", value_parser = chunk)]
+    chunksize: Option<u64>,
+    /// Memory that the daemon may take for the volume [default: 128M, or a quarter of the machine's if that is less]
+    #[arg(short = 'k', long, value_name = "SIZE", value_parser = size)]
+    cachesize: Option<u64>,
     /// Do not ask before data are overwritten
     #[arg(short, long)]
     yes: bool,
@@ -150,10 +159,31 @@ pub struct Target {
 
 pub async fn run(args: Args, client: Client) -> Result<(), Failure> {
     let outcome = match args.what {
-        What::Volume(Volume { volume, orgdev, snapdev, initialize, metadev, mounts, yes }) => {
+        What::Volume(Volume {
+            volume,
+            orgdev,
+            snapdev,
+            initialize,
+            metadev,
+            blocksize,
+            chunksize,
+            cachesize,
+            mounts,
+            yes,
+        }) => {
             let (origin, snapstore) = (absolute(orgdev)?, absolute(snapdev)?);
             let (metadev, mounts) = (metadev.map(absolute).transpose()?, mounts.define()?);
-            let define = DefineVolume { origin, snapstore, metadev, initialize, yes, mounts };
+            let define = DefineVolume {
+                origin,
+                snapstore,
+                metadev,
+                blocksize,
+                chunksize,
+                cachesize,
+                initialize,
+                yes,
+                mounts,
+            };
             let attempt =
                 async |yes| client.define_volume(&volume, &DefineVolume { yes, ..define.clone() }).await;
             confirmed(yes, attempt).await?
@@ -221,6 +251,14 @@ impl MountOptions {
 
 fn absolute(path: PathBuf) -> Result<PathBuf, Failure> {
     std::path::absolute(&path).map_err(Failure::doing(path.display()))
+}
+
+fn size(text: &str) -> Result<u64, String> {
+    parse_size(text).map_err(|error| error.to_string())
+}
+
+fn chunk(text: &str) -> Result<u64, String> {
+    check_chunk(size(text)?).map_err(|error| error.to_string())
 }
 
 fn rate(text: &str) -> Result<u64, String> {

@@ -1,5 +1,6 @@
 //! What a person types: one file for each verb.
 
+mod completions;
 mod confirm;
 mod daemon;
 mod define;
@@ -11,6 +12,7 @@ mod forget;
 mod history;
 mod hold;
 mod hook_lines;
+mod man;
 mod parts;
 mod peer;
 mod plan;
@@ -26,7 +28,7 @@ mod status;
 
 use std::{future::Future, process::ExitCode};
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use zumastor_core::{NodeName, SnapshotNumber, VolumeName};
 
 use crate::{client::Client, exit::Failure, paths::Paths, ui};
@@ -67,6 +69,8 @@ enum Command {
     Release(hold::ReleaseArgs),
     Digest(digest::Args),
     Demo(demo::Args),
+    Completions(completions::Args),
+    Man(man::Args),
 }
 
 /// The program: reads the command line, does it, and gives the exit code.
@@ -95,6 +99,8 @@ pub fn run() -> ExitCode {
         Command::Hold(args) => with_client(async |client| hold::hold(args, client).await),
         Command::Release(args) => with_client(async |client| hold::release(args, client).await),
         Command::Digest(args) => digest::run(args),
+        Command::Completions(args) => completions::run(args, Cli::command()),
+        Command::Man(args) => man::run(args, Cli::command()),
         Command::Demo(args) => block_on(demo::run(args)),
     };
     match result {
@@ -132,8 +138,6 @@ fn snapshot_number(text: &str) -> Result<SnapshotNumber, String> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]

@@ -9,8 +9,8 @@ use zumastor_core::{HumanBytes, NodeName, SnapshotNumber, VolumeName};
 use super::{hook_lines, snapshot_number, volume_name};
 use crate::{
     api::{
-        EventKind, HeadStatus, Health, Lag, Role, SnapshotReport, SnapshotStatus, Status, VolumeEvent,
-        VolumeStatus, WorkState, WorkStatus,
+        CacheStatus, EventKind, HeadStatus, Health, Lag, Role, SnapshotReport, SnapshotStatus, Status,
+        VolumeEvent, VolumeStatus, WorkState, WorkStatus,
     },
     client::Client,
     exit::Failure,
@@ -134,6 +134,10 @@ fn volume_lines(out: &mut Lines, volume: &VolumeStatus, one: bool, now: Timestam
     };
     let kind = volume.store.as_ref().map(|store| format!(" ({})", store.kind)).unwrap_or_default();
     out.line(1, format!("snapstore  {}{kind}{space}", volume.snapstore.display()));
+    let CacheStatus { size, kept, streams } = volume.cache;
+    let streams =
+        if volume.source.is_some() { format!(", received over {streams} streams") } else { String::new() };
+    out.line(1, format!("cache      {} at most, {} kept{streams}", HumanBytes(size), HumanBytes(kept)));
     if let Some(space) = &volume.space {
         let manual = if space.drop_manual { ", manual ones as well" } else { "" };
         let dropped = match space.dropped {

@@ -6,21 +6,22 @@ use std::{
 };
 
 use zumastor_core::{
-    NodeName, VolumeName,
+    ByteSize, HumanBytes, NodeName, VolumeName,
     config::{MasterConfig, ScheduleConfig, SourceConfig, VolumeConfig},
 };
 
 use super::{
     Daemon,
     config_files::{nested, options},
+    destroy,
     holds::blocking,
     initialize,
     puller::Pull,
     pusher::Push,
     rotations::with_rotations,
-    snapshotter,
+    sizes, snapshotter,
     state::Era,
-    volume::{Volume, exists},
+    volume::{Volume, exists, identity},
     worker::Wish,
 };
 use crate::{
@@ -36,7 +37,8 @@ impl Daemon {
         define: DefineVolume,
     ) -> Result<Outcome, Failure> {
         let _editing = self.editing.lock().await;
-        let DefineVolume { origin, snapstore, metadev, initialize, yes, mounts } = define;
+        let chunk = sizes::wanted(&define)?;
+        let DefineVolume { origin, snapstore, metadev, cachesize, initialize, yes, mounts, .. } = define;
         if ![Some(&origin), Some(&snapstore), metadev.as_ref()].into_iter().flatten().all(|p| p.is_absolute())
         {
             return Err(Failure::usage("the paths of a volume must be absolute"));
@@ -44,7 +46,14 @@ impl Daemon {
         if let Some(there) = self.find_volume(&name) {
             let config = there.config();
             let same = config.origin == origin && config.snapstore == snapstore && config.metadev == metadev;
-            if same && !initialize {
+            if same && !initialize && (chunk.is_none() || chunk.map(ByteSize) == config.chunk) {
+                if let Some(bytes) = cachesize.filter(|bytes| config.cache != Some(ByteSize(*bytes))) {
+                    let config = VolumeConfig { cache: Some(ByteSize(bytes)), ..config };
+                    self.write_volume(&name, &config).await?;
+                    there.set_config(config);
+                    let size = HumanBytes(bytes);
+                    return Ok(Outcome::changed(format!("volume {name} may take {size} of memory")));
+                }
                 if mounts != Mounts::default() {
                     return self.remount_as(&there, mounts).await;
                 }
@@ -62,10 +71,21 @@ impl Daemon {
         // Before a store is made.
         let owned = name.clone();
         self.configuring(move |files| files.check_volume(&owned)).await?;
-        let mut config = VolumeConfig { metadev, ..VolumeConfig::new(origin, snapstore) };
+        let (cache, chunk_size) = (cachesize.map(ByteSize), chunk.map(ByteSize));
+        let mut config =
+            VolumeConfig { metadev, cache, chunk: chunk_size, ..VolumeConfig::new(origin, snapstore) };
         self.set_mounts(&name, &mut config, mounts).await?;
         let volume = Arc::new(Volume::new(name.clone(), config.clone(), self.stores.clone()));
+        let before = identity(config.snapstore.clone()).await?;
         let (store, id) = volume.found().await?;
+        if let Err(refused) = sizes::check(chunk, store.geometry()?, &store.info().kind) {
+            if before.is_none() {
+                // It was made for nothing.
+                drop((store, volume));
+                destroy::undo(&config.origin, &config.snapstore).await;
+            }
+            return Err(refused);
+        }
         config.store = id;
         volume.set_config(config.clone());
         let snapshots = store.snapshots().await?;

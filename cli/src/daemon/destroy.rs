@@ -116,6 +116,18 @@ async fn remove(origin: &Path, snapstore: &Path) -> Result<(), Failure> {
     })
 }
 
+/// Takes back a store that was just made, and that nobody can want.
+pub async fn undo(origin: &Path, snapstore: &Path) {
+    let (from, store) = (origin.to_owned(), snapstore.to_owned());
+    let undone = blocking(move || {
+        condemn_store(&store)?;
+        remove_store(&from, &store)
+    });
+    if let Err(failure) = undone.await {
+        tracing::warn!(error = %failure, "a snapshot store that is not wanted is left");
+    }
+}
+
 async fn blocking(work: impl FnOnce() -> Result<(), StoreError> + Send + 'static) -> Result<(), Failure> {
     Ok(tokio::task::spawn_blocking(work).await.expect("deleting does not panic")?)
 }

@@ -1,5 +1,6 @@
 //! `zumastor daemon`: one process that owns the volumes of a node and replicates them.
 
+mod cache;
 mod clock;
 mod config_files;
 mod control;
@@ -29,6 +30,7 @@ mod retention;
 mod revert;
 mod rotations;
 mod schedule;
+mod sizes;
 mod snapshots;
 mod snapshotter;
 mod space;

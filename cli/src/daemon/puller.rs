@@ -17,7 +17,7 @@ use zumastor_net::{
 };
 
 use super::{
-    Daemon,
+    Daemon, cache,
     epochs::ReplicaEpochs,
     holds::{PairHolds, Side},
     volume::Volume,
@@ -67,7 +67,12 @@ impl Pull {
         let holds = PairHolds::new(state, self.volume.clone(), host, Side::Downstream);
         let remote = self.source.name.clone().unwrap_or_else(|| self.volume.name.to_string());
         let epochs = Arc::new(ReplicaEpochs::new(self.daemon.state.clone(), self.volume.name.clone()));
-        let replica = Replica { wanted, epochs, ..Replica::new(store, Arc::new(holds), remote) };
+        let replica = Replica {
+            wanted,
+            epochs,
+            streams: cache::streams(&self.volume.config()),
+            ..Replica::new(store, Arc::new(holds), remote)
+        };
         // A snapshot that is complete is shown, whether or not the upstream can be reached.
         finish(&replica).await.map_err(|error| pull_trouble(&error))?;
         self.queued.store(true, Ordering::Relaxed);

@@ -10,7 +10,7 @@ use zumastor_core::{
 };
 
 use super::{
-    Daemon,
+    Daemon, cache,
     epochs::superseded_text,
     holds::blocking,
     lag::{self, Link},
@@ -138,6 +138,7 @@ impl Daemon {
         }
         let view = volume.snapshotter.view();
         let space = volume.space.status(&config.space);
+        let cached = cache::status(&config, seen.opened.as_ref().map_or(0, |store| store.cached()));
         let late = lag::late(source.as_ref(), &targets);
         if let (Health::Ok | Health::Retrying, Some(late)) = (health, late) {
             trouble = Some(trouble.map_or_else(|| late.clone(), |error| format!("{late}; {error}")));
@@ -182,6 +183,7 @@ impl Daemon {
             used: seen.used,
             free: seen.free,
             all_snapshots: None,
+            cache: cached,
             space,
             head: seen.head,
             staged: seen.staged,

@@ -15,7 +15,7 @@ use zumastor_core::{
 use zumastor_net::{Compression, Meter, Offer, RateLimiter};
 
 use super::{
-    hooks::Hooks, mounting::Mounting, snapshotter::Snapshotter, space::SpaceWatch, state::Window,
+    cache, hooks::Hooks, mounting::Mounting, snapshotter::Snapshotter, space::SpaceWatch, state::Window,
     worker::Worker,
 };
 use crate::api::{Part, Role};
@@ -113,6 +113,10 @@ impl Volume {
 
     /// Changes how it is configured; what replicates it is not touched.
     pub fn set_config(&self, config: VolumeConfig) {
+        // One that is being opened is told by who opens it.
+        if let Ok(Some(store)) = self.store.try_lock().as_deref() {
+            store.limit_cache(cache::kept(&config));
+        }
         *self.config.write().expect("no panic while locked") = config;
         self.snapshotter.wake();
     }
@@ -308,6 +312,7 @@ impl Stores {
             Found::There => reopen_volume(&spec(name, config), config.store).await?,
             Found::OrMade => open_volume(&spec(name, config), OriginMust::MayBeAbsent).await?,
         };
+        store.limit_cache(cache::kept(config));
         *slot = Some(Arc::downgrade(&store));
         Ok(store)
     }

@@ -4,10 +4,12 @@ use std::path::Path;
 
 use toml_edit::{Document, Item};
 use zumastor_core::{
-    VolumeName,
+    VolumeName, check_chunk,
     config::{PeersConfig, VolumeConfig},
 };
 use zumastor_net::PublicKey;
+
+use super::super::cache;
 
 use crate::mounts::Options;
 
@@ -41,6 +43,12 @@ pub fn volume(config: &VolumeConfig, others: &[(VolumeName, VolumeConfig)]) -> O
     }
     if let Some((key, reason)) = config.hooks.problem() {
         return problem(&["hooks", key], reason);
+    }
+    if let Some(Err(reason)) = config.cache.map(|size| cache::check(size.0)) {
+        return problem(&["cache"], reason);
+    }
+    if let Some(Err(error)) = config.chunk.map(|size| check_chunk(size.0)) {
+        return problem(&["chunk"], error.to_string());
     }
     if config.master.is_some() && config.source.is_some() {
         return problem(&["source"], "a volume has [master] or [source], not both");
