@@ -21,6 +21,7 @@
 //! | `POST /volumes/VOLUME/snapshots/NUMBER/revert` | | [`Outcome`] |
 //! | `PUT /volumes/VOLUME/size` | [`Resize`] | [`Outcome`] |
 //! | `POST /volumes/VOLUME/replicate` | [`Replicate`] | [`Outcome`]; with `wait`, lines of [`ReplicateEvent`] |
+//! | `POST /volumes/VOLUME/scrub` | [`Scrub`] | [`Outcome`]; with `wait`, lines of [`ScrubEvent`] |
 //! | `POST /reload` | | [`Outcome`] |
 //! | `GET /peers` | | a list of [`PeerStatus`] |
 //! | `POST /peers` | [`AddPeer`] | [`Outcome`] |
@@ -29,6 +30,7 @@
 //! Every error is a [`Failure`]. Snapshot numbers are numbers; a local one is 2^48 and more.
 
 mod schedule;
+mod scrub;
 mod status;
 
 use std::path::PathBuf;
@@ -38,6 +40,7 @@ use zumastor_core::{NodeName, SnapshotNumber, config::TargetConfig};
 use zumastor_net::{Progress, PullSummary};
 
 pub use schedule::*;
+pub use scrub::*;
 pub use status::*;
 
 use crate::exit::Failure;

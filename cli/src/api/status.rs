@@ -11,7 +11,7 @@ use zumastor_core::{
 };
 use zumastor_net::{Progress, PullSummary};
 
-use super::{Part, ScheduleStatus, VolumeEvent};
+use super::{Part, ScheduleStatus, ScrubReport, VolumeEvent};
 
 /// Version of [`Status`]: raised when a field changes its meaning or goes away.
 pub const STATUS_SCHEMA: u32 = 1;
@@ -86,6 +86,9 @@ pub struct VolumeStatus {
     /// What a person stopped.
     #[serde(default)]
     pub stopped: Vec<Part>,
+    /// How far a scrub is that runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scrub: Option<Progress>,
     /// What happened to its snapshots, the newest first.
     #[serde(default)]
     pub events: Vec<VolumeEvent>,
@@ -124,6 +127,8 @@ pub enum Health {
     Retrying,
     /// A person has to decide.
     Stopped,
+    /// A scrub found bad bytes in a snapshot, and they are bad still.
+    Damaged,
     /// Its store cannot be opened.
     Unavailable,
 }
@@ -160,6 +165,9 @@ pub struct SnapshotStatus {
     pub digest: Option<Digest>,
     /// Why it must stay.
     pub holds: Vec<Hold>,
+    /// What came of the last scrub of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scrub: Option<ScrubReport>,
 }
 
 /// The upstream of a replica.

@@ -17,6 +17,7 @@ mod replicate;
 mod resize;
 mod revert;
 mod rotations;
+mod scrub;
 mod snapshot;
 mod status;
 
@@ -54,6 +55,7 @@ enum Command {
     Promote(promote::Args),
     Revert(revert::Args),
     Resize(resize::Args),
+    Scrub(scrub::Args),
     Status(status::Args),
     Peer(peer::Args),
     Hold(hold::HoldArgs),
@@ -80,6 +82,7 @@ pub fn run() -> ExitCode {
         Command::Promote(args) => with_client(async |client| promote::run(args, client).await),
         Command::Revert(args) => with_client(async |client| revert::run(args, client).await),
         Command::Resize(args) => with_client(async |client| resize::run(args, client).await),
+        Command::Scrub(args) => with_client(async |client| scrub::run(args, client).await),
         Command::Status(args) => with_client(async |client| status::run(args, client).await),
         Command::Peer(args) => with_client(async |client| peer::run(args, client).await),
         Command::Hold(args) => with_client(async |client| hold::hold(args, client).await),

@@ -6,7 +6,8 @@ use zumastor_core::{HumanBytes, NodeName, VolumeName};
 use super::volume_name;
 use crate::{
     api::{
-        EventKind, HeadStatus, Health, Lag, Role, SnapshotStatus, Status, VolumeStatus, WorkState, WorkStatus,
+        EventKind, HeadStatus, Health, Lag, Role, ScrubResult, SnapshotStatus, Status, VolumeStatus,
+        WorkState, WorkStatus,
     },
     client::Client,
     exit::Failure,
@@ -64,6 +65,7 @@ fn volume_lines(out: &mut Lines, volume: &VolumeStatus, now: Timestamp) {
         Health::Ok => "ok",
         Health::Retrying => "TROUBLE, trying again",
         Health::Stopped => "STOPPED",
+        Health::Damaged => "DAMAGED",
         Health::Unavailable => "UNAVAILABLE",
     };
     let size = volume.size.map(|size| format!(", {}", HumanBytes(size))).unwrap_or_default();
@@ -95,6 +97,7 @@ fn volume_lines(out: &mut Lines, volume: &VolumeStatus, now: Timestamp) {
     });
     out.line(1, format!("snapshots  {}{newest}", volume.snapshots.len()));
     schedule_lines(out, volume, now);
+    scrub_lines(out, volume, now);
     if let Some(caution) = volume.store.as_ref().and_then(|store| store.caution.as_ref()) {
         out.line(1, format!("caution    {caution}"));
     }
@@ -150,6 +153,24 @@ fn schedule_lines(out: &mut Lines, volume: &VolumeStatus, now: Timestamp) {
     if !volume.stopped.is_empty() {
         let stopped: Vec<_> = volume.stopped.iter().map(ToString::to_string).collect();
         out.line(1, format!("stopped    {}", stopped.join(", ")));
+    }
+}
+
+/// How far a scrub is, what the last one found, and what is bad still.
+fn scrub_lines(out: &mut Lines, volume: &VolumeStatus, now: Timestamp) {
+    if let Some(progress) = &volume.scrub {
+        out.line(1, format!("scrub      {}", ui::transfer_line(progress)));
+    }
+    let reports = || volume.snapshots.iter().filter_map(|snapshot| snapshot.scrub.as_ref());
+    let last =
+        reports().max_by_key(|report| report.at).filter(|report| report.result != ScrubResult::Damaged);
+    let damaged = reports().filter(|report| report.result == ScrubResult::Damaged);
+    for report in last.into_iter().chain(damaged) {
+        let ago = Span(seconds(report.at, now));
+        out.line(1, format!("scrubbed   {} ({ago} ago)", super::scrub::line(report)));
+        for trouble in report.troubles.iter().chain(&report.head) {
+            out.line(3, trouble);
+        }
     }
 }
 

@@ -21,6 +21,7 @@ mod retention;
 mod revert;
 mod rotations;
 mod schedule;
+mod scrub;
 mod snapshots;
 mod snapshotter;
 mod start;

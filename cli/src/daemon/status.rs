@@ -5,15 +5,16 @@ use std::{sync::Arc, time::Duration};
 use jiff::{Timestamp, tz::TimeZone};
 use tokio::time::timeout;
 use zumastor_core::{
-    HeadState, Hold, NodeName, Selection, SnapshotNumber, SnapshotRecord, StoreError, VolumeName,
-    config::VolumeConfig,
+    HeadState, Hold, NodeName, Selection, SnapshotGuid, SnapshotNumber, SnapshotRecord, StoreError,
+    VolumeName, config::VolumeConfig,
 };
 
 use super::{Daemon, epochs::superseded_text, holds::blocking, state::Cursor, volume::Volume};
 use crate::{
     api::{
-        HeadStatus, Health, Lag, NodeStatus, STATUS_SCHEMA, ScheduleStatus, SnapshotStatus, SourceStatus,
-        Status, TargetStatus, TransferRecord, VolumeEvent, VolumeStatus, WorkState, WorkStatus,
+        HeadStatus, Health, Lag, NodeStatus, STATUS_SCHEMA, ScheduleStatus, ScrubReport, ScrubResult,
+        SnapshotStatus, SourceStatus, Status, TargetStatus, TransferRecord, VolumeEvent, VolumeStatus,
+        WorkState, WorkStatus, left,
     },
     exit::{Failure, chain},
 };
@@ -121,6 +122,18 @@ impl Daemon {
             Health::Unavailable => None,
             _ => self.superseded(volume).await?,
         };
+        let snapshots: Vec<_> = records
+            .iter()
+            .map(|record| SnapshotStatus {
+                scrub: remembered.scrub(record),
+                ..snapshot_status(record, &remembered.holds)
+            })
+            .collect();
+        if matches!(health, Health::Ok | Health::Retrying)
+            && let Some(damaged) = damaged(&volume.name, &snapshots)
+        {
+            (health, trouble) = (Health::Damaged, Some(damaged));
+        }
         if let Some(superseded) = &superseded {
             (health, trouble) = (Health::Stopped, Some(superseded_text(&volume.name, superseded)));
         }
@@ -132,7 +145,8 @@ impl Daemon {
             trouble,
             origin: config.origin,
             snapstore: config.snapstore,
-            snapshots: records.iter().map(|record| snapshot_status(record, &remembered.holds)).collect(),
+            snapshots,
+            scrub: volume.scrubber.progress(),
             store: seen.store,
             size: seen.size,
             used: seen.used,
@@ -167,7 +181,8 @@ impl Daemon {
             let events = state.events(&name, HISTORY_SHOWN)?;
             // Where there is no schedule, nothing is to be remembered of it.
             let since = if config.schedule.is_empty() { now } else { state.since(&name, now)? };
-            Ok(Remembered { holds, cursors, history, events, since })
+            let scrubs = state.scrubs(&name)?;
+            Ok(Remembered { holds, cursors, history, events, since, scrubs })
         };
         Ok(blocking(read).await?)
     }
@@ -180,11 +195,18 @@ struct Remembered {
     history: Vec<TransferRecord>,
     events: Vec<VolumeEvent>,
     since: Timestamp,
+    scrubs: Vec<(SnapshotGuid, ScrubReport)>,
 }
 
 impl Remembered {
     fn cursor(&self, host: &NodeName) -> Option<Cursor> {
         self.cursors.iter().find(|(of, _)| of == host).map(|(_, cursor)| *cursor)
+    }
+
+    fn scrub(&self, record: &SnapshotRecord) -> Option<ScrubReport> {
+        let (_, report) = self.scrubs.iter().find(|(of, _)| *of == record.guid())?;
+        // It may have another number since.
+        Some(ScrubReport { number: record.number(), ..report.clone() })
     }
 }
 
@@ -245,7 +267,21 @@ pub fn snapshot_status(record: &SnapshotRecord, holds: &[Hold]) -> SnapshotStatu
         size: record.size,
         digest: record.digest,
         holds: holds.iter().filter(|hold| hold.number == record.number()).cloned().collect(),
+        scrub: None,
     }
+}
+
+/// What to say of snapshots that were found to be bad.
+fn damaged(name: &VolumeName, snapshots: &[SnapshotStatus]) -> Option<String> {
+    let reports = snapshots.iter().filter_map(|snapshot| snapshot.scrub.as_ref());
+    let damaged: Vec<_> = reports.filter(|report| report.result == ScrubResult::Damaged).collect();
+    let first = damaged.first()?;
+    let more = if damaged.len() > 1 { format!(", and {} others", damaged.len() - 1) } else { String::new() };
+    let number = first.number;
+    Some(format!(
+        "snapshot {number} is damaged{more}: {}; `zumastor scrub {name} {number}` repairs it from a node that has it too",
+        left(first)
+    ))
 }
 
 /// Of the snapshots that are not there yet, those that are selected are behind.

@@ -14,7 +14,7 @@ use zumastor_core::{
 };
 use zumastor_net::{Compression, Meter, Offer, RateLimiter};
 
-use super::{snapshotter::Snapshotter, worker::Worker};
+use super::{scrub::Scrubber, snapshotter::Snapshotter, worker::Worker};
 use crate::api::{Part, Role};
 
 /// A volume that is defined on this node.
@@ -28,6 +28,8 @@ pub struct Volume {
     pub snapshotter: Snapshotter,
     /// Snapshots that are being deleted: nobody may hold them any more.
     pub doomed: Arc<Mutex<BTreeSet<SnapshotNumber>>>,
+    /// Reads its snapshots against their digests.
+    pub scrubber: Scrubber,
     stopped: RwLock<BTreeSet<Part>>,
     stores: Arc<Stores>,
     config: RwLock<VolumeConfig>,
@@ -79,6 +81,7 @@ impl Volume {
             snapshotting: tokio::sync::Mutex::default(),
             snapshotter: Snapshotter::default(),
             doomed: Arc::default(),
+            scrubber: Scrubber::default(),
             stopped: RwLock::default(),
             stores,
             config: RwLock::new(config),
@@ -196,6 +199,7 @@ impl Volume {
     /// Ends everything that takes snapshots of it and replicates it.
     pub async fn stop(&self) {
         self.snapshotter.stop().await;
+        self.scrubber.stop().await;
         self.set_puller(|| None).await;
         let targets = std::mem::take(&mut *self.targets.lock().expect("no panic while locked"));
         for target in targets.into_values() {

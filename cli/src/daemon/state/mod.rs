@@ -4,6 +4,7 @@
 
 mod epochs;
 mod schedules;
+mod scrubs;
 
 #[cfg(test)]
 mod tests;
@@ -83,6 +84,7 @@ impl State {
             txn.open_table(LINEAGES)?;
             txn.open_table(NUMBERS)?;
             txn.open_table(epochs::EPOCHS)?;
+            txn.open_table(scrubs::SCRUBS)?;
             schedules::make_tables(txn)
         })?;
         Ok(state)
@@ -206,6 +208,7 @@ impl State {
             txn.open_table(CURSORS)?.retain(|(of, _), _| of != volume)?;
             txn.open_table(HISTORY)?.retain(|(of, _), _| of != volume)?;
             txn.open_table(LINEAGES)?.remove(volume)?;
+            txn.open_table(scrubs::SCRUBS)?.retain(|(of, _), _| of != volume)?;
             schedules::forget_volume(txn, volume)
         })
     }
