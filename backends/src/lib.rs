@@ -1,6 +1,7 @@
 //! The stores that keep volumes and their snapshots, each behind `zumastor_core::SnapshotStore`.
 //!
 //! [`FileStore`] keeps a volume in an image file and its snapshots in a directory; no privileges needed.
+//! [`thin_metadata`] reads what a dm-thin pool knows of its volumes.
 //! [`open_volume`] sees from the paths which store is meant.
 
 #[cfg(feature = "conformance")]
@@ -9,6 +10,7 @@ mod faults;
 mod file;
 mod open;
 mod plain;
+pub mod thin_metadata;
 
 pub use faults::Faults;
 pub use file::{FileStore, FileStoreOptions, Mode};

@@ -11,13 +11,13 @@ use hyper::{Method, Request, Response, body::Incoming, header};
 use hyper_util::rt::TokioIo;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::net::UnixStream;
-use zumastor_core::{NodeName, SnapshotNumber, VolumeName};
+use zumastor_core::{GroupName, NodeName, SnapshotNumber, VolumeName};
 
 use crate::{
     api::{
-        AddPeer, DefineRotations, DefineSource, DefineTarget, DefineVolume, DeleteSnapshots, Outcome, Part,
-        PeerStatus, Replicate, ReplicateEvent, Resize, Scrub, ScrubEvent, SnapshotStatus, Status,
-        TakeSnapshot, VolumePlan,
+        AddPeer, DefineMaster, DefineRotations, DefineSource, DefineTarget, DefineVolume, DeleteSnapshots,
+        History, Outcome, Part, PeerStatus, Replicate, ReplicateEvent, Resize, Scrub, ScrubEvent,
+        SnapshotReport, Status, TakeSnapshot, TakenGroup, TakenSnapshot, VolumePlan,
     },
     exit::Failure,
     paths::{Paths, check_socket_path},
@@ -42,8 +42,30 @@ impl Client {
 
     /// Everything, or one volume.
     pub async fn status(&self, volume: Option<&VolumeName>) -> Result<Status, Failure> {
+        self.status_with(volume, false).await
+    }
+
+    /// Everything, or one volume; with `usage`, also what each snapshot takes.
+    pub async fn status_with(&self, volume: Option<&VolumeName>, usage: bool) -> Result<Status, Failure> {
         let path = volume.map_or_else(|| "/v1/status".to_owned(), |volume| format!("/v1/status/{volume}"));
+        self.call(Method::GET, &format!("{path}?usage={usage}"), None::<&()>).await
+    }
+
+    /// One snapshot, likewise.
+    pub async fn snapshot_report(
+        &self,
+        volume: &VolumeName,
+        number: SnapshotNumber,
+        usage: bool,
+    ) -> Result<SnapshotReport, Failure> {
+        let path = format!("/v1/status/{volume}/{number}?usage={usage}");
         self.call(Method::GET, &path, None::<&()>).await
+    }
+
+    /// `history`: at most so many entries of each kind.
+    pub async fn history(&self, volume: &VolumeName, most: Option<usize>) -> Result<History, Failure> {
+        let most = most.map(|most| format!("?most={most}")).unwrap_or_default();
+        self.call(Method::GET, &format!("/v1/volumes/{volume}/history{most}"), None::<&()>).await
     }
 
     /// `define volume`; the paths must be absolute.
@@ -55,11 +77,11 @@ impl Client {
         self.call(Method::POST, &format!("/v1/volumes/{volume}"), Some(define)).await
     }
 
-    /// `define master`, with the rotations to add or to change.
+    /// `define master`, with what is to be added or changed.
     pub async fn define_master(
         &self,
         volume: &VolumeName,
-        define: &DefineRotations,
+        define: &DefineMaster,
     ) -> Result<Outcome, Failure> {
         self.call(Method::PUT, &format!("/v1/volumes/{volume}/master"), Some(define)).await
     }
@@ -148,9 +170,19 @@ impl Client {
         &self,
         volume: &VolumeName,
         rotation: Option<&str>,
-    ) -> Result<SnapshotStatus, Failure> {
+    ) -> Result<TakenSnapshot, Failure> {
         let body = TakeSnapshot { rotation: rotation.map(str::to_owned) };
         self.call(Method::POST, &format!("/v1/volumes/{volume}/snapshots"), Some(&body)).await
+    }
+
+    /// `snapshot --group`: one of each volume of a group, or none.
+    pub async fn snapshot_group(
+        &self,
+        group: &GroupName,
+        rotation: Option<&str>,
+    ) -> Result<TakenGroup, Failure> {
+        let body = TakeSnapshot { rotation: rotation.map(str::to_owned) };
+        self.call(Method::POST, &format!("/v1/groups/{group}/snapshots"), Some(&body)).await
     }
 
     /// `hold`.

@@ -178,6 +178,7 @@ fn what_is_stopped_is_neither_sent_nor_received() {
     let dir = tempfile::tempdir().unwrap();
     let (mut alpha, mut beta) = master_and_replica(dir.path(), MIB, &["-p", "1"], &[]);
     beta.wait_until("v", "the first snapshot", |v| numbers(v) == [0]);
+    alpha.wait_until("v", "to hear of it", |v| v.targets[0].lag.common == Some(SnapshotNumber(0)));
     beta.ok(&["stop", "source", "v"]);
     alpha.ok(&["snapshot", "v"]);
     let error = alpha.fails(1, &["replicate", "v", "beta", "--wait"]);

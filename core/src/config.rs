@@ -5,10 +5,12 @@ use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::{NodeName, Selection};
+use crate::{GroupName, NodeName, Selection};
 
+mod hooks;
 mod schedule;
 
+pub use hooks::{HookKind, HooksConfig};
 pub use schedule::{CustomConfig, InvalidSchedule, ScheduleConfig};
 
 /// UDP port that nodes listen on unless told otherwise.
@@ -67,12 +69,36 @@ pub struct VolumeConfig {
     /// Present on a node that receives the volume.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source: Option<SourceConfig>,
+    /// The group of volumes that its snapshots are taken with, on the master.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub group: Option<GroupName>,
     /// How many snapshots of which rotations are kept and, on the master, when they are taken.
     #[serde(default, skip_serializing_if = "ScheduleConfig::is_empty")]
     pub schedule: ScheduleConfig,
+    /// Programs that are run around snapshots and replication.
+    #[serde(default, skip_serializing_if = "HooksConfig::is_empty")]
+    pub hooks: HooksConfig,
     /// The nodes the volume is sent to, by the name they are known under.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub target: BTreeMap<NodeName, TargetConfig>,
+}
+
+impl VolumeConfig {
+    /// A volume that is defined and nothing else.
+    pub fn new(origin: impl Into<PathBuf>, snapstore: impl Into<PathBuf>) -> Self {
+        Self {
+            origin: origin.into(),
+            snapstore: snapstore.into(),
+            metadev: None,
+            store: None,
+            master: None,
+            source: None,
+            group: None,
+            schedule: ScheduleConfig::default(),
+            hooks: HooksConfig::default(),
+            target: BTreeMap::new(),
+        }
+    }
 }
 
 /// `[master]`: this node takes the volume's snapshots.
@@ -102,6 +128,10 @@ pub struct SourceConfig {
     /// The volume's name there, if it is another.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
+    /// Seconds beyond the period that nothing may be heard before this replica is called late; half the period, and at least
+    /// a minute, when absent. Without a period all the time that is allowed, and then a day when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub margin: Option<u64>,
 }
 
 /// `[target.HOST]`: a node the volume is sent to.
@@ -126,4 +156,8 @@ pub struct TargetConfig {
     /// Send each of those snapshots, in order; otherwise the newest at the time.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub all: bool,
+    /// Seconds beyond the period that a snapshot may wait to be there before the target is called late; half the period, and
+    /// at least a minute, when absent. Without a period all the time that is allowed, and then a day when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub margin: Option<u64>,
 }

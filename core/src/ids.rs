@@ -75,6 +75,11 @@ name_type!(
     "volume"
 );
 name_type!(
+    /// The name of a group of volumes whose snapshots are taken together.
+    GroupName,
+    "group"
+);
+name_type!(
     /// What a node calls itself, and what others call it in their configuration.
     NodeName,
     "node"
@@ -88,6 +93,24 @@ pub struct SnapshotGuid(pub Uuid);
 /// merely share a name are never mixed.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Lineage(pub Uuid);
+
+/// Identity of the snapshots of several volumes that were taken together, the same on every node (UUIDv7).
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct GroupId(pub Uuid);
+
+impl GroupId {
+    const LABEL: &str = "group.";
+
+    /// As it stands among the names of a snapshot's rotations.
+    pub(crate) fn label(self) -> String {
+        format!("{}{self}", Self::LABEL)
+    }
+
+    /// Reads what [`label`](Self::label) wrote.
+    pub(crate) fn from_label(label: &str) -> Option<Self> {
+        label.strip_prefix(Self::LABEL)?.parse().ok().map(Self)
+    }
+}
 
 macro_rules! uuid_type {
     ($name:ident) => {
@@ -112,6 +135,7 @@ macro_rules! uuid_type {
     };
 }
 uuid_type!(SnapshotGuid);
+uuid_type!(GroupId);
 uuid_type!(Lineage);
 
 /// The number of a snapshot within its volume: 0, 1, 2 …, given by the master and the same on every node.

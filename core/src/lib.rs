@@ -26,13 +26,13 @@ pub use cron::{CronExpression, InvalidCron};
 pub use error::StoreError;
 pub use every::{Every, Interval, InvalidEvery};
 pub use extent::{Changes, Extent, ExtentKind};
-pub use ids::{InvalidName, Lineage, NodeName, SnapshotGuid, SnapshotNumber, VolumeName};
+pub use ids::{GroupId, GroupName, InvalidName, Lineage, NodeName, SnapshotGuid, SnapshotNumber, VolumeName};
 pub use memory::MemoryStore;
 pub use rotation::{CustomName, InvalidRotation, RotationName, RotationSpec};
 pub use selection::Selection;
 pub use store::{
-    Geometry, HeadRepair, HeadState, Repair, SnapshotReader, SnapshotStore, StagePlan, Staging, StoreInfo,
-    Usage,
+    Frozen, Geometry, HeadRepair, HeadState, Repair, SnapshotReader, SnapshotStore, SnapshotUsage, StagePlan,
+    Staging, StoreInfo, Usage, UsageBySnapshot,
 };
 pub use units::{
     HumanBytes, InvalidSize, LEAF, LEAVES_PER_SEGMENT, LeafIndex, PAGE, SEGMENT, SegmentIndex, is_zero,

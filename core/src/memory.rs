@@ -4,13 +4,13 @@ use std::{
     collections::BTreeMap,
     ops::Range,
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{Arc, Condvar, Mutex, MutexGuard},
 };
 
 use async_trait::async_trait;
 
 use crate::{
-    Changes, Extent, Geometry, HeadRepair, HeadState, LEAF, LeafIndex, NewSnapshot, PAGE, Repair,
+    Changes, Extent, Frozen, Geometry, HeadRepair, HeadState, LEAF, LeafIndex, NewSnapshot, PAGE, Repair,
     SegmentIndex, SnapshotNumber, SnapshotReader, SnapshotRecord, SnapshotStore, StagePlan, Staging,
     StoreError, StoreInfo, Usage,
     digest::{Digest, LeafTree, SegmentLeaves, Source, digest_of},
@@ -19,7 +19,13 @@ use crate::{
 
 /// A volume in memory. Clones share it, so a clone that outlives the others is the volume after a restart.
 #[derive(Debug, Clone)]
-pub struct MemoryStore(Arc<Mutex<Inner>>);
+pub struct MemoryStore(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    inner: Mutex<Inner>,
+    thawed: Condvar,
+}
 
 #[derive(Debug)]
 struct Inner {
@@ -27,6 +33,20 @@ struct Inner {
     shows: Option<SnapshotNumber>,
     snapshots: BTreeMap<SnapshotNumber, Kept>,
     staged: Option<Staged>,
+    /// So many keep the head from changing.
+    frozen: usize,
+}
+
+#[derive(Debug)]
+struct MemoryFrozen(MemoryStore);
+
+impl Frozen for MemoryFrozen {}
+
+impl Drop for MemoryFrozen {
+    fn drop(&mut self) {
+        self.0.lock().frozen -= 1;
+        self.0.0.thawed.notify_all();
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -71,12 +91,15 @@ impl MemoryStore {
     /// A volume of zeros.
     pub fn new(size: u64) -> Self {
         let head = vec![0; size as usize];
-        Self(Arc::new(Mutex::new(Inner { head, shows: None, snapshots: BTreeMap::new(), staged: None })))
+        let inner = Inner { head, shows: None, snapshots: BTreeMap::new(), staged: None, frozen: 0 };
+        Self(Arc::new(Shared { inner: Mutex::new(inner), thawed: Condvar::new() }))
     }
 
-    /// Writes to the head, as its user would.
+    /// Writes to the head, as its user would; waits while it is frozen.
     pub fn write_head(&self, offset: u64, data: &[u8]) {
-        let mut inner = self.lock();
+        let inner = self.lock();
+        let mut inner =
+            self.0.thawed.wait_while(inner, |inner| inner.frozen > 0).expect("no panic while locked");
         inner.head[offset as usize..][..data.len()].copy_from_slice(data);
         inner.shows = None;
     }
@@ -108,7 +131,7 @@ impl MemoryStore {
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.0.lock().expect("no panic while locked")
+        self.0.inner.lock().expect("no panic while locked")
     }
 }
 
@@ -139,6 +162,11 @@ impl SnapshotStore for MemoryStore {
         inner.snapshots.insert(number, Kept { record: record.clone(), content, leaves: None });
         inner.shows = Some(number);
         Ok(record)
+    }
+
+    async fn freeze(&self) -> Result<Option<Box<dyn Frozen>>, StoreError> {
+        self.lock().frozen += 1;
+        Ok(Some(Box::new(MemoryFrozen(self.clone()))))
     }
 
     async fn delete_snapshot(&self, number: SnapshotNumber) -> Result<(), StoreError> {

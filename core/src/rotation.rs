@@ -4,7 +4,7 @@ use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Every, InvalidEvery, InvalidName, every::as_text};
+use crate::{Every, GroupId, InvalidEvery, InvalidName, every::as_text};
 
 /// The name of a rotation. Shown and sorted from `hourly` to `monthly`, custom ones last.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -103,7 +103,10 @@ impl FromStr for CustomName {
 
     fn from_str(name: &str) -> Result<Self, InvalidRotation> {
         let lower = name.to_ascii_lowercase();
-        if RotationName::builtin(&lower).is_some() || lower == "manual" {
+        if RotationName::builtin(&lower).is_some()
+            || lower == "manual"
+            || GroupId::from_label(&lower).is_some()
+        {
             return Err(InvalidRotation::Reserved(name.to_owned()));
         }
         InvalidName::check("rotation", name)?;

@@ -25,6 +25,12 @@ pub trait SnapshotStore: fmt::Debug + Send + Sync + 'static {
     /// Freezes the head's content as a snapshot. On error no snapshot exists.
     async fn create_snapshot(&self, new: NewSnapshot) -> Result<SnapshotRecord, StoreError>;
 
+    /// Keeps who writes to the head waiting until the answer is dropped, so that snapshots of several volumes can be of
+    /// one moment; [`create_snapshot`](Self::create_snapshot) works meanwhile. Nothing where a store cannot.
+    async fn freeze(&self) -> Result<Option<Box<dyn Frozen>>, StoreError> {
+        Ok(None)
+    }
+
     /// Deletes a snapshot, and what no other snapshot needs of its data. Readers that are open stay valid.
     async fn delete_snapshot(&self, number: SnapshotNumber) -> Result<(), StoreError>;
 
@@ -114,9 +120,21 @@ pub trait SnapshotStore: fmt::Debug + Send + Sync + 'static {
         Ok(self.usage().await?.free)
     }
 
+    /// What each snapshot takes, for those who ask in so many words: it may look at everything that the store has. Nothing
+    /// where a store cannot tell.
+    ///
+    /// What only one snapshot uses is its own alone: neither another snapshot, nor the head, nor what is staged has it.
+    /// Deleting the snapshot frees about as much, and leaves what the others have to themselves as it is or larger.
+    async fn usage_by_snapshot(&self) -> Result<Option<UsageBySnapshot>, StoreError> {
+        Ok(None)
+    }
+
     /// What can be mounted: the head, or a snapshot.
     fn device(&self, which: Option<SnapshotNumber>) -> Option<PathBuf>;
 }
+
+/// A head that is kept from changing. Dropping it lets it go.
+pub trait Frozen: fmt::Debug + Send + Sync {}
 
 /// Size of a volume and unit of allocation of its store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -155,6 +173,33 @@ pub struct Usage {
     pub used: u64,
     /// Free for new data.
     pub free: u64,
+}
+
+/// What the snapshots of a store take, in bytes of the medium.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UsageBySnapshot {
+    /// Each snapshot, in ascending order of number; one that went meanwhile may be missing.
+    pub snapshots: Vec<SnapshotUsage>,
+    /// What deleting all of them would free: at least the sum of what each has to itself.
+    pub all: u64,
+}
+
+/// What one snapshot takes, in bytes of the medium.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotUsage {
+    /// The snapshot.
+    pub number: SnapshotNumber,
+    /// Of the blocks that hold its content, whoever else uses them. What reads as zeros may take none.
+    pub referenced: u64,
+    /// Of those, the ones that nothing else uses: about what deleting it would free.
+    pub exclusive: u64,
+}
+
+impl SnapshotUsage {
+    /// Of the blocks that another snapshot, the head or what is staged uses as well.
+    pub fn shared(&self) -> u64 {
+        self.referenced.saturating_sub(self.exclusive)
+    }
 }
 
 /// Reads one snapshot. Blocking.

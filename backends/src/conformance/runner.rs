@@ -7,7 +7,7 @@ use std::{
 
 use zumastor_core::{
     Changes, ExtentKind, HeadState, LEAF, LeafIndex, Lineage, NewSnapshot, SegmentIndex, SnapshotNumber,
-    SnapshotReader, SnapshotStore, StoreError, is_zero, scrub,
+    SnapshotReader, SnapshotStore, StoreError, UsageBySnapshot, is_zero, scrub,
 };
 
 use super::{
@@ -152,12 +152,14 @@ impl Run<'_> {
                 let Some(number) = model.pick(*pick) else { return Ok(()) };
                 let reader = store.open_snapshot(number).await?;
                 let kept = model.snapshots.remove(&number).expect("picked");
+                let before = store.usage_by_snapshot().await?;
                 if matches!(op, Op::DeleteWhileRead(_)) {
                     self.readers.push((reader, kept.content));
                 } else {
                     drop(reader);
                 }
                 store.delete_snapshot(number).await?;
+                check_freed(number, before, store.usage_by_snapshot().await?, store.geometry()?.chunk);
                 assert!(matches!(store.delete_snapshot(number).await, Err(StoreError::NotFound { .. })));
                 assert!(matches!(store.open_snapshot(number).await, Err(StoreError::NotFound { .. })));
             }
@@ -339,6 +341,13 @@ impl Run<'_> {
         for (reader, content) in &self.readers {
             assert!(*content == **reader, "a reader of a deleted snapshot after {op:?}");
         }
+        if let Some(usage) = store.usage_by_snapshot().await.expect("looks at what snapshots take") {
+            let numbers: Vec<_> = usage.snapshots.iter().map(|usage| usage.number).collect();
+            assert!(numbers.iter().eq(self.model.snapshots.keys()), "usage of {numbers:?} after {op:?}");
+            let sane = usage.snapshots.iter().all(|usage| usage.exclusive <= usage.referenced);
+            let own: u64 = usage.snapshots.iter().map(|usage| usage.exclusive).sum();
+            assert!(sane && own <= usage.all, "{usage:?} after {op:?}");
+        }
         self.verify_changes(&*store, op).await;
     }
 
@@ -358,6 +367,33 @@ impl Run<'_> {
         }
     }
 }
+
+/// Deleting a snapshot frees about what it had to itself, and nobody has less to themselves than before.
+fn check_freed(
+    number: SnapshotNumber,
+    before: Option<UsageBySnapshot>,
+    after: Option<UsageBySnapshot>,
+    chunk: u64,
+) {
+    let (Some(before), Some(after)) = (before, after) else { return };
+    let context = || format!("deleting {number}: {before:?}, then {after:?}");
+    let own = |usage: &UsageBySnapshot, number| {
+        let found = usage.snapshots.iter().find(|usage| usage.number == number);
+        found.map(|usage| usage.exclusive)
+    };
+    let freed = own(&before, number).unwrap_or_else(|| panic!("not counted: {}", context()));
+    assert_eq!(own(&after, number), None, "{}", context());
+    // Not to the byte: what was shared may have been written anew in larger pieces, or moved.
+    let slack = SLACK_CHUNKS * chunk + freed / 4;
+    assert!((before.all - freed).abs_diff(after.all) <= slack, "{}", context());
+    for usage in &after.snapshots {
+        let least = own(&before, usage.number).unwrap_or(0).saturating_sub(slack);
+        assert!(usage.exclusive >= least, "{}", context());
+    }
+}
+
+/// By so many chunks usage may be wrong.
+const SLACK_CHUNKS: u64 = 2;
 
 fn check_changes(
     changes: &Changes,

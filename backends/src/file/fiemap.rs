@@ -25,23 +25,57 @@ pub(crate) fn map_synced(file: &File, window: &Range<u64>) -> io::Result<Vec<Map
 
 fn map_as(file: &File, window: &Range<u64>, flags: u32) -> io::Result<Vec<Mapped>> {
     let mut parts = Vec::new();
+    each_extent(file, window, flags, |extent| {
+        // Preallocated blocks that were never written read as zeros.
+        if extent.flags & UNWRITTEN != 0 {
+            return;
+        }
+        let start = extent.logical.max(window.start);
+        let end = extent.logical.saturating_add(extent.length).min(window.end);
+        let disk = (extent.flags & VAGUE == 0).then(|| extent.physical + (start - extent.logical));
+        if start < end {
+            parts.push(Mapped { range: start..end, disk });
+        }
+    })?;
+    Ok(parts)
+}
+
+/// The blocks that a file has, preallocated ones as well.
+#[derive(Debug, Default)]
+pub(crate) struct Blocks {
+    /// Where they lie on the disk, in the order of the file.
+    pub certain: Vec<Range<u64>>,
+    /// Bytes of those whose place is not certain, and that no other file shares.
+    pub alone: u64,
+    /// Bytes of those whose place is not certain, and that another file shares.
+    pub shared: u64,
+}
+
+/// Finds the blocks of a file; asks nothing to be written to the disk.
+pub(crate) fn blocks(file: &File) -> io::Result<Blocks> {
+    let mut blocks = Blocks::default();
+    each_extent(file, &(0..i64::MAX as u64), 0, |extent| {
+        match (extent.flags & VAGUE == 0, extent.flags & SHARED == 0) {
+            (true, _) => blocks.certain.push(extent.physical..extent.physical.saturating_add(extent.length)),
+            (false, true) => blocks.alone += extent.length,
+            (false, false) => blocks.shared += extent.length,
+        }
+    })?;
+    Ok(blocks)
+}
+
+fn each_extent(
+    file: &File,
+    window: &Range<u64>,
+    flags: u32,
+    mut visit: impl FnMut(&RawExtent),
+) -> io::Result<()> {
     let mut request = Request::new();
     let mut position = window.start;
     while position < window.end {
         let count = request.run(file, position..window.end, flags)?;
         let extents = &request.extents[..count];
-        for extent in extents {
-            // Preallocated blocks that were never written read as zeros.
-            if extent.flags & UNWRITTEN != 0 {
-                continue;
-            }
-            let start = extent.logical.max(window.start);
-            let end = extent.logical.saturating_add(extent.length).min(window.end);
-            let disk = (extent.flags & VAGUE == 0).then(|| extent.physical + (start - extent.logical));
-            if start < end {
-                parts.push(Mapped { range: start..end, disk });
-            }
-        }
+        extents.iter().for_each(&mut visit);
         match extents.last() {
             Some(last) if last.flags & LAST == 0 && last.logical + last.length > position => {
                 position = last.logical + last.length;
@@ -49,7 +83,7 @@ fn map_as(file: &File, window: &Range<u64>, flags: u32) -> io::Result<Vec<Mapped
             _ => break,
         }
     }
-    Ok(parts)
+    Ok(())
 }
 
 /// Adds to `changes` where `target` differs from `base` within `window`, by their maps. Same disk address at the same
@@ -137,6 +171,8 @@ const UNWRITTEN: u32 = 0x800;
 /// or the data lie within a block of metadata: nothing to compare by.
 const VAGUE: u32 = 0x2 | 0x4 | 0x8 | 0x80 | 0x100 | 0x200 | 0x400;
 const SYNC: u32 = 0x1;
+/// Some other file has these blocks as well.
+const SHARED: u32 = 0x2000;
 const BATCH: usize = 1024;
 
 /// `struct fiemap_extent`.

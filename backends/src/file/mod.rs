@@ -21,8 +21,10 @@ mod reflink;
 mod renumber;
 mod repair;
 mod runs;
+mod shares;
 mod stage;
 mod staging;
+mod usage;
 mod vouch;
 
 use std::{
@@ -37,7 +39,7 @@ pub use header::Mode;
 pub(crate) use header::store_id;
 use zumastor_core::{
     Changes, Geometry, HeadState, NewSnapshot, Repair, SnapshotNumber, SnapshotReader, SnapshotRecord,
-    SnapshotStore, StagePlan, Staging, StoreError, StoreInfo, Usage, digest::LeafTree,
+    SnapshotStore, StagePlan, Staging, StoreError, StoreInfo, Usage, UsageBySnapshot, digest::LeafTree,
 };
 
 use crate::Faults;
@@ -199,6 +201,10 @@ impl SnapshotStore for FileStore {
 
     async fn free(&self) -> Result<u64, StoreError> {
         self.blocking(|inner| inner.free()).await
+    }
+
+    async fn usage_by_snapshot(&self) -> Result<Option<UsageBySnapshot>, StoreError> {
+        self.blocking(|inner| inner.usage_by_snapshot().map(Some)).await
     }
 
     fn device(&self, which: Option<SnapshotNumber>) -> Option<PathBuf> {

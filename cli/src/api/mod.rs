@@ -2,10 +2,12 @@
 //!
 //! | method and path | body | answer |
 //! |---|---|---|
-//! | `GET /status`, `GET /status/VOLUME` | | [`Status`] |
+//! | `GET /status`, `GET /status/VOLUME` | | [`Status`]; with `?usage=true`, also what each snapshot takes |
+//! | `GET /status/VOLUME/NUMBER` | | [`SnapshotReport`], likewise |
+//! | `GET /volumes/VOLUME/history`, with `?most=N` | | [`History`] |
 //! | `POST /volumes/VOLUME` | [`DefineVolume`] | [`Outcome`] |
 //! | `DELETE /volumes/VOLUME` | | [`Outcome`] |
-//! | `PUT /volumes/VOLUME/master` | [`DefineRotations`] or none | [`Outcome`] |
+//! | `PUT /volumes/VOLUME/master` | [`DefineMaster`] or none | [`Outcome`] |
 //! | `POST /volumes/VOLUME/promote` | | [`Outcome`] |
 //! | `PUT /volumes/VOLUME/schedule` | [`DefineRotations`] | [`Outcome`] |
 //! | `DELETE /volumes/VOLUME/schedule` | | [`Outcome`] |
@@ -15,7 +17,8 @@
 //! | `DELETE /volumes/VOLUME/source` | | [`Outcome`] |
 //! | `PUT /volumes/VOLUME/targets` | [`DefineTarget`] | [`Outcome`] |
 //! | `DELETE /volumes/VOLUME/targets/HOST` | | [`Outcome`] |
-//! | `POST /volumes/VOLUME/snapshots` | [`TakeSnapshot`] or none | [`SnapshotStatus`] |
+//! | `POST /volumes/VOLUME/snapshots` | [`TakeSnapshot`] or none | [`TakenSnapshot`] |
+//! | `POST /groups/GROUP/snapshots` | [`TakeSnapshot`] or none | [`TakenGroup`] |
 //! | `DELETE /volumes/VOLUME/snapshots` | [`DeleteSnapshots`] | [`Outcome`] |
 //! | `PUT`, `DELETE /volumes/VOLUME/snapshots/NUMBER/holds/NAME` | | [`Outcome`] |
 //! | `POST /volumes/VOLUME/snapshots/NUMBER/revert` | | [`Outcome`] |
@@ -29,6 +32,8 @@
 //!
 //! Every error is a [`Failure`]. Snapshot numbers are numbers; a local one is 2^48 and more.
 
+mod history;
+mod hooks;
 mod schedule;
 mod scrub;
 mod status;
@@ -39,6 +44,8 @@ use serde::{Deserialize, Serialize};
 use zumastor_core::{NodeName, SnapshotNumber, config::TargetConfig};
 use zumastor_net::{Progress, PullSummary};
 
+pub use history::*;
+pub use hooks::*;
 pub use schedule::*;
 pub use scrub::*;
 pub use status::*;
@@ -74,6 +81,9 @@ pub struct DefineSource {
     pub period: Option<u64>,
     /// The volume's name there.
     pub name: Option<String>,
+    /// Seconds beyond the period that nothing may be heard before it is called late.
+    #[serde(default)]
+    pub margin: Option<u64>,
     /// Make a master a replica without asking.
     #[serde(default)]
     pub yes: bool,

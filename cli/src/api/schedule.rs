@@ -1,12 +1,31 @@
 //! Rotations, what becomes of snapshots because of them, and what is stopped.
 
-use std::fmt;
+use std::{collections::BTreeMap, fmt};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use zumastor_core::{Every, NodeName, RotationName, RotationSpec, SnapshotNumber, VolumeName};
+use zumastor_core::{
+    Every, GroupId, GroupName, NodeName, RotationName, RotationSpec, SnapshotNumber, VolumeName,
+};
 
-/// `define schedule`, and `define master` with rotations. Rotations that are not named stay as they are.
+use super::SnapshotStatus;
+
+/// `define master`. Rotations that are not named stay as they are.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DefineMaster {
+    /// The rotations to add or to change.
+    #[serde(default)]
+    pub rotations: Vec<Rotation>,
+    /// The group to be of from now on; without it, that stays as it is.
+    #[serde(default)]
+    pub group: Option<GroupName>,
+    /// Be of no group any more.
+    #[serde(default)]
+    pub no_group: bool,
+}
+
+/// `define schedule`. Rotations that are not named stay as they are.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DefineRotations {
@@ -44,6 +63,29 @@ pub struct TakeSnapshot {
     /// The rotation it belongs to; without one it is manual.
     #[serde(default)]
     pub rotation: Option<String>,
+}
+
+/// A snapshot that was taken.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TakenSnapshot {
+    /// The snapshot.
+    #[serde(flatten)]
+    pub snapshot: SnapshotStatus,
+    /// What went wrong afterwards: it exists all the same.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
+}
+
+/// The snapshots of a group, taken together.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TakenGroup {
+    /// The identity that they share.
+    pub group: GroupId,
+    /// One of each volume.
+    pub snapshots: BTreeMap<VolumeName, TakenSnapshot>,
+    /// What went wrong afterwards: they exist all the same.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
 }
 
 /// `delete`: all of these, or none if one of them must stay.
@@ -114,6 +156,8 @@ pub enum EventKind {
     Deleted,
     /// A scheduled snapshot could not be taken.
     Failed,
+    /// A hook failed.
+    Hook,
 }
 
 /// A part of a volume's work that can be stopped. As text `volume`, `master`, `source` or `target HOST`.

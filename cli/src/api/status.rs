@@ -5,13 +5,13 @@ use std::{net::SocketAddr, path::PathBuf};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use zumastor_core::{
-    Hold, NodeName, SnapshotGuid, SnapshotNumber, StoreInfo, VolumeName,
+    GroupId, GroupName, Hold, NodeName, SnapshotGuid, SnapshotNumber, StoreInfo, VolumeName,
     config::{SourceConfig, TargetConfig},
     digest::Digest,
 };
 use zumastor_net::{Progress, PullSummary};
 
-use super::{Part, ScheduleStatus, ScrubReport, VolumeEvent};
+use super::{HookRun, Part, ScheduleStatus, ScrubReport, VolumeEvent};
 
 /// Version of [`Status`]: raised when a field changes its meaning or goes away.
 pub const STATUS_SCHEMA: u32 = 1;
@@ -68,6 +68,9 @@ pub struct VolumeStatus {
     pub used: Option<u64>,
     /// Bytes free for more.
     pub free: Option<u64>,
+    /// Bytes that deleting all snapshots would free, if that was asked for and can be told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub all_snapshots: Option<u64>,
     /// What the head shows.
     pub head: Option<HeadStatus>,
     /// The snapshots, in ascending order.
@@ -92,6 +95,12 @@ pub struct VolumeStatus {
     /// What happened to its snapshots, the newest first.
     #[serde(default)]
     pub events: Vec<VolumeEvent>,
+    /// The group of volumes that its snapshots are taken with.
+    #[serde(default)]
+    pub group: Option<GroupName>,
+    /// What its hooks did last, or do now, since the daemon was started.
+    #[serde(default)]
+    pub hooks: Vec<HookRun>,
 }
 
 /// What this node is for a volume.
@@ -125,6 +134,8 @@ pub enum Health {
     Ok,
     /// Something failed and will be tried again.
     Retrying,
+    /// This replica or a target is further behind than it may be.
+    Late,
     /// A person has to decide.
     Stopped,
     /// A scrub found bad bytes in a snapshot, and they are bad still.
@@ -159,6 +170,9 @@ pub struct SnapshotStatus {
     /// The rotations it belongs to; none if it is manual.
     #[serde(default)]
     pub rotations: Vec<String>,
+    /// The identity that it shares with the snapshots of other volumes that were taken together with it.
+    #[serde(default)]
+    pub group: Option<GroupId>,
     /// Size of the volume at that moment.
     pub size: u64,
     /// Digest of its content, once it has been computed.
@@ -168,6 +182,38 @@ pub struct SnapshotStatus {
     /// What came of the last scrub of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scrub: Option<ScrubReport>,
+    /// What can be mounted or read as a file, where there is such a thing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<PathBuf>,
+    /// What it takes, if that was asked for and can be told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub usage: Option<SpaceOfSnapshot>,
+}
+
+/// What a snapshot takes, in bytes of the medium.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SpaceOfSnapshot {
+    /// Of the blocks that hold its content.
+    pub referenced: u64,
+    /// Of those, the ones that nothing else uses: about what deleting it would free.
+    pub exclusive: u64,
+    /// Of those, the ones that another snapshot or the head uses as well.
+    pub shared: u64,
+}
+
+/// One snapshot: the answer to `status VOLUME SNAPSHOT`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotReport {
+    /// [`STATUS_SCHEMA`].
+    pub schema: u32,
+    /// The node that has it.
+    pub node: NodeName,
+    /// The volume.
+    pub volume: VolumeName,
+    /// What this node is for the volume.
+    pub role: Role,
+    /// The snapshot.
+    pub snapshot: SnapshotStatus,
 }
 
 /// The upstream of a replica.
@@ -213,6 +259,16 @@ pub struct Lag {
     pub behind: u64,
     /// Age of the newest common snapshot: so old is what the downstream shows. Grows while a peer is silent.
     pub age_seconds: Option<u64>,
+    /// At the upstream, how long the oldest snapshot that the downstream is to have and has not has been there; at the
+    /// downstream, for how long nothing has been heard. Grows while a peer is silent.
+    #[serde(default)]
+    pub waiting_seconds: u64,
+    /// How long that may be: the period and a margin.
+    #[serde(default)]
+    pub allowed_seconds: u64,
+    /// By how much it is longer than that, if it is, and nobody stopped this.
+    #[serde(default)]
+    pub late_seconds: Option<u64>,
 }
 
 /// What a replication is doing.
@@ -279,6 +335,9 @@ pub struct WorkError {
     pub at: Timestamp,
     /// Whether a person has to do something about it.
     pub permanent: bool,
+    /// What to do about it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remedy: Option<String>,
 }
 
 /// What came of a replication.

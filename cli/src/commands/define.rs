@@ -2,11 +2,11 @@
 
 use std::path::PathBuf;
 
-use zumastor_core::{Selection, VolumeName, config::TargetConfig, parse_size};
+use zumastor_core::{GroupName, Selection, VolumeName, config::TargetConfig, parse_size};
 
 use super::{confirm::confirmed, rotations::Rotations, volume_name};
 use crate::{
-    api::{DefineSource, DefineTarget, DefineVolume},
+    api::{DefineMaster, DefineSource, DefineTarget, DefineVolume},
     client::Client,
     exit::Failure,
     ui,
@@ -62,6 +62,12 @@ pub struct Master {
     volume: VolumeName,
     #[command(flatten)]
     rotations: Rotations,
+    /// Take its snapshots together with those of the other volumes of this group
+    #[arg(short, long)]
+    group: Option<GroupName>,
+    /// Take its snapshots by themselves again
+    #[arg(long, conflicts_with = "group")]
+    no_group: bool,
 }
 
 /// Say how many snapshots of which rotations are kept here
@@ -92,6 +98,10 @@ pub struct Source {
     /// The volume's name there, if it is another
     #[arg(short, long, value_name = "REMOTE", value_parser = volume_name)]
     name: Option<VolumeName>,
+    /// Call this replica late when nothing was heard for the period and so many seconds [default: half the period, at least
+    /// 60; without a period, a day in all]
+    #[arg(long, value_name = "SECONDS")]
+    margin: Option<u64>,
     /// Do not ask before a master is made a replica
     #[arg(short, long)]
     yes: bool,
@@ -124,6 +134,10 @@ pub struct Target {
     /// Send each of those snapshots, in order [default: the newest at the time]
     #[arg(long)]
     pub all: bool,
+    /// Call the target late when a snapshot has waited for the period and so many seconds [default: half the period, at
+    /// least 60; without a period, a day in all]
+    #[arg(long, value_name = "SECONDS")]
+    pub margin: Option<u64>,
 }
 
 pub async fn run(args: Args, client: Client) -> Result<(), Failure> {
@@ -137,22 +151,33 @@ pub async fn run(args: Args, client: Client) -> Result<(), Failure> {
                 async |yes| client.define_volume(&volume, &DefineVolume { yes, ..define.clone() }).await;
             confirmed(yes, attempt).await?
         }
-        What::Master(Master { volume, rotations }) => {
-            client.define_master(&volume, &rotations.define()).await?
+        What::Master(Master { volume, rotations, group, no_group }) => {
+            let define = DefineMaster { rotations: rotations.define().rotations, group, no_group };
+            client.define_master(&volume, &define).await?
         }
         What::Schedule(Schedule { volume, rotations }) => {
             client.define_schedule(&volume, &rotations.define()).await?
         }
-        What::Source(Source { volume, host, period, name, yes }) => {
-            let define = DefineSource { host, period, name: name.map(String::from), yes };
+        What::Source(Source { volume, host, period, name, margin, yes }) => {
+            let define = DefineSource { host, period, name: name.map(String::from), margin, yes };
             let attempt =
                 async |yes| client.define_source(&volume, &DefineSource { yes, ..define.clone() }).await;
             confirmed(yes, attempt).await?
         }
-        What::Target(Target { volume, host, period, name, ratelimit, uncompressed, rotations, all }) => {
+        What::Target(Target {
+            volume,
+            host,
+            period,
+            name,
+            ratelimit,
+            uncompressed,
+            rotations,
+            all,
+            margin,
+        }) => {
             let rotations = Selection::new(rotations).map_err(|error| Failure::usage(error.to_string()))?;
             let name = name.map(String::from);
-            let options = TargetConfig { period, name, ratelimit, uncompressed, rotations, all };
+            let options = TargetConfig { period, name, ratelimit, uncompressed, rotations, all, margin };
             client.define_target(&volume, &DefineTarget { host, options }).await?
         }
     };

@@ -7,7 +7,9 @@ mod delete;
 mod demo;
 mod digest;
 mod forget;
+mod history;
 mod hold;
+mod hook_lines;
 mod parts;
 mod peer;
 mod plan;
@@ -57,6 +59,7 @@ enum Command {
     Resize(resize::Args),
     Scrub(scrub::Args),
     Status(status::Args),
+    History(history::Args),
     Peer(peer::Args),
     Hold(hold::HoldArgs),
     Release(hold::ReleaseArgs),
@@ -84,6 +87,7 @@ pub fn run() -> ExitCode {
         Command::Resize(args) => with_client(async |client| resize::run(args, client).await),
         Command::Scrub(args) => with_client(async |client| scrub::run(args, client).await),
         Command::Status(args) => with_client(async |client| status::run(args, client).await),
+        Command::History(args) => with_client(async |client| history::run(args, client).await),
         Command::Peer(args) => with_client(async |client| peer::run(args, client).await),
         Command::Hold(args) => with_client(async |client| hold::hold(args, client).await),
         Command::Release(args) => with_client(async |client| hold::release(args, client).await),

@@ -1,13 +1,16 @@
 //! `zumastor status`
 
-use jiff::Timestamp;
-use zumastor_core::{HumanBytes, NodeName, VolumeName};
+mod one;
+mod watch;
 
-use super::volume_name;
+use jiff::Timestamp;
+use zumastor_core::{HumanBytes, NodeName, SnapshotNumber, VolumeName};
+
+use super::{hook_lines, snapshot_number, volume_name};
 use crate::{
     api::{
-        EventKind, HeadStatus, Health, Lag, Role, ScrubResult, SnapshotStatus, Status, VolumeStatus,
-        WorkState, WorkStatus,
+        EventKind, HeadStatus, Health, Lag, Role, ScrubResult, SnapshotReport, SnapshotStatus, Status,
+        VolumeEvent, VolumeStatus, WorkState, WorkStatus,
     },
     client::Client,
     exit::Failure,
@@ -15,23 +18,72 @@ use crate::{
 };
 
 /// Show how the volumes are doing; of one volume, also its snapshots
+///
+/// LATE is what is further behind than its period and a margin (`--margin` of `define target` and `define source`) allow.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Name of a volume [default: all]
     #[arg(value_parser = volume_name)]
     volume: Option<VolumeName>,
+    /// Number of a snapshot of that volume, to see it alone
+    #[arg(value_parser = snapshot_number)]
+    snapshot: Option<SnapshotNumber>,
+    /// Also show what each snapshot takes, and what deleting it would free; this may take a while
+    #[arg(short, long)]
+    usage: bool,
     /// As JSON; its field `schema` says which version
     #[arg(long)]
     json: bool,
+    /// Show it again every so many seconds until interrupted; with --json, one object a line
+    #[arg(short, long, value_name = "SECONDS", num_args = 0..=1, require_equals = true, default_missing_value = "2",
+        value_parser = clap::value_parser!(u64).range(1..=86400))]
+    watch: Option<u64>,
 }
 
 pub async fn run(args: Args, client: Client) -> Result<(), Failure> {
-    let status = client.status(args.volume.as_ref()).await?;
-    if args.json {
-        return ui::answer(serde_json::to_string_pretty(&status).map_err(Failure::doing("writing JSON"))?);
+    if let Some(seconds) = args.watch {
+        return watch::run(&args, &client, seconds).await;
     }
-    let text = human(&status, args.volume.is_some(), Timestamp::now());
-    ui::answer(text.trim_end())
+    let shown = look(&args, &client).await?;
+    match args.json {
+        true => ui::answer(shown.json(true)?),
+        false => ui::answer(shown.text(args.volume.is_some(), Timestamp::now()).trim_end()),
+    }
+}
+
+/// What is to be shown.
+enum Shown {
+    Status(Box<Status>),
+    Snapshot(Box<SnapshotReport>),
+}
+
+async fn look(args: &Args, client: &Client) -> Result<Shown, Failure> {
+    Ok(match (&args.volume, args.snapshot) {
+        (Some(volume), Some(number)) => {
+            Shown::Snapshot(Box::new(client.snapshot_report(volume, number, args.usage).await?))
+        }
+        (volume, _) => Shown::Status(Box::new(client.status_with(volume.as_ref(), args.usage).await?)),
+    })
+}
+
+impl Shown {
+    fn json(&self, pretty: bool) -> Result<String, Failure> {
+        let text = match (self, pretty) {
+            (Self::Status(status), true) => serde_json::to_string_pretty(status),
+            (Self::Status(status), false) => serde_json::to_string(status),
+            (Self::Snapshot(report), true) => serde_json::to_string_pretty(report),
+            (Self::Snapshot(report), false) => serde_json::to_string(report),
+        };
+        text.map_err(Failure::doing("writing JSON"))
+    }
+
+    /// For people.
+    fn text(&self, one: bool, now: Timestamp) -> String {
+        match self {
+            Self::Status(status) => human(status, one, now),
+            Self::Snapshot(report) => one::text(report, now),
+        }
+    }
 }
 
 /// The status for people.
@@ -46,7 +98,7 @@ fn human(status: &Status, one: bool, now: Timestamp) -> String {
     }
     for volume in &status.volumes {
         out.line(0, "");
-        volume_lines(&mut out, volume, now);
+        volume_lines(&mut out, volume, one, now);
         if one {
             snapshot_lines(&mut out, volume, now);
             event_lines(&mut out, volume, now);
@@ -55,24 +107,16 @@ fn human(status: &Status, one: bool, now: Timestamp) -> String {
     out.0
 }
 
-fn volume_lines(out: &mut Lines, volume: &VolumeStatus, now: Timestamp) {
-    let role = match volume.role {
-        Role::Master => "master",
-        Role::Replica => "replica",
-        Role::Undecided => "neither master nor replica yet",
-    };
-    let health = match volume.health {
-        Health::Ok => "ok",
-        Health::Retrying => "TROUBLE, trying again",
-        Health::Stopped => "STOPPED",
-        Health::Damaged => "DAMAGED",
-        Health::Unavailable => "UNAVAILABLE",
-    };
+fn volume_lines(out: &mut Lines, volume: &VolumeStatus, one: bool, now: Timestamp) {
+    let (role, health) = (role(volume.role), health(volume.health));
     let size = volume.size.map(|size| format!(", {}", HumanBytes(size))).unwrap_or_default();
     out.line(0, format!("{}  {role}{size}  {health}", volume.name));
     // What a replication says for itself, stands there.
     let works = volume.source.iter().map(|source| &source.work).chain(volume.targets.iter().map(|t| &t.work));
-    let told = |trouble: &String| works.clone().any(|w| w.error.as_ref().is_some_and(|e| e.text == *trouble));
+    let told = |trouble: &String| {
+        let late = volume.health == Health::Late;
+        late || works.clone().any(|w| w.error.as_ref().is_some_and(|e| e.text == *trouble))
+    };
     if let Some(trouble) = volume.trouble.as_ref().filter(|trouble| !told(trouble)) {
         out.line(1, trouble);
     }
@@ -95,9 +139,13 @@ fn volume_lines(out: &mut Lines, volume: &VolumeStatus, now: Timestamp) {
         let age = Span(seconds(newest.created, now));
         format!(", newest {} of {} ({age} ago)", newest.number, newest.name)
     });
-    out.line(1, format!("snapshots  {}{newest}", volume.snapshots.len()));
+    let all = volume.all_snapshots.map(|all| format!(", all together free {}", HumanBytes(all)));
+    out.line(1, format!("snapshots  {}{newest}{}", volume.snapshots.len(), all.unwrap_or_default()));
     schedule_lines(out, volume, now);
     scrub_lines(out, volume, now);
+    for (indent, line) in hook_lines::lines(volume, one, now) {
+        out.line(indent, line);
+    }
     if let Some(caution) = volume.store.as_ref().and_then(|store| store.caution.as_ref()) {
         out.line(1, format!("caution    {caution}"));
     }
@@ -176,14 +224,42 @@ fn scrub_lines(out: &mut Lines, volume: &VolumeStatus, now: Timestamp) {
 
 fn event_lines(out: &mut Lines, volume: &VolumeStatus, now: Timestamp) {
     for event in &volume.events {
-        let ago = Span(seconds(event.at, now));
-        let number = event.number.map(|number| format!("snapshot {number} ")).unwrap_or_default();
-        let what = match event.what {
-            EventKind::Dropped => "dropped",
-            EventKind::Deleted => "deleted",
-            EventKind::Failed => "scheduled snapshot failed",
-        };
-        out.line(1, format!("{number}{what} {ago} ago: {}", event.text));
+        out.line(1, format!("{}: {}", event_text(event, Span(seconds(event.at, now))), event.text));
+    }
+}
+
+fn event_text(event: &VolumeEvent, ago: Span) -> String {
+    format!("{} {ago} ago", event_name(event))
+}
+
+/// What happened, to which snapshot.
+pub fn event_name(event: &VolumeEvent) -> String {
+    let number = event.number.map(|number| format!("snapshot {number} ")).unwrap_or_default();
+    let what = match event.what {
+        EventKind::Dropped => "dropped",
+        EventKind::Deleted => "deleted",
+        EventKind::Failed => "scheduled snapshot failed",
+        EventKind::Hook => "hook failed",
+    };
+    format!("{number}{what}")
+}
+
+fn role(role: Role) -> &'static str {
+    match role {
+        Role::Master => "master",
+        Role::Replica => "replica",
+        Role::Undecided => "neither master nor replica yet",
+    }
+}
+
+fn health(health: Health) -> &'static str {
+    match health {
+        Health::Ok => "ok",
+        Health::Retrying => "TROUBLE, trying again",
+        Health::Late => "LATE",
+        Health::Stopped => "STOPPED",
+        Health::Damaged => "DAMAGED",
+        Health::Unavailable => "UNAVAILABLE",
     }
 }
 
@@ -218,6 +294,10 @@ fn work_lines(out: &mut Lines, work: &WorkStatus, volume: &VolumeName, host: &No
     }
     if let Some(error) = &work.error {
         out.line(3, format!("error: {} ({} ago)", error.text, Span(seconds(error.at, now))));
+        // A remedy that was told with the state above is told once.
+        if let Some(remedy) = error.remedy.as_ref().filter(|_| !error.permanent) {
+            out.line(3, format!("remedy: {remedy}"));
+        }
     }
 }
 
@@ -225,22 +305,45 @@ fn snapshot_lines(out: &mut Lines, volume: &VolumeStatus, now: Timestamp) {
     if volume.snapshots.is_empty() {
         return;
     }
+    let grouped = volume.snapshots.iter().any(|snapshot| snapshot.group.is_some());
+    let measured = volume.snapshots.iter().any(|snapshot| snapshot.usage.is_some());
+    let space = |referenced: &str, own: &str| {
+        if measured { format!("  {referenced:>10}  {own:>10}") } else { String::new() }
+    };
     out.line(
         1,
         format!(
-            "{:>6}  {:19}  {:>10}  {:>10}  {:16}  {:12}  held by",
-            "number", "taken", "age", "size", "digest", "rotations"
+            "{:>6}  {:19}  {:>10}  {:>10}{}  {:16}  {:12}  held by{}",
+            "number",
+            "taken",
+            "age",
+            "size",
+            space("takes", "its own"),
+            "digest",
+            "rotations",
+            if grouped { ", group" } else { "" }
         ),
     );
     for snapshot in &volume.snapshots {
-        let SnapshotStatus { number, name, created, rotations, size, digest, holds, .. } = snapshot;
+        let SnapshotStatus { number, name, created, rotations, size, digest, holds, usage, group, .. } =
+            snapshot;
+        let space = usage.map_or_else(
+            || space("-", "-"),
+            |usage| {
+                let (takes, own) = (HumanBytes(usage.referenced), HumanBytes(usage.exclusive));
+                space(&takes.to_string(), &own.to_string())
+            },
+        );
         let rotations = if rotations.is_empty() { "manual".to_owned() } else { rotations.join(" ") };
         let digest = digest.map_or_else(|| "-".to_owned(), |digest| digest.to_string()[..16].to_owned());
-        let holds: Vec<_> = holds.iter().map(|hold| format!("{} ({})", hold.owner, hold.name)).collect();
+        let holds = holds.iter().map(|hold| format!("{} ({})", hold.owner, hold.name));
+        let holds: Vec<_> = holds.chain(group.map(|group| format!("group {group}"))).collect();
         let (age, size, holds) = (Span(seconds(*created, now)), HumanBytes(*size), holds.join(", "));
         out.line(
             1,
-            format!("{number:>6}  {name:19}  {age:>10}  {size:>10}  {digest:16}  {rotations:12}  {holds}"),
+            format!(
+                "{number:>6}  {name:19}  {age:>10}  {size:>10}{space}  {digest:16}  {rotations:12}  {holds}"
+            ),
         );
     }
     if let Some(staged) = volume.staged {
@@ -252,16 +355,19 @@ fn lag(lag: &Lag, work: &WorkStatus, now: Timestamp) -> String {
     let coming =
         work.progress.and_then(|progress| progress.number).filter(|n| lag.common.is_none_or(|c| c < *n));
     let coming = coming.map(|number| format!(", snapshot {number} is on its way")).unwrap_or_default();
-    let Some(common) = lag.common else { return format!("nothing in common yet{coming}") };
+    let late = lag.late_seconds.map(|late| format!("LATE by {}, ", Span(late))).unwrap_or_default();
+    let Some(common) = lag.common else { return format!("{late}nothing in common yet{coming}") };
     let age = lag.age_seconds.map(|age| format!(" of {} ago", Span(age))).unwrap_or_default();
     let behind = match lag.behind {
+        // Who is silent may have more than is known of.
+        0 if coming.is_empty() && lag.late_seconds.is_some() => "nothing newer heard of, still".to_owned(),
         0 if coming.is_empty() => "up to date".to_owned(),
         0 | 1 => "1 snapshot behind".to_owned(),
         count => format!("{count} snapshots behind"),
     };
     let confirmed =
         lag.confirmed.map(|at| format!(", confirmed {} ago", Span(seconds(at, now)))).unwrap_or_default();
-    format!("{behind} with snapshot {common}{age}{confirmed}{coming}")
+    format!("{late}{behind} with snapshot {common}{age}{confirmed}{coming}")
 }
 
 fn period(period: Option<u64>) -> String {

@@ -5,13 +5,13 @@ use std::{convert::Infallible, str::FromStr, sync::Arc};
 use axum::{
     Json, Router,
     body::{Body, Bytes},
-    extract::{Path, State},
+    extract::{Path, Query, State},
     http::{StatusCode, header},
     response::{IntoResponse, Response},
     routing::{delete, get, post, put},
 };
 use http_body_util::channel::Channel;
-use serde::{Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::{
     net::UnixListener,
     sync::{mpsc, watch},
@@ -37,6 +37,7 @@ pub async fn serve(listener: UnixListener, daemon: Arc<Daemon>, mut stop: watch:
         .route("/targets/{host}", delete(forget_target))
         .route("/schedule", put(define_schedule).delete(forget_schedule))
         .route("/plan", get(plan))
+        .route("/history", get(history))
         .route("/stopped/{part}", put(stop_part).delete(start_part))
         .route("/snapshots", post(snapshot).delete(delete_snapshots))
         .route("/snapshots/{number}/holds/{hold}", put(hold).delete(release))
@@ -47,7 +48,9 @@ pub async fn serve(listener: UnixListener, daemon: Arc<Daemon>, mut stop: watch:
     let v1 = Router::new()
         .route("/status", get(status_of_all))
         .route("/status/{volume}", get(status_of_one))
+        .route("/status/{volume}/{number}", get(status_of_snapshot))
         .nest("/volumes/{volume}", volume)
+        .route("/groups/{group}/snapshots", post(snapshot_group))
         .route("/reload", post(reload))
         .route("/peers", get(peers).post(add_peer))
         .route("/peers/{name}", delete(remove_peer));
@@ -71,12 +74,40 @@ pub async fn serve(listener: UnixListener, daemon: Arc<Daemon>, mut stop: watch:
 
 type Answer = Result<Response, Failure>;
 
-async fn status_of_all(State(daemon): Shared) -> Answer {
-    answer(daemon.status(None).await)
+/// What may stand behind the `?` of a question.
+#[derive(Debug, Deserialize)]
+struct Options {
+    #[serde(default)]
+    usage: bool,
+    most: Option<usize>,
 }
 
-async fn status_of_one(State(daemon): Shared, Path(volume): Path<String>) -> Answer {
-    answer(daemon.status(Some(&parse(&volume)?)).await)
+async fn status_of_all(State(daemon): Shared, Query(options): Query<Options>) -> Answer {
+    answer(daemon.status(None, options.usage).await)
+}
+
+async fn status_of_one(
+    State(daemon): Shared,
+    Path(volume): Path<String>,
+    Query(options): Query<Options>,
+) -> Answer {
+    answer(daemon.status(Some(&parse(&volume)?), options.usage).await)
+}
+
+async fn status_of_snapshot(
+    State(daemon): Shared,
+    Path((volume, number)): Path<(String, String)>,
+    Query(options): Query<Options>,
+) -> Answer {
+    answer(daemon.snapshot_report(&parse(&volume)?, parse_number(&number)?, options.usage).await)
+}
+
+async fn history(
+    State(daemon): Shared,
+    Path(volume): Path<String>,
+    Query(options): Query<Options>,
+) -> Answer {
+    answer(daemon.history(&parse(&volume)?, options.most.unwrap_or(usize::MAX)).await)
 }
 
 async fn define_volume(State(daemon): Shared, Path(volume): Path<String>, body: Bytes) -> Answer {
@@ -158,6 +189,12 @@ async fn snapshot(State(daemon): Shared, Path(volume): Path<String>, body: Bytes
     let volume = parse(&volume)?;
     let TakeSnapshot { rotation } = or_default(&body)?;
     to_the_end(async move { daemon.snapshot(&volume, rotation.as_deref()).await }).await
+}
+
+async fn snapshot_group(State(daemon): Shared, Path(group): Path<String>, body: Bytes) -> Answer {
+    let group = parse(&group)?;
+    let TakeSnapshot { rotation } = or_default(&body)?;
+    to_the_end(async move { daemon.snapshot_group(&group, rotation.as_deref()).await }).await
 }
 
 async fn delete_snapshots(State(daemon): Shared, Path(volume): Path<String>, body: Bytes) -> Answer {

@@ -24,7 +24,7 @@ use super::{
     worker::Wish,
 };
 use crate::{
-    api::{DefineRotations, DefineSource, DefineTarget, DefineVolume, Outcome, Part},
+    api::{DefineMaster, DefineSource, DefineTarget, DefineVolume, Outcome, Part, Rotation},
     exit::Failure,
 };
 
@@ -58,16 +58,7 @@ impl Daemon {
         // Before a store is made.
         let owned = name.clone();
         self.configuring(move |files| files.check_volume(&owned)).await?;
-        let mut config = VolumeConfig {
-            origin,
-            snapstore,
-            metadev,
-            store: None,
-            master: None,
-            source: None,
-            target: [].into(),
-            schedule: ScheduleConfig::default(),
-        };
+        let mut config = VolumeConfig { metadev, ..VolumeConfig::new(origin, snapstore) };
         let volume = Arc::new(Volume::new(name.clone(), config.clone(), self.stores.clone()));
         let (store, id) = volume.found().await?;
         config.store = id;
@@ -141,18 +132,40 @@ impl Daemon {
     pub async fn define_master(
         self: &Arc<Self>,
         name: &VolumeName,
-        define: DefineRotations,
+        define: DefineMaster,
     ) -> Result<Outcome, Failure> {
         let _editing = self.editing.lock().await;
         let volume = self.volume(name)?;
+        let DefineMaster { rotations, group, no_group } = define;
+        if group.is_some() && no_group {
+            return Err(Failure::usage("a group and no group cannot both be wanted"));
+        }
+        let outcome = self.make_master(&volume, rotations).await?;
+        if group.is_none() && !no_group {
+            return Ok(outcome);
+        }
+        let regrouped = self.set_group(&volume, group).await?;
+        Ok(match regrouped {
+            Some(note) if outcome.changed => outcome.note(note),
+            Some(note) => Outcome::changed(format!("volume {name} has another group")).note(note),
+            None => outcome,
+        })
+    }
+
+    async fn make_master(
+        self: &Arc<Self>,
+        volume: &Arc<Volume>,
+        rotations: Vec<Rotation>,
+    ) -> Result<Outcome, Failure> {
+        let name = &volume.name;
         let mut config = volume.config();
-        let scheduled = !define.rotations.is_empty();
-        let schedule = with_rotations(&config.schedule, define.rotations)?;
+        let scheduled = !rotations.is_empty();
+        let schedule = with_rotations(&config.schedule, rotations)?;
         if config.master.is_some() && schedule == config.schedule {
             return Ok(Outcome::already(format!("this node is the master of volume {name} already")));
         }
         if config.source.is_some() {
-            return self.take_over_with(&volume, schedule).await;
+            return self.take_over_with(volume, schedule).await;
         }
         if !exists(config.origin.clone()).await {
             let origin = config.origin.display();
@@ -167,13 +180,13 @@ impl Daemon {
         };
         if config.master.is_none() && epoch.latest > epoch.here {
             // It was defined anew; in between, another node was made the master.
-            return self.take_over_with(&volume, schedule).await;
+            return self.take_over_with(volume, schedule).await;
         }
         config.master.get_or_insert(MasterConfig { epoch: epoch.here });
         config.schedule = schedule;
-        self.set_schedule(&volume, config).await?;
+        self.set_schedule(volume, config).await?;
         let outcome = Outcome::changed(format!("this node is the master of volume {name}"));
-        Ok(if scheduled { self.told(outcome, &volume) } else { outcome })
+        Ok(if scheduled { self.told(outcome, volume) } else { outcome })
     }
 
     /// Takes over, and puts a schedule into force.
@@ -230,6 +243,7 @@ impl Daemon {
             host: host.clone(),
             period: define.period,
             name: define.name.filter(|remote| remote != name.as_str()),
+            margin: define.margin,
         };
         self.remember(&host, address).await?;
         if config.source.as_ref() == Some(&source) {

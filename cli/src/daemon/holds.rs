@@ -7,9 +7,11 @@ use zumastor_core::{NodeName, SnapshotNumber, StoreError};
 use zumastor_net::Holds;
 
 use super::{
+    hooks,
     state::{State, StateError},
     volume::Volume,
 };
+use crate::api::Direction;
 
 /// The hold on the newest common snapshot: the base of the next transfer.
 const BASE: &str = "base";
@@ -88,8 +90,13 @@ impl Holds for PairHolds {
     }
 
     async fn common(&self, number: SnapshotNumber) -> Result<(), StoreError> {
+        let (state, name, peer) = (self.state.clone(), self.volume.name.clone(), self.peer.clone());
+        let before = blocking(move || state.cursor(&name, &peer)).await.ok().flatten();
         self.replace(vec![(number, BASE)], Some(number)).await?;
         if self.side == Side::Upstream {
+            if before.is_none_or(|before| before.common < number) {
+                hooks::replicated(&self.volume, &self.peer, Direction::Sent, Ok(number));
+            }
             // It is well: what stopped the announcing may be over.
             self.volume.with_target(&self.peer, |target| {
                 if let Some(target) = target {
@@ -112,7 +119,7 @@ pub async fn blocking<T: Send + 'static>(
 mod tests {
     use zumastor_core::{
         VolumeName,
-        config::{ScheduleConfig, SourceConfig, TargetConfig, VolumeConfig},
+        config::{SourceConfig, TargetConfig, VolumeConfig},
     };
 
     use super::*;
@@ -123,14 +130,14 @@ mod tests {
         let state = Arc::new(State::open(&dir.path().join("state.redb")).unwrap());
         let name: VolumeName = "v".parse().unwrap();
         let config = VolumeConfig {
-            origin: "/v".into(),
-            snapstore: "/s".into(),
-            metadev: None,
-            store: None,
-            master: None,
-            source: Some(SourceConfig { host: "alpha".parse().unwrap(), period: None, name: None }),
+            source: Some(SourceConfig {
+                host: "alpha".parse().unwrap(),
+                period: None,
+                name: None,
+                margin: None,
+            }),
             target: [("beta".parse().unwrap(), TargetConfig::default())].into(),
-            schedule: ScheduleConfig::default(),
+            ..VolumeConfig::new("/v", "/s")
         };
         let volume = Arc::new(Volume::new(name.clone(), config.clone(), Arc::default()));
         let held = || {

@@ -47,7 +47,8 @@ impl Host for Answers {
             .with_target(peer, |target| {
                 let target = target?;
                 let Target { compression, limiter, meter, .. } = target;
-                Some((compression.clone(), limiter.clone(), meter.clone(), target.offer()))
+                let offer = Offer { before: volume.unsettled(), ..target.offer() };
+                Some((compression.clone(), limiter.clone(), meter.clone(), offer))
             })
             .ok_or_else(refused)?;
         let store = volume.store().await.map_err(|error| {

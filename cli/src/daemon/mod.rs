@@ -5,9 +5,13 @@ mod config_files;
 mod control;
 mod define;
 mod epochs;
+mod groups;
+mod history;
 mod holds;
+mod hooks;
 mod host;
 mod initialize;
+mod lag;
 mod parts;
 mod peers;
 mod plan;
@@ -27,7 +31,9 @@ mod snapshotter;
 mod start;
 mod state;
 mod status;
+mod usage;
 mod volume;
+mod window;
 mod worker;
 
 use std::{
@@ -127,7 +133,7 @@ impl Daemon {
     /// Remembers what came of a transfer, unless it is only what was known before.
     async fn transfer_ended(
         &self,
-        volume: &Volume,
+        volume: &Arc<Volume>,
         peer: &NodeName,
         direction: Direction,
         result: &Result<PullSummary, Trouble>,
@@ -160,8 +166,19 @@ impl Daemon {
             }
             Ok(repeated)
         });
+        let noted = noted.await;
+        match (summary.and_then(|summary| summary.number), &text, &noted) {
+            // What was sent is known by its arrival, whoever asked for it.
+            (Some(number), ..) if direction == Direction::Received => {
+                hooks::replicated(volume, peer, direction, Ok(number));
+            }
+            (None, Some(error), Ok(false)) => {
+                hooks::replicated(volume, peer, direction, Err(error.clone()));
+            }
+            _ => {}
+        }
         let volume = &volume.name;
-        match (noted.await, summary, text) {
+        match (noted, summary, text) {
             (Err(error), ..) => {
                 tracing::warn!(%volume, error = %chain(&error), "the history could not be written");
             }

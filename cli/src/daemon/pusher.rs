@@ -35,7 +35,10 @@ impl Push {
     /// The newest snapshot that the target is to have.
     async fn newest(&self) -> Result<Option<SnapshotRecord>, StoreError> {
         let snapshots = self.volume.store().await?.snapshots().await?;
-        Ok(snapshots.into_iter().rev().find(|record| self.target.rotations.takes(record)))
+        let before = self.volume.unsettled();
+        let settled = |record: &SnapshotRecord| before.is_none_or(|before| record.number() < before);
+        let mut settled = snapshots.into_iter().rev().filter(settled);
+        Ok(settled.find(|record| self.target.rotations.takes(record)))
     }
 
     /// Starts to serve a target, unless that is stopped. What it has missed is made up for at once.

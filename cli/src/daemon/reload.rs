@@ -7,7 +7,10 @@ use zumastor_core::{
     config::{TargetConfig, VolumeConfig},
 };
 
-use super::{Daemon, config_files::Configuration, puller::Pull, pusher::Push, start::open, volume::Volume};
+use super::{
+    Daemon, config_files::Configuration, hooks::untrusted, puller::Pull, pusher::Push, start::open,
+    volume::Volume,
+};
 use crate::{
     api::{Outcome, Part},
     exit::Failure,
@@ -39,6 +42,9 @@ impl Daemon {
                 Some(config) if *config != volume.config() => {
                     self.reconfigure(&volume, config).await?;
                     notes.push(format!("volume {name} is as its file says now"));
+                    if let Some(untrusted) = untrusted(&config.hooks).await {
+                        notes.push(format!("volume {name}: {untrusted}"));
+                    }
                 }
                 Some(_) => {}
             }

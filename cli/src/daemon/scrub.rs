@@ -200,10 +200,20 @@ impl Daemon {
     }
 
     async fn head_was_left(&self, volume: &Volume, record: &SnapshotRecord) -> Result<bool, Failure> {
-        let (state, name, guid) = (self.state.clone(), volume.name.clone(), record.guid());
+        let before = self.last_scrub(&volume.name, record).await?;
+        Ok(volume.role() == Role::Replica && before.is_some_and(|report| report.head.is_some()))
+    }
+
+    /// What came of the last scrub of a snapshot.
+    pub async fn last_scrub(
+        &self,
+        name: &VolumeName,
+        record: &SnapshotRecord,
+    ) -> Result<Option<ScrubReport>, Failure> {
+        let (state, name, guid) = (self.state.clone(), name.clone(), record.guid());
         let all = blocking(move || state.scrubs(&name)).await?;
-        let before = all.into_iter().find(|(of, _)| *of == guid);
-        Ok(volume.role() == Role::Replica && before.is_some_and(|(_, report)| report.head.is_some()))
+        let found = all.into_iter().find(|(of, _)| *of == guid);
+        Ok(found.map(|(_, report)| ScrubReport { number: record.number(), ..report }))
     }
 }
 

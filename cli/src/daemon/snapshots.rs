@@ -3,14 +3,21 @@
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use zumastor_core::{HoldOwner, NewSnapshot, SnapshotNumber, SnapshotRecord, StoreError, VolumeName};
+use zumastor_core::{
+    HoldOwner, NewSnapshot, SnapshotNumber, SnapshotRecord, SnapshotStore, StoreError, VolumeName,
+};
 
 use super::{
-    Daemon, epochs::superseded_text, holds::blocking, state::StateError, status::snapshot_status,
+    Daemon,
+    epochs::superseded_text,
+    holds::blocking,
+    state::StateError,
+    status::snapshot_status,
     volume::Volume,
+    window::{Member, Taken},
 };
 use crate::{
-    api::{Outcome, Role, SnapshotStatus},
+    api::{Outcome, Role, TakenSnapshot},
     exit::{Failure, chain},
 };
 
@@ -20,7 +27,7 @@ impl Daemon {
         self: &Arc<Self>,
         name: &VolumeName,
         rotation: Option<&str>,
-    ) -> Result<SnapshotStatus, Failure> {
+    ) -> Result<TakenSnapshot, Failure> {
         let volume = self.volume(name)?;
         let _snapshotting = volume.snapshotting.lock().await;
         self.check_master(&volume, "take a snapshot of it").await?;
@@ -28,9 +35,10 @@ impl Daemon {
             check_rotation(&volume, rotation)?;
         }
         let rotations = rotation.into_iter().map(str::to_owned).collect();
-        let record = self.take_snapshot(&volume, rotations, self.now()).await?;
+        let member = Member { volume: volume.clone(), rotations };
+        let Taken { records, notes, .. } = self.take_together(&[member], None, self.now()).await?;
         self.retain(&volume).await;
-        Ok(snapshot_status(&record, &[]))
+        Ok(TakenSnapshot { snapshot: snapshot_status(&records[0], &[]), notes })
     }
 
     /// Refuses, unless this node is the volume's master.
@@ -49,27 +57,18 @@ impl Daemon {
         }
     }
 
-    /// Takes a snapshot of a volume that this node masters. To be called with its `snapshotting` locked.
+    /// Takes a snapshot of a volume that this node masters, without its hooks: one that is to keep what would be replaced.
+    /// To be called with its `snapshotting` locked.
     pub async fn take_snapshot(
         &self,
         volume: &Volume,
         rotations: Vec<String>,
         created: Timestamp,
     ) -> Result<SnapshotRecord, Failure> {
-        let name = &volume.name;
-        let store = volume.store().await?;
-        let newest = volume.newest().await?;
-        let least = newest.as_ref().map_or(SnapshotNumber(0), |newest| newest.number().next());
-        let (state, owned) = (self.state.clone(), name.clone());
-        let (lineage, number) = blocking(move || {
-            let lineage = match &newest {
-                Some(newest) => newest.new.lineage,
-                None => state.lineage(&owned)?,
-            };
-            Ok((lineage, state.take_number(lineage, least)?))
-        })
-        .await?;
-        let new = NewSnapshot { rotations, created, ..NewSnapshot::manual(number, lineage) };
+        self.make_up(volume).await?;
+        let (store, new) = (volume.store().await?, self.number(volume).await?);
+        let (number, lineage) = (new.number, new.lineage);
+        let new = NewSnapshot { rotations, created, ..new };
         let record = match store.create_snapshot(new).await {
             Ok(record) => record,
             Err(error) => {
@@ -78,6 +77,29 @@ impl Daemon {
                 return Err(error.into());
             }
         };
+        self.taken(volume, store, &record);
+        Ok(record)
+    }
+
+    /// Gives the next snapshot of a volume its number.
+    pub async fn number(&self, volume: &Volume) -> Result<NewSnapshot, Failure> {
+        let newest = volume.newest().await?;
+        let least = newest.as_ref().map_or(SnapshotNumber(0), |newest| newest.number().next());
+        let (state, owned) = (self.state.clone(), volume.name.clone());
+        let (lineage, number) = blocking(move || {
+            let lineage = match &newest {
+                Some(newest) => newest.new.lineage,
+                None => state.lineage(&owned)?,
+            };
+            Ok((lineage, state.take_number(lineage, least)?))
+        })
+        .await?;
+        Ok(NewSnapshot::manual(number, lineage))
+    }
+
+    /// What follows when a snapshot has been taken.
+    pub fn taken(&self, volume: &Volume, store: Arc<dyn SnapshotStore>, record: &SnapshotRecord) {
+        let (name, number) = (&volume.name, record.number());
         let rotations = record.new.rotations.join(" ");
         tracing::info!(volume = %name, %number, rotations, "snapshot taken");
         volume.rearm_targets();
@@ -92,7 +114,6 @@ impl Daemon {
                 }
             }
         });
-        Ok(record)
     }
 
     /// `hold`.
@@ -112,10 +133,12 @@ impl Daemon {
         }
         let (state, owned, hold) = (self.state.clone(), volume.clone(), name.to_owned());
         let new = blocking(move || state.hold(&owned, number, &HoldOwner::User, &hold)).await?;
+        // Nor may one be held that may be taken back.
+        let unsettled = found.unsettled().is_some_and(|unsettled| number >= unsettled);
         // Whoever claimed it before deletes it, or has done so; whoever comes later sees the hold.
         let doomed = found.doomed.lock().expect("no panic while locked").contains(&number);
         let there = found.store().await?.snapshots().await?.iter().any(|record| record.number() == number);
-        if doomed || !there {
+        if doomed || unsettled || !there {
             let (state, owned, hold) = (self.state.clone(), volume.clone(), name.to_owned());
             blocking(move || state.release(&owned, number, &HoldOwner::User, &hold)).await?;
             return Err(no_snapshot(volume, number));
@@ -176,7 +199,7 @@ pub fn no_snapshot(volume: &VolumeName, number: SnapshotNumber) -> Failure {
 }
 
 /// Refuses a rotation that the volume does not have, or that keeps nothing.
-fn check_rotation(volume: &Volume, rotation: &str) -> Result<(), Failure> {
+pub fn check_rotation(volume: &Volume, rotation: &str) -> Result<(), Failure> {
     let name = &volume.name;
     let specs = volume.config().schedule.specs();
     if let Some(spec) = specs.iter().find(|spec| spec.name.as_str() == rotation) {

@@ -18,11 +18,11 @@ use tokio::{
     task::JoinHandle,
     time::{Instant, sleep},
 };
-use zumastor_core::{RotationName, config::ScheduleConfig, schedule::plan_tick};
+use zumastor_core::{config::ScheduleConfig, schedule::plan_tick};
 
 use super::{Daemon, holds::blocking, schedule::Schedule, volume::Volume};
 use crate::{
-    api::{EventKind, Part, ScheduleError, VolumeEvent},
+    api::{EventKind, ScheduleError, VolumeEvent},
     exit::Failure,
 };
 
@@ -124,31 +124,10 @@ impl Run {
 
     /// Takes what is due now, and tells when to look again; never, when there is nothing to wait for.
     async fn turn(&self) -> Result<Option<Timestamp>, Failure> {
-        // First of all, so that it stays so: whoever changes the role holds it meanwhile.
-        let snapshotting = self.volume.snapshotting.lock().await;
-        let config = self.volume.config();
-        if config.master.is_none() || self.volume.is_stopped(&Part::Master) || !takes(&config.schedule) {
-            return Ok(None);
-        }
-        // Before anything can fail: what is missed from now on is made up for.
-        let since = self.daemon.since(&self.volume).await?;
-        if self.daemon.superseded(&self.volume).await?.is_some() {
-            return Ok(None);
-        }
-        let snapshots = self.volume.store().await?.snapshots().await?;
-        let (now, zone) = (self.daemon.now(), self.daemon.clock.zone());
-        let tick = plan_tick(&config.schedule.specs(), &snapshots, &zone, since, now);
-        if tick.take.is_empty() {
-            return Ok(tick.next);
-        }
-        let rotations = tick.take.iter().map(RotationName::to_string).collect();
-        self.daemon.take_snapshot(&self.volume, rotations, now).await?;
-        if tick.next != Some(now) {
-            self.daemon.set_since(&self.volume, now).await?;
-        }
-        drop(snapshotting);
-        self.daemon.retain_to_the_end(&self.volume).await;
-        Ok(tick.next)
+        let (daemon, volume) = (self.daemon.clone(), self.volume.clone());
+        // To the end, though this task may be stopped meanwhile: a hook that was begun has another that ends it.
+        let taking = tokio::spawn(async move { daemon.take_scheduled(&volume).await });
+        taking.await.unwrap_or_else(|error| Err(Failure::failed(format!("it was broken off: {error}"))))
     }
 
     async fn failed(&self, failure: Failure, retry: Instant) {
@@ -205,7 +184,8 @@ impl Daemon {
         Ok(blocking(move || state.since(&name, now)).await?)
     }
 
-    async fn set_since(&self, volume: &Volume, since: Timestamp) -> Result<(), Failure> {
+    /// Notes that nothing was left to take at this moment.
+    pub async fn set_since(&self, volume: &Volume, since: Timestamp) -> Result<(), Failure> {
         let (state, name) = (self.state.clone(), volume.name.clone());
         Ok(blocking(move || state.set_since(&name, since)).await?)
     }

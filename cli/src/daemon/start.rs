@@ -96,12 +96,15 @@ pub async fn run(paths: Paths, settings: Settings) -> Result<(), Failure> {
     // All are known before anybody can ask for one. They are opened side by side, and nothing waits for that: a file
     // system that does not answer concerns only its own volumes.
     let listener = bind(&socket)?;
+    let mut left = daemon.left_windows().await?;
     for (name, config) in config.volumes {
         let volume = Arc::new(Volume::new(name.clone(), config, daemon.stores.clone()));
+        volume.leave(left.remove(&name));
         daemon.recall_stopped(&volume).await?;
         daemon.volumes.write().expect("no panic while locked").insert(name, volume);
     }
     daemon.trust_peers()?;
+    daemon.clone().make_up_for_others(left);
     for volume in daemon.all_volumes() {
         tokio::spawn(open(daemon.clone(), volume.clone()));
         daemon.start_volume(&volume).await;
@@ -165,6 +168,8 @@ impl Daemon {
 /// what its rotations no longer keep.
 pub async fn open(daemon: Arc<Daemon>, volume: Arc<Volume>) {
     let mut pause = FIRST_PAUSE;
+    // A program may be waiting for this.
+    make_up(&daemon, &volume).await;
     loop {
         match volume.store().await {
             Ok(_) => break,
@@ -179,11 +184,19 @@ pub async fn open(daemon: Arc<Daemon>, volume: Arc<Volume>) {
             return;
         }
     }
+    make_up(&daemon, &volume).await;
     if let Err(failure) = daemon.adopt(&volume).await {
         tracing::warn!(volume = %volume.name, error = %failure, "the store's identity could not be noted");
     }
     if !volume.is_stopped(&Part::Volume) {
         daemon.retain_to_the_end(&volume).await;
+    }
+}
+
+async fn make_up(daemon: &Daemon, volume: &Volume) {
+    let _snapshotting = volume.snapshotting.lock().await;
+    if let Err(failure) = daemon.make_up(volume).await {
+        tracing::warn!(volume = %volume.name, error = %failure, "a snapshot that was being taken is not settled yet");
     }
 }
 

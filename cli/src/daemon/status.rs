@@ -5,14 +5,21 @@ use std::{sync::Arc, time::Duration};
 use jiff::{Timestamp, tz::TimeZone};
 use tokio::time::timeout;
 use zumastor_core::{
-    HeadState, Hold, NodeName, Selection, SnapshotGuid, SnapshotNumber, SnapshotRecord, StoreError,
+    HeadState, Hold, NodeName, SnapshotGuid, SnapshotNumber, SnapshotRecord, SnapshotStore, StoreError,
     VolumeName, config::VolumeConfig,
 };
 
-use super::{Daemon, epochs::superseded_text, holds::blocking, state::Cursor, volume::Volume};
+use super::{
+    Daemon,
+    epochs::superseded_text,
+    holds::blocking,
+    lag::{self, Link},
+    state::Cursor,
+    volume::Volume,
+};
 use crate::{
     api::{
-        HeadStatus, Health, Lag, NodeStatus, STATUS_SCHEMA, ScheduleStatus, ScrubReport, ScrubResult,
+        HeadStatus, Health, NodeStatus, Part, STATUS_SCHEMA, ScheduleStatus, ScrubReport, ScrubResult,
         SnapshotStatus, SourceStatus, Status, TargetStatus, TransferRecord, VolumeEvent, VolumeStatus,
         WorkState, WorkStatus, left,
     },
@@ -25,8 +32,12 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const HISTORY_SHOWN: usize = 10;
 
 impl Daemon {
-    /// Everything, or one volume.
-    pub async fn status(self: &Arc<Self>, volume: Option<&VolumeName>) -> Result<Status, Failure> {
+    /// Everything, or one volume; with `usage`, also what each snapshot takes.
+    pub async fn status(
+        self: &Arc<Self>,
+        volume: Option<&VolumeName>,
+        usage: bool,
+    ) -> Result<Status, Failure> {
         let volumes = match volume {
             Some(name) => vec![self.volume(name)?],
             None => self.all_volumes(),
@@ -36,7 +47,13 @@ impl Daemon {
             .into_iter()
             .map(|volume| {
                 let daemon = self.clone();
-                tokio::spawn(async move { daemon.volume_status(&volume).await })
+                tokio::spawn(async move {
+                    let mut status = daemon.volume_status(&volume).await?;
+                    if usage && status.health != Health::Unavailable {
+                        daemon.add_usage(&volume, &mut status).await?;
+                    }
+                    Ok::<_, Failure>(status)
+                })
             })
             .collect();
         let mut all = Vec::with_capacity(tasks.len());
@@ -54,7 +71,7 @@ impl Daemon {
     }
 
     async fn volume_status(&self, volume: &Arc<Volume>) -> Result<VolumeStatus, Failure> {
-        let config = volume.config();
+        let (config, now) = (volume.config(), self.now());
         let remembered = self.remembered(volume).await?;
         let (seen, unavailable) = match timeout(PATIENCE, Seen::look(volume)).await {
             Ok(Ok(seen)) => (seen, None),
@@ -68,12 +85,14 @@ impl Daemon {
         };
         let records = &seen.records;
         let source = config.source.clone().map(|source| {
-            let (work, wanted) = volume.with_puller(|puller| match puller {
+            let (mut work, wanted) = volume.with_puller(|puller| match puller {
                 Some(puller) => (puller.status(), puller.wanted()),
                 None => (idle(), None),
             });
             let cursor = remembered.cursor(&source.host);
-            let mut lag = lag(cursor, records, &Selection::default());
+            let connected = self.node().connected(&source.host);
+            let link = Link { now, since: self.started, stopped: volume.is_stopped(&Part::Source) };
+            let mut lag = lag::from_source(&link, cursor, records, &source, connected.is_some());
             let newest = records.iter().rev().map(SnapshotRecord::number).find(|number| !number.is_local());
             // What is known of the upstream is what it announced, and what comes from it or came in part.
             let coming = work.progress.and_then(|progress| progress.number);
@@ -83,21 +102,25 @@ impl Daemon {
                 (Some(wanted), None) => wanted.0.saturating_add(1),
                 (None, _) => 0,
             };
-            SourceStatus { connected: self.node().connected(&source.host), config: source, lag, work }
+            add_remedy(&mut work, &volume.name, &source.host);
+            SourceStatus { connected, config: source, lag, work }
         });
         let targets: Vec<_> = config
             .target
             .iter()
             .map(|(host, target)| {
-                let (work, data, wire) = volume.with_target(host, |target| match target {
+                let (mut work, data, wire) = volume.with_target(host, |target| match target {
                     Some(target) => (target.worker.status(), target.meter.data(), target.meter.wire()),
                     None => (idle(), 0, 0),
                 });
+                add_remedy(&mut work, &volume.name, host);
+                let stopped = volume.is_stopped(&Part::Target(host.clone()));
+                let link = Link { now, since: self.started, stopped };
                 TargetStatus {
                     host: host.clone(),
                     config: target.clone(),
                     connected: self.node().connected(host),
-                    lag: lag(remembered.cursor(host), records, &target.rotations),
+                    lag: lag::to_target(&link, remembered.cursor(host), records, target),
                     work,
                     sent_data: data,
                     sent_wire: wire,
@@ -115,6 +138,11 @@ impl Daemon {
             (health, trouble) = (Health::Stopped, Some(written));
         }
         let view = volume.snapshotter.view();
+        let late = lag::late(source.as_ref(), &targets);
+        if let (Health::Ok | Health::Retrying, Some(late)) = (health, late) {
+            trouble = Some(trouble.map_or_else(|| late.clone(), |error| format!("{late}; {error}")));
+            health = Health::Late;
+        }
         if let (Health::Ok, Some(error)) = (health, &view.error) {
             (health, trouble) = (Health::Retrying, Some(error.text.clone()));
         }
@@ -122,14 +150,9 @@ impl Daemon {
             Health::Unavailable => None,
             _ => self.superseded(volume).await?,
         };
-        let snapshots: Vec<_> = records
-            .iter()
-            .map(|record| SnapshotStatus {
-                scrub: remembered.scrub(record),
-                ..snapshot_status(record, &remembered.holds)
-            })
-            .collect();
-        if matches!(health, Health::Ok | Health::Retrying)
+        let mut snapshots = seen.snapshots(&remembered.holds);
+        snapshots.iter_mut().for_each(|snapshot| snapshot.scrub = remembered.scrub(snapshot));
+        if matches!(health, Health::Ok | Health::Retrying | Health::Late)
             && let Some(damaged) = damaged(&volume.name, &snapshots)
         {
             (health, trouble) = (Health::Damaged, Some(damaged));
@@ -151,6 +174,7 @@ impl Daemon {
             size: seen.size,
             used: seen.used,
             free: seen.free,
+            all_snapshots: None,
             head: seen.head,
             staged: seen.staged,
             source,
@@ -163,6 +187,8 @@ impl Daemon {
             }),
             stopped: volume.stopped().into_iter().collect(),
             events: remembered.events,
+            group: config.group,
+            hooks: volume.hooks.runs(),
         })
     }
 
@@ -203,16 +229,17 @@ impl Remembered {
         self.cursors.iter().find(|(of, _)| of == host).map(|(_, cursor)| *cursor)
     }
 
-    fn scrub(&self, record: &SnapshotRecord) -> Option<ScrubReport> {
-        let (_, report) = self.scrubs.iter().find(|(of, _)| *of == record.guid())?;
+    fn scrub(&self, snapshot: &SnapshotStatus) -> Option<ScrubReport> {
+        let (_, report) = self.scrubs.iter().find(|(of, _)| *of == snapshot.guid)?;
         // It may have another number since.
-        Some(ScrubReport { number: record.number(), ..report.clone() })
+        Some(ScrubReport { number: snapshot.number, ..report.clone() })
     }
 }
 
 /// What the store says of a volume.
 #[derive(Default)]
 struct Seen {
+    opened: Option<Arc<dyn SnapshotStore>>,
     records: Vec<SnapshotRecord>,
     store: Option<zumastor_core::StoreInfo>,
     size: Option<u64>,
@@ -230,6 +257,7 @@ impl Seen {
         // A replica that has received nothing yet has no size.
         let size = store.geometry().ok().map(|geometry| geometry.size).filter(|size| *size > 0);
         Ok(Self {
+            opened: Some(store.clone()),
             records: store.snapshots().await?,
             store: Some(store.info()),
             size,
@@ -238,6 +266,15 @@ impl Seen {
             head: Some(head),
             staged: store.staged().await?.map(|plan| plan.record.number()),
         })
+    }
+
+    fn snapshots(&self, holds: &[Hold]) -> Vec<SnapshotStatus> {
+        let device = |number| self.opened.as_ref().and_then(|store| store.device(Some(number)));
+        let told = |record: &SnapshotRecord| SnapshotStatus {
+            device: device(record.number()),
+            ..snapshot_status(record, holds)
+        };
+        self.records.iter().map(told).collect()
     }
 }
 
@@ -264,10 +301,13 @@ pub fn snapshot_status(record: &SnapshotRecord, holds: &[Hold]) -> SnapshotStatu
         guid: record.guid(),
         created: record.new.created,
         rotations: record.new.rotations.clone(),
+        group: record.new.group,
         size: record.size,
         digest: record.digest,
         holds: holds.iter().filter(|hold| hold.number == record.number()).cloned().collect(),
         scrub: None,
+        device: None,
+        usage: None,
     }
 }
 
@@ -284,19 +324,16 @@ fn damaged(name: &VolumeName, snapshots: &[SnapshotStatus]) -> Option<String> {
     ))
 }
 
-/// Of the snapshots that are not there yet, those that are selected are behind.
-fn lag(cursor: Option<Cursor>, records: &[SnapshotRecord], selection: &Selection) -> Lag {
-    let common = cursor.map(|cursor| cursor.common);
-    let newer = |record: &&SnapshotRecord| selection.takes(record) && Some(record.number()) > common;
-    let age = records.iter().find(|record| Some(record.number()) == common).map(|record| {
-        let seconds = Timestamp::now().duration_since(record.new.created).as_secs();
-        u64::try_from(seconds).unwrap_or(0)
-    });
-    Lag {
-        common,
-        confirmed: cursor.map(|cursor| cursor.confirmed),
-        behind: records.iter().filter(newer).count() as u64,
-        age_seconds: age,
+/// Says what to do about an error.
+fn add_remedy(work: &mut WorkStatus, volume: &VolumeName, host: &NodeName) {
+    if let Some(error) = &mut work.error {
+        let remedy = match error.permanent {
+            true => format!("put that right, then `zumastor replicate {volume} {host}`"),
+            false => {
+                format!("it is tried again by itself; `zumastor replicate {volume} {host}` does so at once")
+            }
+        };
+        error.remedy.get_or_insert(remedy);
     }
 }
 

@@ -14,7 +14,7 @@ use zumastor_core::{
 };
 use zumastor_net::{Compression, Meter, Offer, RateLimiter};
 
-use super::{scrub::Scrubber, snapshotter::Snapshotter, worker::Worker};
+use super::{hooks::Hooks, scrub::Scrubber, snapshotter::Snapshotter, state::Window, worker::Worker};
 use crate::api::{Part, Role};
 
 /// A volume that is defined on this node.
@@ -30,6 +30,12 @@ pub struct Volume {
     pub doomed: Arc<Mutex<BTreeSet<SnapshotNumber>>>,
     /// Reads its snapshots against their digests.
     pub scrubber: Scrubber,
+    /// What is run around its snapshots and its replication.
+    pub hooks: Hooks,
+    /// Snapshots from this number on may be taken back yet: their group is not complete.
+    unsettled: Mutex<Option<SnapshotNumber>>,
+    /// What a daemon that was killed left to be done for a snapshot.
+    left: Mutex<Option<Window>>,
     stopped: RwLock<BTreeSet<Part>>,
     stores: Arc<Stores>,
     config: RwLock<VolumeConfig>,
@@ -58,7 +64,7 @@ impl Target {
     pub fn new(config: &TargetConfig, worker: Worker) -> Self {
         let limiter = config.ratelimit.map(|rate| Arc::new(RateLimiter::new(rate)));
         let compression = (!config.uncompressed).then(|| Arc::new(Compression::new(ZSTD_LEVEL)));
-        let offer = Offer { selection: config.rotations.clone(), all: config.all, also: None };
+        let offer = Offer { selection: config.rotations.clone(), all: config.all, also: None, before: None };
         Self { worker, compression, limiter, meter: Arc::new(Meter::default()), offer: Mutex::new(offer) }
     }
 
@@ -82,6 +88,9 @@ impl Volume {
             snapshotter: Snapshotter::default(),
             doomed: Arc::default(),
             scrubber: Scrubber::default(),
+            hooks: Hooks::default(),
+            unsettled: Mutex::default(),
+            left: Mutex::default(),
             stopped: RwLock::default(),
             stores,
             config: RwLock::new(config),
@@ -117,6 +126,34 @@ impl Volume {
     pub fn set_stopped(&self, stopped: BTreeSet<Part>) {
         *self.stopped.write().expect("no panic while locked") = stopped;
         self.snapshotter.wake();
+    }
+
+    /// The first snapshot that may be taken back yet, and that nobody may have or hold until then.
+    pub fn unsettled(&self) -> Option<SnapshotNumber> {
+        *self.unsettled.lock().expect("no panic while locked")
+    }
+
+    /// A snapshot may be taken back, from before it is taken until all of its group are.
+    pub fn unsettle(&self, number: SnapshotNumber) {
+        *self.unsettled.lock().expect("no panic while locked") = Some(number);
+    }
+
+    /// All snapshots that there are stay.
+    pub fn settle(&self) {
+        *self.unsettled.lock().expect("no panic while locked") = None;
+    }
+
+    /// What is left to be done for a snapshot.
+    pub fn left(&self) -> Option<Window> {
+        self.left.lock().expect("no panic while locked").clone()
+    }
+
+    /// Something is left to be done for a snapshot, or nothing any more.
+    pub fn leave(&self, window: Option<Window>) {
+        if let Some(window) = window.as_ref().filter(|window| window.group.is_some() && !window.complete) {
+            self.unsettle(window.number);
+        }
+        *self.left.lock().expect("no panic while locked") = window;
     }
 
     /// What this node is for it.
@@ -200,6 +237,8 @@ impl Volume {
     pub async fn stop(&self) {
         self.snapshotter.stop().await;
         self.scrubber.stop().await;
+        // A snapshot that is being taken is taken to the end, with its hooks.
+        drop(self.snapshotting.lock().await);
         self.set_puller(|| None).await;
         let targets = std::mem::take(&mut *self.targets.lock().expect("no panic while locked"));
         for target in targets.into_values() {

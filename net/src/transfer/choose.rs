@@ -15,6 +15,8 @@ pub struct Offer {
     pub all: bool,
     /// Another one that somebody at the upstream wants it to have.
     pub also: Option<SnapshotNumber>,
+    /// Only those before this one: the others may be taken back yet.
+    pub before: Option<SnapshotNumber>,
 }
 
 /// What to answer.
@@ -40,7 +42,9 @@ pub(super) enum Choice<'a> {
 /// Chooses among the snapshots of a volume, which are in ascending order of number.
 pub(super) fn choose<'a>(snapshots: &'a [SnapshotRecord], want: &Want, offer: &Offer) -> Choice<'a> {
     let have: HashSet<_> = want.have.iter().collect();
-    let ours = || snapshots.iter().filter(|record| !record.number().is_local());
+    let there = |number: SnapshotNumber| offer.before.is_none_or(|before| number < before);
+    let ours =
+        || snapshots.iter().filter(move |record| !record.number().is_local() && there(record.number()));
     let base = ours().rev().find(|record| have.contains(&record.guid()));
     let common = base.map(SnapshotRecord::number);
     if let Some(wanted) = want.wanted {
@@ -99,7 +103,7 @@ mod tests {
     }
 
     fn daily(all: bool) -> Offer {
-        Offer { selection: Selection::new(["daily".to_owned()]).unwrap(), all, also: None }
+        Offer { selection: Selection::new(["daily".to_owned()]).unwrap(), all, also: None, before: None }
     }
 
     #[test]

@@ -37,6 +37,9 @@ pub fn volume(config: &VolumeConfig, others: &[(VolumeName, VolumeConfig)]) -> O
     if nested(&config.origin, &config.snapstore) {
         return problem(&["snapstore"], "the snapshot store and the origin must lie beside each other");
     }
+    if let Some((key, reason)) = config.hooks.problem() {
+        return problem(&["hooks", key], reason);
+    }
     if config.master.is_some() && config.source.is_some() {
         return problem(&["source"], "a volume has [master] or [source], not both");
     }

@@ -1,6 +1,6 @@
 //! Files that people and the daemon write.
 
-use zumastor_core::config::{MasterConfig, PeerConfig, ScheduleConfig, SourceConfig, TargetConfig};
+use zumastor_core::config::{MasterConfig, PeerConfig, SourceConfig, TargetConfig};
 
 use super::*;
 
@@ -25,14 +25,9 @@ fn fixture() -> (tempfile::TempDir, Paths) {
 
 fn volume() -> VolumeConfig {
     VolumeConfig {
-        origin: "/data/v.img".into(),
-        snapstore: "/data/v.snaps".into(),
-        metadev: None,
-        store: None,
         master: Some(MasterConfig::default()),
-        source: None,
         target: [("beta".parse().unwrap(), TargetConfig { period: Some(60), ..Default::default() })].into(),
-        schedule: ScheduleConfig::default(),
+        ..VolumeConfig::new("/data/v.img", "/data/v.snaps")
     }
 }
 
@@ -49,8 +44,12 @@ fn what_is_written_is_read_back() {
 
     config.master = None;
     config.target.clear();
-    config.source =
-        Some(SourceConfig { host: "alpha".parse().unwrap(), period: None, name: Some("w".into()) });
+    config.source = Some(SourceConfig {
+        host: "alpha".parse().unwrap(),
+        period: None,
+        name: Some("w".into()),
+        margin: None,
+    });
     files.write_volume(&name, &config).unwrap();
     assert_eq!(load(&paths).volumes, [(name.clone(), config)]);
     files.remove_volume(&name).unwrap();

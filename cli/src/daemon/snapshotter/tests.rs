@@ -1,17 +1,20 @@
 //! Schedules on a clock that the test sets, with the daemon's real database.
 
+mod groups;
+
 use std::{fs, sync::OnceLock, sync::RwLock};
 
 use jiff::tz::TimeZone;
 use tokio::sync::Semaphore;
 use zumastor_core::{
-    HoldOwner, MemoryStore, RotationSpec, SnapshotNumber, SnapshotStore, VolumeName,
+    HoldOwner, MemoryStore, RotationName, RotationSpec, SnapshotNumber, SnapshotStore, VolumeName,
     config::{MasterConfig, NodeConfig, PeersConfig, VolumeConfig},
 };
 use zumastor_net::NodeKey;
 
 use super::*;
 use crate::{
+    api::Part,
     daemon::{clock::Clock, config_files::ConfigFiles, state::State, volume::Stores},
     exit::Exit,
     paths::Paths,
@@ -103,14 +106,9 @@ fn config(rotations: &[&str]) -> VolumeConfig {
         schedule.set(RotationSpec::parse_custom(text).unwrap_or_else(|_| builtin()));
     }
     VolumeConfig {
-        origin: "/nowhere/v.img".into(),
-        snapstore: "/nowhere/v.snaps".into(),
-        metadev: None,
-        store: None,
         master: Some(MasterConfig::default()),
-        source: None,
         schedule,
-        target: [].into(),
+        ..VolumeConfig::new("/nowhere/v.img", "/nowhere/v.snaps")
     }
 }
 

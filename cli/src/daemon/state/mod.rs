@@ -5,6 +5,7 @@
 mod epochs;
 mod schedules;
 mod scrubs;
+mod windows;
 
 #[cfg(test)]
 mod tests;
@@ -22,7 +23,10 @@ use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinitio
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use zumastor_core::{Hold, HoldOwner, Lineage, NodeName, SnapshotNumber, VolumeName};
 
-pub use self::epochs::Era;
+pub use self::{
+    epochs::Era,
+    windows::{Process, Window},
+};
 use crate::api::TransferRecord;
 
 type HoldKey<'a> = (&'a str, u64, &'a str, &'a str);
@@ -41,7 +45,7 @@ const NUMBERS: TableDefinition<u128, u64> = TableDefinition::new("numbers");
 /// Memory for pages of the database, in bytes; all of it is far smaller than that for years.
 const CACHE: usize = 4 << 20;
 /// Transfers remembered for each volume.
-const HISTORY_LENGTH: usize = 100;
+const HISTORY_LENGTH: u64 = 1000;
 
 /// The database could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -85,6 +89,7 @@ impl State {
             txn.open_table(NUMBERS)?;
             txn.open_table(epochs::EPOCHS)?;
             txn.open_table(scrubs::SCRUBS)?;
+            txn.open_table(windows::WINDOWS)?;
             schedules::make_tables(txn)
         })?;
         Ok(state)
@@ -215,20 +220,7 @@ impl State {
 
     /// Remembers a transfer; the oldest go.
     pub fn record(&self, volume: &VolumeName, transfer: &TransferRecord) -> Result<(), StateError> {
-        self.write(|txn| {
-            let mut table = txn.open_table(HISTORY)?;
-            let volume = volume.as_str();
-            let keys: Vec<u64> = table
-                .range((volume, 0)..=(volume, u64::MAX))?
-                .map(|entry| entry.map(|(key, _)| key.value().1))
-                .collect::<Result<_, _>>()?;
-            for old in keys.iter().take((keys.len() + 1).saturating_sub(HISTORY_LENGTH)) {
-                table.remove((volume, *old))?;
-            }
-            let json = serde_json::to_string(transfer)?;
-            table.insert((volume, keys.last().map_or(0, |last| last + 1)), json.as_str())?;
-            Ok(())
-        })
+        self.write(|txn| append(&mut txn.open_table(HISTORY)?, volume, transfer, HISTORY_LENGTH))
     }
 
     /// The transfers of a volume that are remembered, the newest first.
@@ -329,6 +321,23 @@ from_redb!(
     redb::CommitError,
     redb::SetDurabilityError
 );
+
+/// Adds an entry behind a volume's last one, and drops the oldest beyond `most`.
+fn append<T: Serialize>(
+    table: &mut redb::Table<'_, (&'static str, u64), &'static str>,
+    volume: &VolumeName,
+    entry: &T,
+    most: u64,
+) -> Result<(), StateError> {
+    let volume = volume.as_str();
+    let last = table.range((volume, 0)..=(volume, u64::MAX))?.next_back().transpose()?;
+    let next = last.map_or(0, |(key, _)| key.value().1 + 1);
+    if let Some(old) = (next + 1).checked_sub(most).filter(|old| *old > 0) {
+        table.retain_in((volume, 0)..(volume, old), |_, _| false)?;
+    }
+    table.insert((volume, next), serde_json::to_string(entry)?.as_str())?;
+    Ok(())
+}
 
 fn from_json<T: DeserializeOwned>(json: &str) -> Result<T, StateError> {
     Ok(serde_json::from_str(json)?)

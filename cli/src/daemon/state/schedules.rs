@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use redb::{ReadableTable, TableDefinition, WriteTransaction};
 use zumastor_core::{SnapshotNumber, VolumeName};
 
-use super::{HOLDS, State, StateError, from_json};
+use super::{HOLDS, State, StateError, append, from_json};
 use crate::api::{Part, VolumeEvent};
 
 /// Volume → the moment since when its schedule counts, in milliseconds since 1970.
@@ -15,7 +15,7 @@ const EVENTS: TableDefinition<(&str, u64), &str> = TableDefinition::new("events"
 const STOPPED: TableDefinition<(&str, &str), i64> = TableDefinition::new("stopped");
 
 /// Events remembered for each volume.
-const EVENTS_KEPT: usize = 100;
+const EVENTS_KEPT: u64 = 1000;
 
 impl State {
     /// The moment since when a volume's schedule counts; `now`, from now on, if none is known.
@@ -58,20 +58,7 @@ impl State {
 
     /// Remembers what happened; the oldest events go.
     pub fn note_event(&self, volume: &VolumeName, event: &VolumeEvent) -> Result<(), StateError> {
-        self.write(|txn| {
-            let mut table = txn.open_table(EVENTS)?;
-            let volume = volume.as_str();
-            let keys: Vec<u64> = table
-                .range((volume, 0)..=(volume, u64::MAX))?
-                .map(|entry| entry.map(|(key, _)| key.value().1))
-                .collect::<Result<_, _>>()?;
-            for old in keys.iter().take((keys.len() + 1).saturating_sub(EVENTS_KEPT)) {
-                table.remove((volume, *old))?;
-            }
-            let json = serde_json::to_string(event)?;
-            table.insert((volume, keys.last().map_or(0, |last| last + 1)), json.as_str())?;
-            Ok(())
-        })
+        self.write(|txn| append(&mut txn.open_table(EVENTS)?, volume, event, EVENTS_KEPT))
     }
 
     /// What happened to a volume's snapshots, the newest first.
@@ -140,11 +127,17 @@ mod tests {
         let at = |millis| Timestamp::from_millisecond(millis).unwrap();
         let state = State::open(&path).unwrap();
         assert_eq!(state.since(&volume, at(5)).unwrap(), at(5));
-        for number in 0..EVENTS_KEPT as u64 + 3 {
-            let what = EventKind::Dropped;
+        let event = |number| {
             let number = Some(SnapshotNumber(number));
-            state.note_event(&volume, &VolumeEvent { at: at(1), what, number, text: String::new() }).unwrap();
-        }
+            VolumeEvent { at: at(1), what: EventKind::Dropped, number, text: String::new() }
+        };
+        let most = |txn: &WriteTransaction| {
+            let mut table = txn.open_table(EVENTS)?;
+            (0..EVENTS_KEPT + 2)
+                .try_for_each(|number| append(&mut table, &volume, &event(number), EVENTS_KEPT))
+        };
+        state.write(most).unwrap();
+        state.note_event(&volume, &event(EVENTS_KEPT + 2)).unwrap();
         let target = Part::Target("beta".parse().unwrap());
         for part in [&target, &Part::Master] {
             state.set_stopped(&volume, part, true).unwrap();
@@ -154,7 +147,10 @@ mod tests {
         let state = State::open(&path).unwrap();
         assert_eq!(state.since(&volume, at(9)).unwrap(), at(5));
         let events = state.events(&volume, usize::MAX).unwrap();
-        assert_eq!((events.len(), events[0].number), (EVENTS_KEPT, Some(SnapshotNumber(102))));
+        assert_eq!(
+            (events.len(), events[0].number),
+            (EVENTS_KEPT as usize, Some(SnapshotNumber(EVENTS_KEPT + 2)))
+        );
         assert_eq!(state.stopped(&volume).unwrap(), [Part::Master, target.clone()]);
         state.set_stopped(&volume, &target, false).unwrap();
         assert_eq!(state.stopped(&volume).unwrap(), [Part::Master]);

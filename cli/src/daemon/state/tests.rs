@@ -73,15 +73,21 @@ fn numbers_are_never_given_twice() {
 #[test]
 fn the_history_is_bounded() {
     let (_dir, state, volume, peer) = fixture();
-    for index in 0..HISTORY_LENGTH + 5 {
-        let error = Some(index.to_string());
-        let (at, peer) = (Timestamp::now(), peer.clone());
-        let record = TransferRecord { at, peer, direction: Direction::Sent, summary: None, error };
-        state.record(&volume, &record).unwrap();
-    }
+    let record = |index: u64| {
+        let (at, peer, error) = (Timestamp::now(), peer.clone(), Some(index.to_string()));
+        TransferRecord { at, peer, direction: Direction::Sent, summary: None, error }
+    };
+    // One write, because each waits for the disk.
+    let most = |txn: &WriteTransaction| {
+        let mut table = txn.open_table(HISTORY)?;
+        (0..HISTORY_LENGTH + 4)
+            .try_for_each(|index| append(&mut table, &volume, &record(index), HISTORY_LENGTH))
+    };
+    state.write(most).unwrap();
+    state.record(&volume, &record(HISTORY_LENGTH + 4)).unwrap();
     let history = state.history(&volume, usize::MAX).unwrap();
-    assert_eq!(history.len(), HISTORY_LENGTH);
-    assert_eq!(history[0].error.as_deref(), Some("104"));
+    assert_eq!(history.len() as u64, HISTORY_LENGTH);
+    assert_eq!(history[0].error.as_deref(), Some("1004"));
     assert_eq!(history.last().unwrap().error.as_deref(), Some("5"));
 }
 

@@ -292,6 +292,7 @@ impl Running {
             text: trouble.refusal.text.clone(),
             at: Timestamp::now(),
             permanent: !trouble.passing,
+            remedy: None,
         };
         self.publish.send_modify(|view| {
             let View { last, wanted, asked, .. } = *view;

@@ -1,0 +1,233 @@
+//! The format on disk, as the kernel has it in `drivers/md/dm-thin-metadata.c` and `persistent-data/dm-btree-internal.h`.
+//!
+//! Blocks of 4 KiB; all integers little-endian; each block begins with the CRC-32C of the rest.
+//!
+//! Superblock (block 0, and a copy for readers where its `held root` says):
+//!
+//! | offset | bytes | field                                                                        |
+//! |-------:|------:|------------------------------------------------------------------------------|
+//! |      0 |     4 | checksum                                                                     |
+//! |      8 |     8 | number of this block                                                         |
+//! |     32 |     8 | magic, 27022010                                                              |
+//! |     40 |     4 | version, 1 or 2                                                              |
+//! |     44 |     4 | time: counts snapshots                                                       |
+//! |     48 |     8 | transaction id                                                               |
+//! |     56 |     8 | held root, 0 if none                                                         |
+//! |     64 |   128 | root of the data space map: begins with the number of data blocks            |
+//! |    320 |     8 | root of the mapping tree: device → root of a tree, virtual block → data block |
+//! |    328 |     8 | root of the details tree: device → details                                   |
+//! |    336 |     4 | data block size in sectors                                                   |
+//! |    340 |     4 | metadata block size in sectors, 8                                            |
+//! |    360 |     4 | features that a reader must know: none so far                                |
+//!
+//! Node of a tree:
+//!
+//! | offset | bytes | field                                              |
+//! |-------:|------:|----------------------------------------------------|
+//! |      0 |     4 | checksum                                           |
+//! |      4 |     4 | 1: its values are nodes; 2: its values are entries |
+//! |      8 |     8 | number of this block                               |
+//! |     16 |     4 | keys and values in use                             |
+//! |     20 |     4 | keys and values there is room for                  |
+//! |     24 |     4 | bytes of a value                                   |
+//! |     32 |       | keys of 8 bytes, then values                       |
+//!
+//! A mapping is `data block << 24 | time`. Details of a device: blocks mapped (8 bytes), transaction id (8), time when it was made (4), and
+//! of its last snapshot (4).
+
+use super::{Blocks, ThinMetadataError};
+
+/// Bytes of a block.
+pub(super) const BLOCK: usize = 4096;
+
+const MAGIC: u64 = 27_022_010;
+const SUPERBLOCK_SALT: u32 = 160_774;
+const NODE_SALT: u32 = 121_107;
+const HEADER: usize = 32;
+
+/// Bytes of what the details tree has for a device.
+pub(super) const DETAILS: usize = 24;
+
+/// What is read of a superblock.
+#[derive(Debug, Clone)]
+pub(super) struct Superblock {
+    pub(super) transaction_id: u64,
+    pub(super) held_root: u64,
+    /// Not in the copy for readers.
+    pub(super) data_blocks: u64,
+    pub(super) mapping_root: u64,
+    pub(super) details_root: u64,
+    /// In sectors.
+    pub(super) data_block_size: u32,
+}
+
+impl Superblock {
+    pub(super) fn parse(blocks: &Blocks, block: u64, bytes: &[u8]) -> Result<Self, ThinMetadataError> {
+        let wrong = |what: String| Err(blocks.no_superblock(block, what));
+        if u64_at(bytes, 32) != MAGIC {
+            return wrong("it has another magic number".to_owned());
+        }
+        if u32_at(bytes, 0) != checksum(bytes, SUPERBLOCK_SALT) {
+            return wrong("its checksum is wrong".to_owned());
+        }
+        if u64_at(bytes, 8) != block {
+            return wrong(format!("it says that it is block {}", u64_at(bytes, 8)));
+        }
+        let version = u32_at(bytes, 40);
+        if !(1..=2).contains(&version) {
+            return wrong(format!("version {version} is not known"));
+        }
+        let features = u32_at(bytes, 360);
+        if features != 0 {
+            return wrong(format!("it uses features that are not known ({features:#x})"));
+        }
+        if u32_at(bytes, 340) as usize * 512 != BLOCK {
+            return wrong(format!("its blocks have {} sectors", u32_at(bytes, 340)));
+        }
+        let data_block_size = u32_at(bytes, 336);
+        if data_block_size == 0 || !data_block_size.is_multiple_of(128) || data_block_size > 1 << 21 {
+            return wrong(format!("its data blocks have {data_block_size} sectors"));
+        }
+        Ok(Self {
+            transaction_id: u64_at(bytes, 48),
+            held_root: u64_at(bytes, 56),
+            data_blocks: u64_at(bytes, 64),
+            mapping_root: u64_at(bytes, 320),
+            details_root: u64_at(bytes, 328),
+            data_block_size,
+        })
+    }
+}
+
+/// A node of a tree, checked as far as it can be by itself.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Node<'a> {
+    pub(super) is_leaf: bool,
+    keys: &'a [u8],
+    values: &'a [u8],
+    value_size: usize,
+}
+
+impl<'a> Node<'a> {
+    /// Reads the node in a block; its entries, if it has such, have `value_size` bytes each.
+    pub(super) fn parse(
+        blocks: &Blocks,
+        block: u64,
+        bytes: &'a [u8],
+        value_size: usize,
+    ) -> Result<Self, ThinMetadataError> {
+        let wrong = |what: String| Err(blocks.damaged(block, what));
+        if u32_at(bytes, 0) != checksum(bytes, NODE_SALT) {
+            return wrong("its checksum is wrong".to_owned());
+        }
+        if u64_at(bytes, 8) != block {
+            return wrong(format!("it says that it is block {}", u64_at(bytes, 8)));
+        }
+        let is_leaf = match u32_at(bytes, 4) {
+            1 => false,
+            2 => true,
+            flags => return wrong(format!("it is no node of a tree ({flags:#x})")),
+        };
+        let expected = if is_leaf { value_size } else { 8 };
+        let (used, room, size) =
+            (u32_at(bytes, 16) as usize, u32_at(bytes, 20) as usize, u32_at(bytes, 24) as usize);
+        if size != expected {
+            return wrong(format!("its values have {size} bytes, not {expected}"));
+        }
+        if used > room || room > (BLOCK - HEADER) / (8 + size) {
+            return wrong(format!("it says that it has {used} of {room} values"));
+        }
+        let values = HEADER + room * 8;
+        Ok(Self {
+            is_leaf,
+            keys: &bytes[HEADER..HEADER + used * 8],
+            values: &bytes[values..values + used * size],
+            value_size: size,
+        })
+    }
+
+    pub(super) fn keys(self) -> impl Iterator<Item = u64> + 'a {
+        self.keys.as_chunks().0.iter().map(|bytes| u64::from_le_bytes(*bytes))
+    }
+
+    /// The values as numbers; only for those of 8 bytes.
+    pub(super) fn numbers(self) -> impl Iterator<Item = u64> + 'a {
+        self.values.as_chunks().0.iter().map(|bytes| u64::from_le_bytes(*bytes))
+    }
+
+    pub(super) fn values(self) -> impl Iterator<Item = &'a [u8]> {
+        self.values.chunks_exact(self.value_size)
+    }
+}
+
+/// Data block of a mapping.
+pub(super) fn data_block(mapping: u64) -> u64 {
+    mapping >> 24
+}
+
+pub(super) fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"))
+}
+
+pub(super) fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"))
+}
+
+/// Checksum of a block, over all but its own field. The kernel leaves out the last inversion of a CRC-32C.
+fn checksum(bytes: &[u8], salt: u32) -> u32 {
+    !crc32c::crc32c(&bytes[4..BLOCK]) ^ salt
+}
+
+/// Blocks for tests.
+#[cfg(test)]
+pub(super) mod make {
+    use super::{BLOCK, HEADER, MAGIC, NODE_SALT, SUPERBLOCK_SALT, checksum};
+
+    pub(in super::super) fn put(bytes: &mut [u8], at: usize, value: &[u8]) {
+        bytes[at..at + value.len()].copy_from_slice(value);
+    }
+
+    pub(in super::super) fn node(
+        block: u64,
+        is_leaf: bool,
+        entries: &[(u64, Vec<u8>)],
+        size: usize,
+    ) -> Vec<u8> {
+        let room = (BLOCK - HEADER) / (8 + size) / 3 * 3;
+        assert!(entries.len() <= room);
+        let mut bytes = vec![0; BLOCK];
+        put(&mut bytes, 4, &(if is_leaf { 2_u32 } else { 1 }).to_le_bytes());
+        put(&mut bytes, 8, &block.to_le_bytes());
+        put(&mut bytes, 16, &(entries.len() as u32).to_le_bytes());
+        put(&mut bytes, 20, &(room as u32).to_le_bytes());
+        put(&mut bytes, 24, &(size as u32).to_le_bytes());
+        for (at, (key, value)) in entries.iter().enumerate() {
+            put(&mut bytes, HEADER + at * 8, &key.to_le_bytes());
+            put(&mut bytes, HEADER + room * 8 + at * size, value);
+        }
+        seal_node(&mut bytes);
+        bytes
+    }
+
+    pub(in super::super) fn seal_node(bytes: &mut [u8]) {
+        let sum = checksum(bytes, NODE_SALT);
+        put(bytes, 0, &sum.to_le_bytes());
+    }
+
+    pub(in super::super) fn superblock(block: u64, held: u64, data: u64, roots: [u64; 2]) -> Vec<u8> {
+        let mut bytes = vec![0; BLOCK];
+        put(&mut bytes, 8, &block.to_le_bytes());
+        put(&mut bytes, 32, &MAGIC.to_le_bytes());
+        put(&mut bytes, 40, &2_u32.to_le_bytes());
+        put(&mut bytes, 48, &7_u64.to_le_bytes());
+        put(&mut bytes, 56, &held.to_le_bytes());
+        put(&mut bytes, 64, &data.to_le_bytes());
+        put(&mut bytes, 320, &roots[0].to_le_bytes());
+        put(&mut bytes, 328, &roots[1].to_le_bytes());
+        put(&mut bytes, 336, &128_u32.to_le_bytes());
+        put(&mut bytes, 340, &8_u32.to_le_bytes());
+        let sum = checksum(&bytes, SUPERBLOCK_SALT);
+        put(&mut bytes, 0, &sum.to_le_bytes());
+        bytes
+    }
+}
