@@ -13,6 +13,6 @@ mod plain;
 pub mod thin_metadata;
 
 pub use faults::Faults;
-pub use file::{FileStore, FileStoreOptions, Mode};
+pub use file::{FileStore, FileStoreOptions, Mode, open_for_writing};
 pub use open::{OriginMust, VolumeSpec, open_volume, reopen_volume, store_id};
 pub use plain::plain_source;

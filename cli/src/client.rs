@@ -16,7 +16,7 @@ use zumastor_core::{GroupName, NodeName, SnapshotNumber, VolumeName};
 use crate::{
     api::{
         AddPeer, DefineMaster, DefineRotations, DefineSource, DefineTarget, DefineVolume, DeleteSnapshots,
-        History, Outcome, Part, PeerStatus, Replicate, ReplicateEvent, Resize, Scrub, ScrubEvent,
+        History, Mounts, Outcome, Part, PeerStatus, Replicate, ReplicateEvent, Resize, Scrub, ScrubEvent,
         SnapshotReport, Status, TakeSnapshot, TakenGroup, TakenSnapshot, VolumePlan,
     },
     exit::Failure,
@@ -84,6 +84,11 @@ impl Client {
         define: &DefineMaster,
     ) -> Result<Outcome, Failure> {
         self.call(Method::PUT, &format!("/v1/volumes/{volume}/master"), Some(define)).await
+    }
+
+    /// `remount`; the paths must be absolute.
+    pub async fn remount(&self, volume: &VolumeName, mounts: &Mounts) -> Result<Outcome, Failure> {
+        self.call(Method::PUT, &format!("/v1/volumes/{volume}/mounts"), Some(mounts)).await
     }
 
     /// `define schedule`.

@@ -63,6 +63,16 @@ pub struct VolumeConfig {
     /// system is not mounted, is not taken for it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub store: Option<Uuid>,
+    /// Where the volume is mounted. Without it, a block device is mounted below the runtime directory, and an image file,
+    /// which others write, not at all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mountpoint: Option<PathBuf>,
+    /// Options of that mount, as `mount -o` takes them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mountopts: Option<String>,
+    /// The directory below which the snapshots are mounted; below the runtime directory when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub snappath: Option<PathBuf>,
     /// Present on the node that masters the volume.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub master: Option<MasterConfig>,
@@ -91,6 +101,9 @@ impl VolumeConfig {
             snapstore: snapstore.into(),
             metadev: None,
             store: None,
+            mountpoint: None,
+            mountopts: None,
+            snappath: None,
             master: None,
             source: None,
             group: None,
@@ -109,6 +122,9 @@ pub struct MasterConfig {
     /// master. Written by `promote`.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub epoch: u64,
+    /// Do not mount the snapshots.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub no_snapmount: bool,
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
@@ -128,6 +144,9 @@ pub struct SourceConfig {
     /// The volume's name there, if it is another.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
+    /// Mount the snapshots that are received.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub mount_snap: bool,
     /// Seconds beyond the period that nothing may be heard before this replica is called late; half the period, and at least
     /// a minute, when absent. Without a period all the time that is allowed, and then a day when absent.
     #[serde(skip_serializing_if = "Option::is_none")]

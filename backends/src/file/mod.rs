@@ -37,6 +37,7 @@ use std::{
 use async_trait::async_trait;
 pub use header::Mode;
 pub(crate) use header::store_id;
+pub use lease::open_for_writing;
 use zumastor_core::{
     Changes, Geometry, HeadState, NewSnapshot, Repair, SnapshotNumber, SnapshotReader, SnapshotRecord,
     SnapshotStore, StagePlan, Staging, StoreError, StoreInfo, Usage, UsageBySnapshot, digest::LeafTree,

@@ -10,7 +10,7 @@ use zumastor_core::{
 
 use super::SnapshotStatus;
 
-/// `define master`. Rotations that are not named stay as they are.
+/// `define master`. What is not named stays as it is.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DefineMaster {
@@ -23,6 +23,9 @@ pub struct DefineMaster {
     /// Be of no group any more.
     #[serde(default)]
     pub no_group: bool,
+    /// Do not mount the snapshots.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub no_snapmount: Option<bool>,
 }
 
 /// `define schedule`. Rotations that are not named stay as they are.
@@ -156,6 +159,8 @@ pub enum EventKind {
     Deleted,
     /// A scheduled snapshot could not be taken.
     Failed,
+    /// Retention would have dropped a snapshot, and something uses its mount.
+    Kept,
     /// A hook failed.
     Hook,
 }

@@ -101,6 +101,25 @@ pub struct VolumeStatus {
     /// What its hooks did last, or do now, since the daemon was started.
     #[serde(default)]
     pub hooks: Vec<HookRun>,
+    /// What is mounted of it; nothing where nothing is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mounts: Option<MountStatus>,
+}
+
+/// What is mounted of a volume.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MountStatus {
+    /// Where the volume is mounted.
+    pub mountpoint: Option<PathBuf>,
+    /// The snapshot that is seen there; nothing when it is the head.
+    pub shows: Option<SnapshotNumber>,
+    /// Below which directory its snapshots are mounted.
+    pub snappath: Option<PathBuf>,
+    /// What is not mounted as it should be, and why. It is tried again and again.
+    pub troubles: Vec<String>,
+    /// What is good to know about it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
 }
 
 /// What this node is for a volume.
@@ -182,6 +201,9 @@ pub struct SnapshotStatus {
     /// What came of the last scrub of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scrub: Option<ScrubReport>,
+    /// Where it is mounted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mounted: Option<PathBuf>,
     /// What can be mounted or read as a file, where there is such a thing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub device: Option<PathBuf>,

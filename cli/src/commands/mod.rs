@@ -15,6 +15,7 @@ mod peer;
 mod plan;
 mod promote;
 mod reload;
+mod remount;
 mod replicate;
 mod resize;
 mod revert;
@@ -56,6 +57,7 @@ enum Command {
     Replicate(replicate::Args),
     Promote(promote::Args),
     Revert(revert::Args),
+    Remount(remount::Args),
     Resize(resize::Args),
     Scrub(scrub::Args),
     Status(status::Args),
@@ -84,6 +86,7 @@ pub fn run() -> ExitCode {
         Command::Replicate(args) => with_client(async |client| replicate::run(args, client).await),
         Command::Promote(args) => with_client(async |client| promote::run(args, client).await),
         Command::Revert(args) => with_client(async |client| revert::run(args, client).await),
+        Command::Remount(args) => with_client(async |client| remount::run(args, client).await),
         Command::Resize(args) => with_client(async |client| resize::run(args, client).await),
         Command::Scrub(args) => with_client(async |client| scrub::run(args, client).await),
         Command::Status(args) => with_client(async |client| status::run(args, client).await),

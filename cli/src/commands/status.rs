@@ -143,6 +143,7 @@ fn volume_lines(out: &mut Lines, volume: &VolumeStatus, one: bool, now: Timestam
     out.line(1, format!("snapshots  {}{newest}{}", volume.snapshots.len(), all.unwrap_or_default()));
     schedule_lines(out, volume, now);
     scrub_lines(out, volume, now);
+    mount_lines(out, volume);
     for (indent, line) in hook_lines::lines(volume, one, now) {
         out.line(indent, line);
     }
@@ -222,6 +223,25 @@ fn scrub_lines(out: &mut Lines, volume: &VolumeStatus, now: Timestamp) {
     }
 }
 
+/// What is mounted, and what is wrong with that.
+fn mount_lines(out: &mut Lines, volume: &VolumeStatus) {
+    let Some(mounts) = &volume.mounts else { return };
+    if let Some(mountpoint) = &mounts.mountpoint {
+        let shows = mounts.shows.map(|number| format!(", snapshot {number}")).unwrap_or_default();
+        out.line(1, format!("mounted    {}{shows}", mountpoint.display()));
+    }
+    if let Some(snappath) = &mounts.snappath {
+        let count = volume.snapshots.iter().filter(|snapshot| snapshot.mounted.is_some()).count();
+        out.line(1, format!("mounted    {count} snapshots below {}", snappath.display()));
+    }
+    for trouble in mounts.troubles.iter().filter(|trouble| volume.trouble.as_ref() != Some(trouble)) {
+        out.line(3, format!("error: {trouble}"));
+    }
+    for note in &mounts.notes {
+        out.line(3, note);
+    }
+}
+
 fn event_lines(out: &mut Lines, volume: &VolumeStatus, now: Timestamp) {
     for event in &volume.events {
         out.line(1, format!("{}: {}", event_text(event, Span(seconds(event.at, now))), event.text));
@@ -239,6 +259,7 @@ pub fn event_name(event: &VolumeEvent) -> String {
         EventKind::Dropped => "dropped",
         EventKind::Deleted => "deleted",
         EventKind::Failed => "scheduled snapshot failed",
+        EventKind::Kept => "not dropped",
         EventKind::Hook => "hook failed",
     };
     format!("{number}{what}")

@@ -31,6 +31,7 @@ pub async fn serve(listener: UnixListener, daemon: Arc<Daemon>, mut stop: watch:
     let volume = Router::new()
         .route("/", post(define_volume).delete(forget_volume))
         .route("/master", put(define_master))
+        .route("/mounts", put(remount))
         .route("/promote", post(promote))
         .route("/source", put(define_source).delete(forget_source))
         .route("/targets", put(define_target))
@@ -156,6 +157,12 @@ async fn start_part(State(daemon): Shared, Path((volume, part)): Path<(String, S
 
 async fn reload(State(daemon): Shared) -> Answer {
     to_the_end(async move { daemon.reload().await }).await
+}
+
+async fn remount(State(daemon): Shared, Path(volume): Path<String>, body: Bytes) -> Answer {
+    let volume = parse(&volume)?;
+    let body = or_default(&body)?;
+    to_the_end(async move { daemon.remount(&volume, body).await }).await
 }
 
 async fn promote(State(daemon): Shared, Path(volume): Path<String>) -> Answer {

@@ -24,7 +24,7 @@ use super::{
     worker::Wish,
 };
 use crate::{
-    api::{DefineMaster, DefineSource, DefineTarget, DefineVolume, Outcome, Part, Rotation},
+    api::{DefineMaster, DefineSource, DefineTarget, DefineVolume, Mounts, Outcome, Part, Rotation},
     exit::Failure,
 };
 
@@ -36,7 +36,7 @@ impl Daemon {
         define: DefineVolume,
     ) -> Result<Outcome, Failure> {
         let _editing = self.editing.lock().await;
-        let DefineVolume { origin, snapstore, metadev, initialize, yes } = define;
+        let DefineVolume { origin, snapstore, metadev, initialize, yes, mounts } = define;
         if ![Some(&origin), Some(&snapstore), metadev.as_ref()].into_iter().flatten().all(|p| p.is_absolute())
         {
             return Err(Failure::usage("the paths of a volume must be absolute"));
@@ -45,6 +45,9 @@ impl Daemon {
             let config = there.config();
             let same = config.origin == origin && config.snapstore == snapstore && config.metadev == metadev;
             if same && !initialize {
+                if mounts != Mounts::default() {
+                    return self.remount_as(&there, mounts).await;
+                }
                 return Ok(Outcome::already(format!("volume {name} is defined so already")));
             }
             let is = format!("{} with snapshots in {}", config.origin.display(), config.snapstore.display());
@@ -52,6 +55,7 @@ impl Daemon {
                 .remedy(format!("choose another name, or `zumastor forget volume {name}` first")));
         }
         self.check_paths(&origin, &snapstore).await?;
+        self.check_name(&name)?;
         if initialize {
             initialize::check(&name, origin.clone(), yes).await?;
         }
@@ -59,6 +63,7 @@ impl Daemon {
         let owned = name.clone();
         self.configuring(move |files| files.check_volume(&owned)).await?;
         let mut config = VolumeConfig { metadev, ..VolumeConfig::new(origin, snapstore) };
+        self.set_mounts(&name, &mut config, mounts).await?;
         let volume = Arc::new(Volume::new(name.clone(), config.clone(), self.stores.clone()));
         let (store, id) = volume.found().await?;
         config.store = id;
@@ -136,11 +141,15 @@ impl Daemon {
     ) -> Result<Outcome, Failure> {
         let _editing = self.editing.lock().await;
         let volume = self.volume(name)?;
-        let DefineMaster { rotations, group, no_group } = define;
+        let DefineMaster { rotations, group, no_group, no_snapmount } = define;
         if group.is_some() && no_group {
             return Err(Failure::usage("a group and no group cannot both be wanted"));
         }
-        let outcome = self.make_master(&volume, rotations).await?;
+        let options = |master: MasterConfig| MasterConfig {
+            no_snapmount: no_snapmount.unwrap_or(master.no_snapmount),
+            ..master
+        };
+        let outcome = self.make_master(&volume, rotations, options).await?;
         if group.is_none() && !no_group {
             return Ok(outcome);
         }
@@ -156,16 +165,18 @@ impl Daemon {
         self: &Arc<Self>,
         volume: &Arc<Volume>,
         rotations: Vec<Rotation>,
+        options: impl Fn(MasterConfig) -> MasterConfig,
     ) -> Result<Outcome, Failure> {
         let name = &volume.name;
         let mut config = volume.config();
         let scheduled = !rotations.is_empty();
         let schedule = with_rotations(&config.schedule, rotations)?;
-        if config.master.is_some() && schedule == config.schedule {
+        let same = config.master.as_ref().is_some_and(|master| options(master.clone()) == *master);
+        if same && schedule == config.schedule {
             return Ok(Outcome::already(format!("this node is the master of volume {name} already")));
         }
         if config.source.is_some() {
-            return self.take_over_with(volume, schedule).await;
+            return self.take_over_with(volume, schedule, options).await;
         }
         if !exists(config.origin.clone()).await {
             let origin = config.origin.display();
@@ -180,12 +191,15 @@ impl Daemon {
         };
         if config.master.is_none() && epoch.latest > epoch.here {
             // It was defined anew; in between, another node was made the master.
-            return self.take_over_with(volume, schedule).await;
+            return self.take_over_with(volume, schedule, options).await;
         }
-        config.master.get_or_insert(MasterConfig { epoch: epoch.here });
+        let before = config.master.take();
+        let now = before.unwrap_or_else(|| MasterConfig { epoch: epoch.here, ..MasterConfig::default() });
+        config.master = Some(options(now));
         config.schedule = schedule;
         self.set_schedule(volume, config).await?;
         let outcome = Outcome::changed(format!("this node is the master of volume {name}"));
+        let outcome = self.mounted(outcome, volume).await;
         Ok(if scheduled { self.told(outcome, volume) } else { outcome })
     }
 
@@ -194,13 +208,16 @@ impl Daemon {
         self: &Arc<Self>,
         volume: &Arc<Volume>,
         schedule: ScheduleConfig,
+        options: impl Fn(MasterConfig) -> MasterConfig,
     ) -> Result<Outcome, Failure> {
         let outcome = self.take_over(volume).await?;
         let config = volume.config();
-        if schedule == config.schedule {
+        let master = config.master.clone().map(options);
+        if schedule == config.schedule && master == config.master {
             return Ok(outcome);
         }
-        self.set_schedule(volume, VolumeConfig { schedule, ..config }).await?;
+        self.set_schedule(volume, VolumeConfig { schedule, master, ..config }).await?;
+        self.mount(volume).await;
         Ok(self.told(outcome, volume))
     }
 
@@ -243,6 +260,7 @@ impl Daemon {
             host: host.clone(),
             period: define.period,
             name: define.name.filter(|remote| remote != name.as_str()),
+            mount_snap: define.mount_snap,
             margin: define.margin,
         };
         self.remember(&host, address).await?;
@@ -261,7 +279,14 @@ impl Daemon {
                 ))
                 .asks("What it holds now is kept as a snapshot. Make it a replica?"));
             }
-            let kept = self.keep_mastered(&volume, master.epoch).await?;
+            self.unmount_head(&volume).await?;
+            let kept = match self.keep_mastered(&volume, master.epoch).await {
+                Ok(kept) => kept,
+                Err(failure) => {
+                    self.mount(&volume).await;
+                    return Err(failure);
+                }
+            };
             notes.push(format!("this node is not the master of volume {name} any more"));
             notes.extend(kept.map(|kept| format!("what it held is kept as snapshot {kept}")));
             if config.target.remove(&host).is_some() {
@@ -281,6 +306,7 @@ impl Daemon {
         }
         let outcome = Outcome::changed(format!("volume {name} comes from {host}"));
         let outcome = notes.into_iter().fold(outcome, Outcome::note);
+        let outcome = self.mounted(outcome, &volume).await;
         let note = format!("there, it must be sent: `zumastor define target {remote} {}`", self.name);
         Ok(outcome.note(note))
     }
@@ -325,6 +351,8 @@ impl Daemon {
         let config = volume.config();
         let owned = name.clone();
         self.configuring(move |files| files.check_volume(&owned)).await?;
+        // First of all: it is refused while somebody writes to what is mounted.
+        self.unmount_head(&volume).await?;
         // A transfer that is ending moves no more holds.
         volume.set_config(VolumeConfig { source: None, target: [].into(), ..config.clone() });
         volume.stop().await;
@@ -339,15 +367,19 @@ impl Daemon {
         if let Err(failure) = removed {
             volume.set_config(config);
             self.start_volume(&volume).await;
+            self.mount(&volume).await;
             return Err(failure);
         }
+        volume.mounting.close();
+        let busy = self.unmount(&volume).await;
         self.volumes.write().expect("no panic while locked").remove(name);
         let kept = format!(
             "{} and the snapshots in {} are untouched: `zumastor define volume` with both takes them up again",
             config.origin.display(),
             config.snapstore.display()
         );
-        Ok(Outcome::changed(format!("volume {name} is forgotten")).note(kept))
+        let outcome = Outcome::changed(format!("volume {name} is forgotten")).note(kept);
+        Ok(busy.iter().fold(outcome, |outcome, busy| outcome.note(format!("{busy}, so it stays mounted"))))
     }
 
     /// `forget source`.
@@ -363,6 +395,7 @@ impl Daemon {
         volume.set_puller(|| None).await;
         self.unstop(&volume, &Part::Source).await?;
         self.forget_pair(name, &source.host).await?;
+        self.mount(&volume).await;
         let outcome = Outcome::changed(format!("volume {name} comes from {} no more", source.host));
         Ok(outcome.note("what was received stays"))
     }
@@ -410,7 +443,7 @@ fn check_options(period: Option<u64>, ratelimit: Option<u64>, name: Option<&str>
 }
 
 /// What a path really names, as far as it exists.
-fn resolved(path: &Path) -> PathBuf {
+pub fn resolved(path: &Path) -> PathBuf {
     if let Ok(real) = path.canonicalize() {
         return real;
     }

@@ -9,6 +9,7 @@ use super::Daemon;
 use crate::{
     api::{Outcome, Resize},
     exit::Failure,
+    mounts,
 };
 
 impl Daemon {
@@ -27,7 +28,14 @@ impl Daemon {
             return Ok(Outcome::already(format!("volume {name} has {} already", HumanBytes(size))));
         }
         let mut kept = None;
+        let image = volume.mounting.image_of(&volume);
         if size < before {
+            if volume.mounting.shows_head() {
+                return Err(Failure::refused(format!(
+                    "volume {name} is mounted, and cannot become smaller below its file system"
+                ))
+                .remedy("make the file system smaller, unmount the volume with `zumastor stop volume`, then repeat the command"));
+            }
             let cut = data_within(volume.config().origin, size..before).await?;
             if cut > 0 && !yes {
                 return Err(Failure::refused(format!(
@@ -42,6 +50,12 @@ impl Daemon {
             }
         }
         store.resize(size).await?;
+        if let Some(image) = image {
+            let grown = tokio::task::spawn_blocking(move || mounts::grown(&image)).await;
+            grown
+                .expect("asking a loop device does not panic")
+                .map_err(Failure::doing("telling the loop device"))?;
+        }
         tracing::info!(volume = %name, before, size, "resized");
         let (before, size) = (HumanBytes(before), HumanBytes(size));
         let outcome = Outcome::changed(format!("volume {name} has {size} now, {before} before"));

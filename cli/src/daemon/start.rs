@@ -29,6 +29,7 @@ use super::{
     config_files::ConfigFiles,
     control,
     host::Answers,
+    mounting,
     puller::Pull,
     pusher::Push,
     snapshotter,
@@ -104,6 +105,7 @@ pub async fn run(paths: Paths, settings: Settings) -> Result<(), Failure> {
         daemon.volumes.write().expect("no panic while locked").insert(name, volume);
     }
     daemon.trust_peers()?;
+    daemon.sweep_mounts().await;
     daemon.clone().make_up_for_others(left);
     for volume in daemon.all_volumes() {
         tokio::spawn(open(daemon.clone(), volume.clone()));
@@ -125,6 +127,10 @@ pub async fn run(paths: Paths, settings: Settings) -> Result<(), Failure> {
     stop.send_replace(true);
     for volume in daemon.all_volumes() {
         volume.stop().await;
+        volume.mounting.close();
+        for busy in daemon.unmount(&volume).await {
+            tracing::warn!(volume = %volume.name, "{busy}, so it stays mounted");
+        }
     }
     // Whoever follows a replication learns of its end before the program ends.
     let _ = timeout(FAREWELL, control).await;
@@ -155,6 +161,7 @@ impl Daemon {
     pub async fn start_volume(self: &Arc<Self>, volume: &Arc<Volume>) {
         let config = volume.config();
         snapshotter::start(self, volume);
+        mounting::start(self, volume);
         if let Some(source) = &config.source {
             Pull::start(self, volume, source).await;
         }
@@ -190,6 +197,8 @@ pub async fn open(daemon: Arc<Daemon>, volume: Arc<Volume>) {
     }
     if !volume.is_stopped(&Part::Volume) {
         daemon.retain_to_the_end(&volume).await;
+    } else {
+        daemon.mount(&volume).await;
     }
 }
 

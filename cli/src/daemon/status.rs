@@ -146,12 +146,19 @@ impl Daemon {
         if let (Health::Ok, Some(error)) = (health, &view.error) {
             (health, trouble) = (Health::Retrying, Some(error.text.clone()));
         }
+        let mounts = volume.mounting.view();
+        if let (Health::Ok, Some(first)) = (health, mounts.report.troubles.first()) {
+            (health, trouble) = (Health::Retrying, Some(first.clone()));
+        }
         let superseded = match health {
             Health::Unavailable => None,
             _ => self.superseded(volume).await?,
         };
         let mut snapshots = seen.snapshots(&remembered.holds);
-        snapshots.iter_mut().for_each(|snapshot| snapshot.scrub = remembered.scrub(snapshot));
+        for snapshot in &mut snapshots {
+            snapshot.scrub = remembered.scrub(snapshot);
+            snapshot.mounted = mounts.report.mounted.get(&snapshot.number).cloned();
+        }
         if matches!(health, Health::Ok | Health::Retrying | Health::Late)
             && let Some(damaged) = damaged(&volume.name, &snapshots)
         {
@@ -187,6 +194,7 @@ impl Daemon {
             }),
             stopped: volume.stopped().into_iter().collect(),
             events: remembered.events,
+            mounts: mounts.status(),
             group: config.group,
             hooks: volume.hooks.runs(),
         })
@@ -306,6 +314,7 @@ pub fn snapshot_status(record: &SnapshotRecord, holds: &[Hold]) -> SnapshotStatu
         digest: record.digest,
         holds: holds.iter().filter(|hold| hold.number == record.number()).cloned().collect(),
         scrub: None,
+        mounted: None,
         device: None,
         usage: None,
     }

@@ -14,7 +14,10 @@ use zumastor_core::{
 };
 use zumastor_net::{Compression, Meter, Offer, RateLimiter};
 
-use super::{hooks::Hooks, scrub::Scrubber, snapshotter::Snapshotter, state::Window, worker::Worker};
+use super::{
+    hooks::Hooks, mounting::Mounting, scrub::Scrubber, snapshotter::Snapshotter, state::Window,
+    worker::Worker,
+};
 use crate::api::{Part, Role};
 
 /// A volume that is defined on this node.
@@ -26,6 +29,8 @@ pub struct Volume {
     pub snapshotting: tokio::sync::Mutex<()>,
     /// Takes the scheduled snapshots.
     pub snapshotter: Snapshotter,
+    /// Mounts it.
+    pub mounting: Mounting,
     /// Snapshots that are being deleted: nobody may hold them any more.
     pub doomed: Arc<Mutex<BTreeSet<SnapshotNumber>>>,
     /// Reads its snapshots against their digests.
@@ -86,6 +91,7 @@ impl Volume {
             name,
             snapshotting: tokio::sync::Mutex::default(),
             snapshotter: Snapshotter::default(),
+            mounting: Mounting::default(),
             doomed: Arc::default(),
             scrubber: Scrubber::default(),
             hooks: Hooks::default(),
@@ -235,6 +241,7 @@ impl Volume {
 
     /// Ends everything that takes snapshots of it and replicates it.
     pub async fn stop(&self) {
+        self.mounting.stop().await;
         self.snapshotter.stop().await;
         self.scrubber.stop().await;
         // A snapshot that is being taken is taken to the end, with its hooks.
