@@ -6,12 +6,14 @@
 
 #[cfg(feature = "conformance")]
 pub mod conformance;
+mod destroy;
 mod faults;
 mod file;
 mod open;
 mod plain;
 pub mod thin_metadata;
 
+pub use destroy::{condemn_store, remove_store};
 pub use faults::Faults;
 pub use file::{FileStore, FileStoreOptions, Mode, open_for_writing};
 pub use open::{OriginMust, VolumeSpec, open_volume, reopen_volume, store_id};

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::{GroupName, NodeName, Selection};
+use crate::{ByteSize, GroupName, NodeName, Selection};
 
 mod hooks;
 mod schedule;
@@ -85,6 +85,9 @@ pub struct VolumeConfig {
     /// How many snapshots of which rotations are kept and, on the master, when they are taken.
     #[serde(default, skip_serializing_if = "ScheduleConfig::is_empty")]
     pub schedule: ScheduleConfig,
+    /// What is done when space gets short.
+    #[serde(default, skip_serializing_if = "SpaceConfig::is_empty")]
+    pub space: SpaceConfig,
     /// Programs that are run around snapshots and replication.
     #[serde(default, skip_serializing_if = "HooksConfig::is_empty")]
     pub hooks: HooksConfig,
@@ -108,9 +111,29 @@ impl VolumeConfig {
             source: None,
             group: None,
             schedule: ScheduleConfig::default(),
+            space: SpaceConfig::default(),
             hooks: HooksConfig::default(),
             target: BTreeMap::new(),
         }
+    }
+}
+
+/// `[space]`: what is done when space gets short where the snapshots are.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SpaceConfig {
+    /// With less than that free, snapshots that nobody holds are dropped, the oldest first; never, when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub minimum_free: Option<ByteSize>,
+    /// Manual snapshots as well, after all others.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub drop_manual: bool,
+}
+
+impl SpaceConfig {
+    /// Whether nothing is said.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
     }
 }
 

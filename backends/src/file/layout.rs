@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! store             what this directory is: the mode, decided once
+//! condemned         what `store` is called while all of it is being deleted for good
 //! lock              held by the process that has the store open
 //! head              which snapshot the origin shows, and how to tell that it was not written since
 //! alternate         what the second image beside the origin holds (layered mode)
@@ -39,6 +40,11 @@ impl Layout {
 
     pub(crate) fn store(&self) -> PathBuf {
         self.root.join("store")
+    }
+
+    /// What `store` is called from the moment that all of it is to be deleted.
+    pub(crate) fn condemned(&self) -> PathBuf {
+        self.root.join("condemned")
     }
 
     pub(crate) fn lock(&self) -> PathBuf {

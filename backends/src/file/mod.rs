@@ -3,6 +3,7 @@
 
 mod body;
 mod bulk;
+mod destroy;
 mod draft;
 mod fiemap;
 mod flip;
@@ -35,6 +36,7 @@ use std::{
 };
 
 use async_trait::async_trait;
+pub(crate) use destroy::{condemn, remove};
 pub use header::Mode;
 pub(crate) use header::store_id;
 pub use lease::open_for_writing;

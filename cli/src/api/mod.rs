@@ -26,6 +26,7 @@
 //! | `PUT /volumes/VOLUME/size` | [`Resize`] | [`Outcome`] |
 //! | `POST /volumes/VOLUME/replicate` | [`Replicate`] | [`Outcome`]; with `wait`, lines of [`ReplicateEvent`] |
 //! | `POST /volumes/VOLUME/scrub` | [`Scrub`] | [`Outcome`]; with `wait`, lines of [`ScrubEvent`] |
+//! | `POST /destroy` | [`Destroy`] | [`Outcome`] |
 //! | `POST /reload` | | [`Outcome`] |
 //! | `GET /peers` | | a list of [`PeerStatus`] |
 //! | `POST /peers` | [`AddPeer`] | [`Outcome`] |

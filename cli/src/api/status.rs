@@ -71,6 +71,9 @@ pub struct VolumeStatus {
     /// Bytes that deleting all snapshots would free, if that was asked for and can be told.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub all_snapshots: Option<u64>,
+    /// What is done when space gets short, if anything.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub space: Option<SpaceStatus>,
     /// What the head shows.
     pub head: Option<HeadStatus>,
     /// The snapshots, in ascending order.
@@ -155,12 +158,29 @@ pub enum Health {
     Retrying,
     /// This replica or a target is further behind than it may be.
     Late,
+    /// There is too little space, and nothing that may be dropped.
+    Full,
     /// A person has to decide.
     Stopped,
     /// A scrub found bad bytes in a snapshot, and they are bad still.
     Damaged,
     /// Its store cannot be opened.
     Unavailable,
+}
+
+/// What is done when space gets short.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SpaceStatus {
+    /// With less than that many bytes free, snapshots are dropped.
+    pub minimum_free: u64,
+    /// Manual ones as well.
+    pub drop_manual: bool,
+    /// Snapshots that were dropped for it since the daemon started.
+    pub dropped: u64,
+    /// Since when there is too little, and nothing that may be dropped.
+    pub full_since: Option<Timestamp>,
+    /// What to do about that.
+    pub remedy: Option<String>,
 }
 
 /// What the head shows.

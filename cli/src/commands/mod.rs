@@ -5,6 +5,7 @@ mod daemon;
 mod define;
 mod delete;
 mod demo;
+mod destroy;
 mod digest;
 mod forget;
 mod history;
@@ -50,6 +51,7 @@ enum Command {
     Forget(forget::Args),
     Snapshot(snapshot::Args),
     Delete(delete::Args),
+    Destroy(destroy::Args),
     Plan(plan::Args),
     Start(parts::StartArgs),
     Stop(parts::StopArgs),
@@ -79,6 +81,7 @@ pub fn run() -> ExitCode {
         Command::Forget(args) => with_client(async |client| forget::run(args, client).await),
         Command::Snapshot(args) => with_client(async |client| snapshot::run(args, client).await),
         Command::Delete(args) => with_client(async |client| delete::run(args, client).await),
+        Command::Destroy(args) => with_client(async |client| destroy::run(args, client).await),
         Command::Plan(args) => with_client(async |client| plan::run(args, client).await),
         Command::Start(args) => with_client(async |client| parts::start(args, client).await),
         Command::Stop(args) => with_client(async |client| parts::stop(args, client).await),

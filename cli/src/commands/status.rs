@@ -134,6 +134,18 @@ fn volume_lines(out: &mut Lines, volume: &VolumeStatus, one: bool, now: Timestam
     };
     let kind = volume.store.as_ref().map(|store| format!(" ({})", store.kind)).unwrap_or_default();
     out.line(1, format!("snapstore  {}{kind}{space}", volume.snapstore.display()));
+    if let Some(space) = &volume.space {
+        let manual = if space.drop_manual { ", manual ones as well" } else { "" };
+        let dropped = match space.dropped {
+            0 => String::new(),
+            count => format!("; {count} dropped since the daemon started"),
+        };
+        let least = HumanBytes(space.minimum_free);
+        out.line(1, format!("space      below {least} free, the oldest snapshots go{manual}{dropped}"));
+        if let Some(remedy) = &space.remedy {
+            out.line(3, format!("remedy: {remedy}"));
+        }
+    }
     let newest = volume.snapshots.iter().rev().find(|snapshot| !snapshot.number.is_local());
     let newest = newest.map_or_else(String::new, |newest| {
         let age = Span(seconds(newest.created, now));
@@ -259,6 +271,7 @@ pub fn event_name(event: &VolumeEvent) -> String {
         EventKind::Dropped => "dropped",
         EventKind::Deleted => "deleted",
         EventKind::Failed => "scheduled snapshot failed",
+        EventKind::Full => "space is short",
         EventKind::Kept => "not dropped",
         EventKind::Hook => "hook failed",
     };
@@ -278,6 +291,7 @@ fn health(health: Health) -> &'static str {
         Health::Ok => "ok",
         Health::Retrying => "TROUBLE, trying again",
         Health::Late => "LATE",
+        Health::Full => "SPACE IS SHORT",
         Health::Stopped => "STOPPED",
         Health::Damaged => "DAMAGED",
         Health::Unavailable => "UNAVAILABLE",

@@ -101,7 +101,7 @@ impl Daemon {
     }
 
     /// Refuses paths that cannot be a volume's own.
-    async fn check_paths(&self, origin: &Path, snapstore: &Path) -> Result<(), Failure> {
+    pub async fn check_paths(&self, origin: &Path, snapstore: &Path) -> Result<(), Failure> {
         let others = self.all_volumes().into_iter().map(|other| (other.name.clone(), other.config()));
         let (others, origin, snapstore) =
             (others.collect::<Vec<_>>(), origin.to_owned(), snapstore.to_owned());
@@ -347,6 +347,22 @@ impl Daemon {
     /// `forget volume`.
     pub async fn forget_volume(self: &Arc<Self>, name: &VolumeName) -> Result<Outcome, Failure> {
         let _editing = self.editing.lock().await;
+        let (config, busy) = self.forget_defined(name).await?;
+        let kept = format!(
+            "{} and the snapshots in {} are untouched: `zumastor define volume` with both takes them up again",
+            config.origin.display(),
+            config.snapstore.display()
+        );
+        let outcome = Outcome::changed(format!("volume {name} is forgotten")).note(kept);
+        Ok(busy.into_iter().fold(outcome, Outcome::note))
+    }
+
+    /// Stops everything and forgets a volume; its data stay. Also tells what stays mounted. To be called with `editing`
+    /// locked.
+    pub async fn forget_defined(
+        self: &Arc<Self>,
+        name: &VolumeName,
+    ) -> Result<(VolumeConfig, Vec<String>), Failure> {
         let volume = self.volume(name)?;
         let config = volume.config();
         let owned = name.clone();
@@ -373,13 +389,7 @@ impl Daemon {
         volume.mounting.close();
         let busy = self.unmount(&volume).await;
         self.volumes.write().expect("no panic while locked").remove(name);
-        let kept = format!(
-            "{} and the snapshots in {} are untouched: `zumastor define volume` with both takes them up again",
-            config.origin.display(),
-            config.snapstore.display()
-        );
-        let outcome = Outcome::changed(format!("volume {name} is forgotten")).note(kept);
-        Ok(busy.iter().fold(outcome, |outcome, busy| outcome.note(format!("{busy}, so it stays mounted"))))
+        Ok((config, busy.iter().map(|busy| format!("{busy}, so it stays mounted")).collect()))
     }
 
     /// `forget source`.

@@ -4,6 +4,8 @@ mod clock;
 mod config_files;
 mod control;
 mod define;
+mod delete;
+mod destroy;
 mod epochs;
 mod groups;
 mod history;
@@ -30,6 +32,7 @@ mod schedule;
 mod scrub;
 mod snapshots;
 mod snapshotter;
+mod space;
 mod start;
 mod state;
 mod status;
@@ -87,6 +90,8 @@ pub struct Daemon {
     volumes: RwLock<BTreeMap<VolumeName, Arc<Volume>>>,
     /// Pulls that may run at a time.
     turns: Semaphore,
+    /// Held while snapshots are dropped for space.
+    making_room: tokio::sync::Mutex<()>,
     /// Held while the configuration is changed: one change at a time.
     editing: tokio::sync::Mutex<()>,
 }

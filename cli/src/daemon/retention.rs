@@ -81,7 +81,7 @@ impl Daemon {
     }
 
     /// Deletes one snapshot. False if somebody holds it.
-    async fn drop_one(
+    pub async fn drop_one(
         &self,
         volume: &Volume,
         store: &dyn SnapshotStore,
@@ -127,6 +127,7 @@ impl Daemon {
         &self,
         name: &VolumeName,
         numbers: &[SnapshotNumber],
+        dry_run: bool,
     ) -> Result<Outcome, Failure> {
         if numbers.is_empty() {
             return Err(Failure::usage("no snapshot was named"));
@@ -152,6 +153,13 @@ impl Daemon {
             if !going.iter().any(|there: &&SnapshotRecord| there.number() == *number) {
                 going.push(record);
             }
+        }
+        if dry_run {
+            let numbers: Vec<_> = going.iter().map(|record| record.number().to_string()).collect();
+            return Ok(Outcome::already(format!(
+                "would delete of volume {name}: {}; nothing is deleted",
+                numbers.join(", ")
+            )));
         }
         self.settle(&volume).await?;
         for record in &going {

@@ -32,7 +32,7 @@ use super::{
     mounting,
     puller::Pull,
     pusher::Push,
-    snapshotter,
+    snapshotter, space,
     state::State,
     volume::{Stores, Volume, identity},
 };
@@ -84,6 +84,7 @@ pub async fn run(paths: Paths, settings: Settings) -> Result<(), Failure> {
         peers: RwLock::new(config.peers),
         volumes: RwLock::default(),
         turns: Semaphore::new(PULLS),
+        making_room: tokio::sync::Mutex::default(),
         editing: tokio::sync::Mutex::default(),
         files: Arc::new(files),
         configured: config.node.clone(),
@@ -111,6 +112,7 @@ pub async fn run(paths: Paths, settings: Settings) -> Result<(), Failure> {
         tokio::spawn(open(daemon.clone(), volume.clone()));
         daemon.start_volume(&volume).await;
     }
+    tokio::spawn(space::watch(Arc::downgrade(&daemon)));
     let (stop, stopped) = watch::channel(false);
     let control = tokio::spawn(control::serve(listener, daemon.clone(), stopped));
     tracing::info!("node {name} listening on {address} (key {})", daemon.key.short());

@@ -138,10 +138,15 @@ impl Daemon {
             (health, trouble) = (Health::Stopped, Some(written));
         }
         let view = volume.snapshotter.view();
+        let space = volume.space.status(&config.space);
         let late = lag::late(source.as_ref(), &targets);
         if let (Health::Ok | Health::Retrying, Some(late)) = (health, late) {
             trouble = Some(trouble.map_or_else(|| late.clone(), |error| format!("{late}; {error}")));
             health = Health::Late;
+        }
+        if let (Health::Ok | Health::Retrying | Health::Late, Some(full)) = (health, volume.space.full()) {
+            trouble = Some(trouble.map_or_else(|| full.clone(), |other| format!("{full}; {other}")));
+            health = Health::Full;
         }
         if let (Health::Ok, Some(error)) = (health, &view.error) {
             (health, trouble) = (Health::Retrying, Some(error.text.clone()));
@@ -182,6 +187,7 @@ impl Daemon {
             used: seen.used,
             free: seen.free,
             all_snapshots: None,
+            space,
             head: seen.head,
             staged: seen.staged,
             source,

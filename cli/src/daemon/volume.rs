@@ -15,8 +15,8 @@ use zumastor_core::{
 use zumastor_net::{Compression, Meter, Offer, RateLimiter};
 
 use super::{
-    hooks::Hooks, mounting::Mounting, scrub::Scrubber, snapshotter::Snapshotter, state::Window,
-    worker::Worker,
+    hooks::Hooks, mounting::Mounting, scrub::Scrubber, snapshotter::Snapshotter, space::SpaceWatch,
+    state::Window, worker::Worker,
 };
 use crate::api::{Part, Role};
 
@@ -29,6 +29,8 @@ pub struct Volume {
     pub snapshotting: tokio::sync::Mutex<()>,
     /// Takes the scheduled snapshots.
     pub snapshotter: Snapshotter,
+    /// Whether there is room for its snapshots.
+    pub space: SpaceWatch,
     /// Mounts it.
     pub mounting: Mounting,
     /// Snapshots that are being deleted: nobody may hold them any more.
@@ -91,6 +93,7 @@ impl Volume {
             name,
             snapshotting: tokio::sync::Mutex::default(),
             snapshotter: Snapshotter::default(),
+            space: SpaceWatch::default(),
             mounting: Mounting::default(),
             doomed: Arc::default(),
             scrubber: Scrubber::default(),
