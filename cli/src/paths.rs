@@ -105,6 +105,11 @@ impl Paths {
         self.state.join("state.redb")
     }
 
+    /// The directory of leaf trees and of what else can be made again, where a snapshot store has no place for them.
+    pub fn digests(&self) -> PathBuf {
+        self.state.join("digests")
+    }
+
     /// The file whose lock says that a daemon runs.
     pub fn lock(&self) -> PathBuf {
         self.state.join("lock")

@@ -40,6 +40,10 @@ pub trait Subject: fmt::Debug {
     fn damage_tree(&mut self, number: SnapshotNumber, at: u64) {
         let _ = (number, at);
     }
+    /// What the size of the volume is a multiple of; there are volumes of no bytes only if it is 1.
+    fn unit(&self) -> u64 {
+        1
+    }
     /// Whether what is staged survives that the store is dropped and opened again.
     fn durable(&self) -> bool {
         true

@@ -2,7 +2,6 @@
 //! directory. No privileges and no kernel module are needed.
 
 mod body;
-mod bulk;
 mod destroy;
 mod draft;
 mod fiemap;

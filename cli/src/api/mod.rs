@@ -128,7 +128,14 @@ pub struct DefineTarget {
 #[serde(deny_unknown_fields)]
 pub struct Resize {
     /// New size of the head in bytes.
-    pub origin: u64,
+    #[serde(default)]
+    pub origin: Option<u64>,
+    /// Use so many bytes of the snapshot store, where that is a block device.
+    #[serde(default)]
+    pub snapshot: Option<u64>,
+    /// Use so many bytes for metadata, where the volume is on block devices.
+    #[serde(default)]
+    pub metadata: Option<u64>,
     /// Cut off what lies beyond the new end.
     #[serde(default)]
     pub yes: bool,

@@ -5,6 +5,7 @@ use std::{
     sync::Arc,
 };
 
+use zumastor_backends::Making;
 use zumastor_core::{
     NodeName, VolumeName,
     config::{MasterConfig, ScheduleConfig, SourceConfig, VolumeConfig},
@@ -20,7 +21,7 @@ use super::{
     rotations::with_rotations,
     snapshotter,
     state::Era,
-    volume::{Volume, exists},
+    volume::{Volume, exists, is_device},
     worker::Wish,
 };
 use crate::{
@@ -59,17 +60,24 @@ impl Daemon {
         if initialize {
             initialize::check(&name, origin.clone(), yes).await?;
         }
+        if !yes {
+            for device in [Some(&snapstore), metadev.as_ref()].into_iter().flatten() {
+                initialize::check_device(device.clone()).await?;
+            }
+        }
         // Before a store is made.
         let owned = name.clone();
         self.configuring(move |files| files.check_volume(&owned)).await?;
         let mut config = VolumeConfig { metadev, ..VolumeConfig::new(origin, snapstore) };
         self.set_mounts(&name, &mut config, mounts).await?;
         let volume = Arc::new(Volume::new(name.clone(), config.clone(), self.stores.clone()));
-        let (store, id) = volume.found().await?;
+        let making = Making { initialize, overwrite: yes };
+        let (store, id) = volume.found(making).await?;
         config.store = id;
         volume.set_config(config.clone());
         let snapshots = store.snapshots().await?;
-        if initialize {
+        let on_devices = is_device(config.snapstore.clone()).await;
+        if initialize && !on_devices {
             initialize::zero(config.origin.clone(), &snapshots).await?;
         }
         self.write_volume(&name, &config).await?;
@@ -92,6 +100,13 @@ impl Daemon {
         }
         if let Some(caution) = store.info().caution {
             outcome = outcome.note(caution);
+        }
+        if let Some(device) = store.device(None).filter(|_| on_devices) {
+            outcome = outcome.note(format!(
+                "from now on, use {} and not {}, which is a part of it",
+                device.display(),
+                config.origin.display()
+            ));
         }
         let master = format!("`zumastor define master {name}` to take snapshots of it here, or ");
         Ok(outcome.note(format!(
@@ -388,6 +403,7 @@ impl Daemon {
         }
         volume.mounting.close();
         let busy = self.unmount(&volume).await;
+        volume.close().await;
         self.volumes.write().expect("no panic while locked").remove(name);
         Ok((config, busy.iter().map(|busy| format!("{busy}, so it stays mounted")).collect()))
     }

@@ -39,6 +39,7 @@ impl Daemon {
                     volume.mounting.close();
                     let busy = self.unmount(&volume).await;
                     notes.extend(busy.iter().map(|busy| format!("{busy}, so it stays mounted")));
+                    volume.close().await;
                     self.volumes.write().expect("no panic while locked").remove(name);
                     notes.push(format!("volume {name} is not defined any more; all of its data stays"));
                 }

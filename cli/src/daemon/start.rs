@@ -79,7 +79,7 @@ pub async fn run(paths: Paths, settings: Settings) -> Result<(), Failure> {
         started: Timestamp::now(),
         clock: Arc::new(SystemClock),
         state: Arc::new(state),
-        stores: Arc::new(Stores::default()),
+        stores: Arc::new(Stores::new(paths.digests())),
         node: OnceLock::new(),
         peers: RwLock::new(config.peers),
         volumes: RwLock::default(),
@@ -137,6 +137,9 @@ pub async fn run(paths: Paths, settings: Settings) -> Result<(), Failure> {
     // Whoever follows a replication learns of its end before the program ends.
     let _ = timeout(FAREWELL, control).await;
     let _ = timeout(FAREWELL, daemon.node().close()).await;
+    for volume in daemon.all_volumes() {
+        volume.close().await;
+    }
     Ok(())
 }
 

@@ -2,12 +2,14 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
+    fs,
+    os::unix::fs::FileTypeExt,
     path::PathBuf,
     sync::{Arc, Mutex, RwLock, Weak},
 };
 
 use uuid::Uuid;
-use zumastor_backends::{OriginMust, VolumeSpec, open_volume, reopen_volume, store_id};
+use zumastor_backends::{Making, OriginMust, VolumeSpec, open_volume, reopen_volume, store_id};
 use zumastor_core::{
     NodeName, SnapshotNumber, SnapshotRecord, SnapshotStore, StoreError, VolumeName,
     config::{TargetConfig, VolumeConfig},
@@ -193,10 +195,10 @@ impl Volume {
     }
 
     /// Its store, made if there is none, and the store's identity: for a volume that is being defined.
-    pub async fn found(&self) -> Result<(Arc<dyn SnapshotStore>, Option<Uuid>), StoreError> {
+    pub async fn found(&self, making: Making) -> Result<(Arc<dyn SnapshotStore>, Option<Uuid>), StoreError> {
         let mut store = self.store.lock().await;
         let config = self.config();
-        let opened = self.stores.open(&self.name, &config, Found::OrMade).await?;
+        let opened = self.stores.open(&self.name, &config, Found::OrMade(making)).await?;
         let id = identity(config.snapstore).await?;
         Ok((store.insert(opened).clone(), id))
     }
@@ -255,6 +257,17 @@ impl Volume {
             target.worker.stop().await;
         }
     }
+
+    /// Closes its store, after everything that uses it was stopped: its devices go. The next who asks for the store opens it
+    /// again.
+    pub async fn close(&self) {
+        let mut store = self.store.lock().await;
+        let Some(open) = store.take() else { return };
+        if let Err(error) = open.close().await {
+            tracing::warn!(volume = %self.name, %error, "the store could not be closed properly");
+        }
+        self.stores.forget(&self.config());
+    }
 }
 
 /// Whether a store has to be there.
@@ -262,8 +275,8 @@ impl Volume {
 enum Found {
     /// It was defined once: what is not there is not mounted.
     There,
-    /// It is made if it is not there.
-    OrMade,
+    /// It is made if it is not there, on block devices like this.
+    OrMade(Making),
 }
 
 /// The identity of the store in a directory.
@@ -276,12 +289,33 @@ pub async fn identity(snapstore: PathBuf) -> Result<Option<Uuid>, StoreError> {
 /// The stores that are open, by origin and snapshot store. A volume that is forgotten and defined again at once finds
 /// its store here while a transfer that is ending still has it.
 #[derive(Debug, Default)]
-pub struct Stores(Mutex<HashMap<(PathBuf, PathBuf), Arc<Slot>>>);
+pub struct Stores {
+    open: Mutex<HashMap<(PathBuf, PathBuf), Arc<Slot>>>,
+    /// Where stores on block devices keep what can be made again.
+    notes: PathBuf,
+}
 
 /// One of them; locked while it is being opened, so that a file system that does not answer keeps nobody else waiting.
 type Slot = tokio::sync::Mutex<Option<Weak<dyn SnapshotStore>>>;
 
 impl Stores {
+    /// No store. Those on block devices keep below `notes` what can be made again.
+    pub fn new(notes: PathBuf) -> Self {
+        Self { open: Mutex::default(), notes }
+    }
+
+    /// What a volume is made of, for its store.
+    fn spec(&self, name: &VolumeName, config: &VolumeConfig) -> VolumeSpec {
+        let VolumeConfig { origin, snapstore, metadev, .. } = config.clone();
+        VolumeSpec { name: name.clone(), origin, snapstore, metadev, chunk: None, notes: self.notes.clone() }
+    }
+
+    /// Forgets a store that was closed: the next who wants it opens it anew.
+    fn forget(&self, config: &VolumeConfig) {
+        let mut slots = self.open.lock().expect("no panic while locked");
+        slots.remove(&(config.origin.clone(), config.snapstore.clone()));
+    }
+
     async fn open(
         &self,
         name: &VolumeName,
@@ -289,7 +323,7 @@ impl Stores {
         found: Found,
     ) -> Result<Arc<dyn SnapshotStore>, StoreError> {
         let slot = {
-            let mut slots = self.0.lock().expect("no panic while locked");
+            let mut slots = self.open.lock().expect("no panic while locked");
             // Whoever uses a slot has another reference to it.
             slots.retain(|_, slot| {
                 Arc::strong_count(slot) > 1
@@ -309,23 +343,25 @@ impl Stores {
             )));
         }
         let store = match found {
-            Found::There => reopen_volume(&spec(name, config), config.store).await?,
-            Found::OrMade => open_volume(&spec(name, config), OriginMust::MayBeAbsent).await?,
+            Found::There => reopen_volume(&self.spec(name, config), config.store).await?,
+            Found::OrMade(making) => {
+                open_volume(&self.spec(name, config), OriginMust::MayBeAbsent, making).await?
+            }
         };
         *slot = Some(Arc::downgrade(&store));
         Ok(store)
     }
 }
 
-/// What a volume is made of, for the store.
-fn spec(name: &VolumeName, config: &VolumeConfig) -> VolumeSpec {
-    let VolumeConfig { origin, snapstore, metadev, .. } = config.clone();
-    VolumeSpec { name: name.clone(), origin, snapstore, metadev }
-}
-
 /// Whether there is something at a path, asked where a file system that does not answer keeps nobody from working.
 pub async fn exists(path: PathBuf) -> bool {
     tokio::task::spawn_blocking(move || path.exists()).await.expect("looking does not panic")
+}
+
+/// Whether a path is a block device's.
+pub async fn is_device(path: PathBuf) -> bool {
+    let look = move || fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_block_device());
+    tokio::task::spawn_blocking(look).await.expect("looking does not panic")
 }
 
 /// zstd level of what is sent: the fastest that zstd calls a level.
