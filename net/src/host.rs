@@ -73,6 +73,8 @@ pub struct Served {
     pub epoch: u64,
     /// What of the volume that peer is to have.
     pub offer: Offer,
+    /// Seconds between two replications that this node begins; none if it begins none.
+    pub period: Option<u64>,
     /// How what is sent is compressed; none to send it as it is.
     pub compression: Option<Arc<Compression>>,
     /// Bounds what is sent to that peer for this volume.
@@ -136,6 +138,11 @@ impl Meter {
 pub trait Link: Send + Sync {
     /// Opens a bidirectional stream.
     async fn open(&self) -> std::io::Result<Channel>;
+
+    /// What the peer can do beyond the revision of the protocol that is spoken, a bit each.
+    fn features(&self) -> u64 {
+        0
+    }
 }
 
 /// A bidirectional stream.

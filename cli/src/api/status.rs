@@ -265,6 +265,9 @@ pub struct SourceStatus {
     pub config: SourceConfig,
     /// Address of the connection, if there is one.
     pub connected: Option<SocketAddr>,
+    /// What is to be said of how it is defined.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub caution: Option<String>,
     /// What both have, and how far this node is behind.
     pub lag: Lag,
     /// What is going on.

@@ -174,6 +174,9 @@ fn volume_lines(out: &mut Lines, volume: &VolumeStatus, one: bool, now: Timestam
                 lag(&source.lag, &source.work, now)
             ),
         );
+        if let Some(caution) = &source.caution {
+            out.line(3, format!("caution: {caution}"));
+        }
         work_lines(out, &source.work, &volume.name, &source.config.host, now);
     }
     for target in &volume.targets {

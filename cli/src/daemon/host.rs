@@ -41,7 +41,7 @@ impl Host for Answers {
         };
         let volume = self.volume(volume).ok_or_else(refused)?;
         let config = volume.config();
-        config.target.get(peer).ok_or_else(refused)?;
+        let period = config.target.get(peer).ok_or_else(refused)?.period;
         self.not_stopped(&volume, &Part::Target(peer.clone()))?;
         let (compression, limiter, meter, offer) = volume
             .with_target(peer, |target| {
@@ -63,7 +63,7 @@ impl Host for Answers {
         }
         let epoch = self.0.epoch(&volume).await.map_err(failed)?.map_or(0, |(_, epoch)| epoch);
         let holds = PairHolds::new(self.0.state.clone(), volume.clone(), peer.clone(), Side::Upstream);
-        Ok(Served { store, holds: Arc::new(holds), epoch, offer, compression, limiter, meter })
+        Ok(Served { store, holds: Arc::new(holds), epoch, offer, period, compression, limiter, meter })
     }
 
     async fn lend(&self, peer: &NodeName, volume: &str) -> Result<Served, Refusal> {
@@ -85,6 +85,7 @@ impl Host for Answers {
             holds: Arc::new(holds),
             epoch: 0,
             offer: Offer::default(),
+            period: None,
             compression: None,
             limiter: None,
             meter: Arc::default(),

@@ -103,7 +103,8 @@ impl Daemon {
                 (None, _) => 0,
             };
             add_remedy(&mut work, &volume.name, &source.host);
-            SourceStatus { connected, config: source, lag, work }
+            let caution = volume.source_caution.lock().expect("no panic while locked").clone();
+            SourceStatus { connected, config: source, caution, lag, work }
         });
         let targets: Vec<_> = config
             .target

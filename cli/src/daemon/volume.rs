@@ -37,6 +37,8 @@ pub struct Volume {
     pub mounting: Mounting,
     /// Snapshots that are being deleted: nobody may hold them any more.
     pub doomed: Arc<Mutex<BTreeSet<SnapshotNumber>>>,
+    /// What is to be said of how its source is defined.
+    pub source_caution: Mutex<Option<String>>,
     /// Reads its snapshots against their digests.
     pub scrubber: Scrubber,
     /// What is run around its snapshots and its replication.
@@ -98,6 +100,7 @@ impl Volume {
             space: SpaceWatch::default(),
             mounting: Mounting::default(),
             doomed: Arc::default(),
+            source_caution: Mutex::default(),
             scrubber: Scrubber::default(),
             hooks: Hooks::default(),
             unsettled: Mutex::default(),

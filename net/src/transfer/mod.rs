@@ -9,6 +9,7 @@ mod mend;
 mod patience;
 mod receive;
 mod send;
+mod terms;
 mod upstream;
 mod verify;
 
@@ -17,4 +18,5 @@ pub use downstream::{PullError, Replica, finish, pull};
 pub use era::{Epochs, ForgetfulEpochs, believable};
 pub use mend::{Mended, Mending, mend};
 pub use patience::Patience;
+pub use terms::push_period;
 pub use upstream::{AnnounceError, announce, serve};

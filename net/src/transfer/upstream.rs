@@ -22,8 +22,8 @@ use crate::{
     progress::{Progress, PullSummary},
     wire::{
         Announce, AnnounceReply, ChangedSegment, Committed, CommittedReply, Fetch, FetchReply, FetchWhat,
-        MAX_HAVE, MAX_REQUEST, MAX_VOLUME, Plan, Refusal, RefusalCode, Request, Walk, WalkLevel, WalkReply,
-        Want, WantReply,
+        MAX_HAVE, MAX_REQUEST, MAX_VOLUME, Plan, Refusal, RefusalCode, Request, TermsReply, Walk, WalkLevel,
+        WalkReply, Want, WantReply,
     },
 };
 
@@ -85,6 +85,13 @@ pub async fn serve(
             let reply = match note(served, &committed).await {
                 Ok(()) => CommittedReply::Noted,
                 Err(refusal) => CommittedReply::Refused(refusal),
+            };
+            frame::write(&mut channel.send, &frame::encode(&reply, &[]), patience.stall).await
+        }
+        Request::Terms(terms) => {
+            let reply = match host.serve(peer, &terms.volume).await {
+                Ok(served) => TermsReply::Terms { period: served.period },
+                Err(refusal) => TermsReply::Refused(refusal),
             };
             frame::write(&mut channel.send, &frame::encode(&reply, &[]), patience.stall).await
         }

@@ -21,7 +21,7 @@ use std::{
 use jiff::Timestamp;
 use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use zumastor_core::{Hold, HoldOwner, Lineage, NodeName, SnapshotNumber, VolumeName};
+use zumastor_core::{Hold, HoldOwner, Lineage, NodeName, SnapshotNumber, VolumeName, steps};
 
 pub use self::{
     epochs::Era,
@@ -298,7 +298,9 @@ impl State {
         let mut txn = self.0.begin_write()?;
         txn.set_durability(Durability::Immediate)?;
         let result = work(&txn)?;
+        steps::pass("state: before commit");
         txn.commit()?;
+        steps::pass("state: after commit");
         Ok(result)
     }
 }
