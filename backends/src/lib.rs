@@ -1,18 +1,30 @@
 //! The stores that keep volumes and their snapshots, each behind `zumastor_core::SnapshotStore`.
 //!
 //! [`FileStore`] keeps a volume in an image file and its snapshots in a directory; no privileges needed.
+//! With the feature `device-mapper`, a volume may be on block devices, in a thin pool of its own.
 //! [`thin_metadata`] reads what a dm-thin pool knows of its volumes.
 //! [`open_volume`] sees from the paths which store is meant.
 
+mod bulk;
 #[cfg(feature = "conformance")]
 pub mod conformance;
+mod described;
+mod destroy;
+#[cfg(feature = "device-mapper")]
+mod dm_thin;
 mod faults;
 mod file;
 mod open;
 mod plain;
+mod reading;
+#[cfg(feature = "device-mapper")]
+mod thin;
 pub mod thin_metadata;
 
+pub use destroy::{condemn_store, remove_store};
 pub use faults::Faults;
-pub use file::{FileStore, FileStoreOptions, Mode};
-pub use open::{OriginMust, VolumeSpec, open_volume, reopen_volume, store_id};
+pub use file::{FileStore, FileStoreOptions, Mode, open_for_writing};
+#[cfg(feature = "device-mapper")]
+pub use open::open_devices;
+pub use open::{Making, OriginMust, VolumeSpec, open_volume, reopen_volume, signature, store_id};
 pub use plain::plain_source;

@@ -11,7 +11,7 @@ use std::{
 use uuid::Uuid;
 use zumastor_core::{SnapshotStore, StoreError, VolumeName};
 
-use crate::{FileStore, FileStoreOptions, file};
+use crate::{Faults, FileStore, FileStoreOptions, file};
 
 /// Whether a volume may be opened before its origin exists.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +33,20 @@ pub struct VolumeSpec {
     pub snapstore: PathBuf,
     /// Holds what says which blocks belong to which snapshot, where that is not in the snapshot store.
     pub metadev: Option<PathBuf>,
+    /// Unit of allocation in bytes of a store that is made now, where it can be chosen.
+    pub chunk: Option<u64>,
+    /// A directory for what can be made again if it is lost, such as leaf trees, where the snapshot store has no place for
+    /// it.
+    pub notes: PathBuf,
+}
+
+/// How a store is made on block devices.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Making {
+    /// Begin with a volume of zeros, not with what the origin holds.
+    pub initialize: bool,
+    /// Overwrite what is on the snapshot store and the metadata device.
+    pub overwrite: bool,
 }
 
 /// Opens the store of a volume, and makes it if there is none.
@@ -40,11 +54,20 @@ pub struct VolumeSpec {
 /// # Errors
 /// [`StoreError::Unsupported`] for what this build cannot keep volumes on, for an origin that should be there and is
 /// not, for a snapshot store that holds something else, and when another process has the store open.
-pub async fn open_volume(spec: &VolumeSpec, must: OriginMust) -> Result<Arc<dyn SnapshotStore>, StoreError> {
+pub async fn open_volume(
+    spec: &VolumeSpec,
+    must: OriginMust,
+    making: Making,
+) -> Result<Arc<dyn SnapshotStore>, StoreError> {
     let spec = spec.clone();
     let open = move || -> Result<Arc<dyn SnapshotStore>, StoreError> {
-        check(&spec, must)?;
-        Ok(Arc::new(FileStore::open_or_create(spec.origin, spec.snapstore, options())?))
+        match kind(&spec)? {
+            Kind::Devices => open_devices(&spec, Some(making), Faults::none()),
+            Kind::Files => {
+                check(&spec, must)?;
+                Ok(Arc::new(FileStore::open_or_create(spec.origin, spec.snapstore, options())?))
+            }
+        }
     };
     tokio::task::spawn_blocking(open).await.expect("opening a store does not panic")
 }
@@ -61,7 +84,10 @@ pub async fn reopen_volume(
 ) -> Result<Arc<dyn SnapshotStore>, StoreError> {
     let spec = spec.clone();
     let open = move || -> Result<Arc<dyn SnapshotStore>, StoreError> {
-        check(&spec, OriginMust::MayBeAbsent)?;
+        let kind = kind(&spec)?;
+        if kind == Kind::Files {
+            check(&spec, OriginMust::MayBeAbsent)?;
+        }
         let there = store_id(&spec.snapstore)?;
         match (there, expected) {
             (None, _) => Err(StoreError::Unsupported(format!(
@@ -73,15 +99,101 @@ pub async fn reopen_volume(
                  mounted there?",
                 spec.snapstore.display()
             ))),
+            _ if kind == Kind::Devices => open_devices(&spec, None, Faults::none()),
             _ => Ok(Arc::new(FileStore::open(spec.origin, spec.snapstore, options())?)),
         }
     };
     tokio::task::spawn_blocking(open).await.expect("opening a store does not panic")
 }
 
-/// The identity of the snapshot store in a directory, given to it when it was made; nothing where there is none.
+/// Opens the store of a volume on block devices, or makes it if `making` says how. Blocking.
+///
+/// # Errors
+/// As [`open_volume`].
+#[cfg(feature = "device-mapper")]
+pub fn open_devices(
+    spec: &VolumeSpec,
+    making: Option<Making>,
+    faults: Faults,
+) -> Result<Arc<dyn SnapshotStore>, StoreError> {
+    Ok(Arc::new(crate::dm_thin::open(spec, making, faults)?))
+}
+
+#[cfg(not(feature = "device-mapper"))]
+fn open_devices(
+    spec: &VolumeSpec,
+    _making: Option<Making>,
+    _faults: Faults,
+) -> Result<Arc<dyn SnapshotStore>, StoreError> {
+    Err(no_devices(&spec.snapstore))
+}
+
+#[cfg(not(feature = "device-mapper"))]
+fn no_devices(path: &Path) -> StoreError {
+    StoreError::Unsupported(format!(
+        "{} is a block device: this build keeps volumes in image files only, because it was made without the cargo feature \
+         `device-mapper`; give a file as origin and a directory as snapshot store",
+        path.display()
+    ))
+}
+
+/// What stands on a block device by its signatures, such as a file system; nothing for anything else than a device.
+pub fn signature(path: &Path) -> Result<Option<String>, StoreError> {
+    if !is_block_device(path)? {
+        return Ok(None);
+    }
+    #[cfg(feature = "device-mapper")]
+    return crate::dm_thin::signature(path);
+    #[cfg(not(feature = "device-mapper"))]
+    return Err(no_devices(path));
+}
+
+/// The identity of the snapshot store in a directory or on a device, given to it when it was made; nothing where there is
+/// none.
 pub fn store_id(snapstore: &Path) -> Result<Option<Uuid>, StoreError> {
-    file::store_id(snapstore)
+    if !is_block_device(snapstore)? {
+        return file::store_id(snapstore);
+    }
+    #[cfg(feature = "device-mapper")]
+    return crate::dm_thin::store_id(snapstore);
+    #[cfg(not(feature = "device-mapper"))]
+    return Err(no_devices(snapstore));
+}
+
+/// What a volume is kept on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Files,
+    Devices,
+}
+
+fn kind(spec: &VolumeSpec) -> Result<Kind, StoreError> {
+    let VolumeSpec { origin, snapstore, metadev, .. } = spec;
+    let device = match (is_block_device(origin)?, is_block_device(snapstore)?) {
+        (true, true) => return Ok(Kind::Devices),
+        (true, false) => Some((origin, snapstore, "snapshot store")),
+        (false, true) => Some((snapstore, origin, "origin")),
+        (false, false) => None,
+    };
+    if let Some((device, other, what)) = device {
+        return Err(StoreError::Unsupported(format!(
+            "{} is a block device, and the {what} {} is none: either both are, or the origin is a file and the snapshot \
+             store a directory",
+            device.display(),
+            other.display()
+        )));
+    }
+    if let Some(metadev) = metadev {
+        return Err(StoreError::Unsupported(format!(
+            "a metadata device ({}) goes with block devices; a volume in an image file has none",
+            metadev.display()
+        )));
+    }
+    Ok(Kind::Files)
+}
+
+fn is_block_device(path: &Path) -> Result<bool, StoreError> {
+    Ok(look(path)?.is_some_and(|metadata| metadata.file_type().is_block_device()))
 }
 
 fn options() -> FileStoreOptions {
@@ -95,23 +207,7 @@ const SLOW: Duration = Duration::from_millis(50);
 const WORTHWHILE: u64 = 1 << 30;
 
 fn check(spec: &VolumeSpec, must: OriginMust) -> Result<(), StoreError> {
-    let VolumeSpec { origin, snapstore, metadev, .. } = spec;
-    for path in [origin, snapstore] {
-        let Some(metadata) = look(path)? else { continue };
-        if metadata.file_type().is_block_device() {
-            return Err(StoreError::Unsupported(format!(
-                "{} is a block device: this build keeps volumes in image files only; give a file as origin and a \
-                 directory as snapshot store",
-                path.display()
-            )));
-        }
-    }
-    if let Some(metadev) = metadev {
-        return Err(StoreError::Unsupported(format!(
-            "a metadata device ({}) goes with block devices; a volume in an image file has none",
-            metadev.display()
-        )));
-    }
+    let origin = &spec.origin;
     match look(origin)? {
         Some(metadata) if !metadata.is_file() => {
             Err(StoreError::Unsupported(format!("the origin {} is no regular file", origin.display())))

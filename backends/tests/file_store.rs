@@ -14,8 +14,8 @@ use common::{
     Done, Mounted, Volume, check_contents, content, expected, fill, layered, numbers, take, three, wait,
 };
 use zumastor_backends::{
-    Faults, FileStore, FileStoreOptions, Mode, OriginMust, VolumeSpec, conformance::Bytes, open_volume,
-    plain_source, reopen_volume, store_id,
+    Faults, FileStore, FileStoreOptions, Making, Mode, OriginMust, VolumeSpec, conformance::Bytes,
+    open_volume, plain_source, reopen_volume, store_id,
 };
 use zumastor_core::{
     HeadState, LEAF, Lineage, NewSnapshot, SEGMENT, SnapshotNumber, SnapshotStore, StoreError,
@@ -52,6 +52,8 @@ fn spec(volume: &Volume) -> VolumeSpec {
         origin: volume.origin(),
         snapstore: volume.snapstore(),
         metadev: None,
+        chunk: None,
+        notes: "/nowhere".into(),
     }
 }
 
@@ -59,7 +61,7 @@ fn spec(volume: &Volume) -> VolumeSpec {
 fn the_kind_of_a_volume_is_seen() {
     let volume = layered();
     let open = |origin: &Path, must| {
-        wait(open_volume(&VolumeSpec { origin: origin.to_owned(), ..spec(&volume) }, must))
+        wait(open_volume(&VolumeSpec { origin: origin.to_owned(), ..spec(&volume) }, must, Making::default()))
     };
     let missing = open(&volume.origin(), OriginMust::Exist).unwrap_err();
     assert!(missing.to_string().contains("does not exist"), "{missing}");
@@ -72,7 +74,7 @@ fn the_kind_of_a_volume_is_seen() {
     assert!(store.info().caution.is_some_and(|caution| caution.contains("whole volume")));
     drop(store);
     let spec = VolumeSpec { metadev: Some("/dev/null".into()), ..spec(&volume) };
-    let refused = wait(open_volume(&spec, OriginMust::MayBeAbsent)).unwrap_err();
+    let refused = wait(open_volume(&spec, OriginMust::MayBeAbsent, Making::default())).unwrap_err();
     assert!(refused.to_string().contains("metadata device"), "{refused}");
     let device = fs::read_dir("/dev").unwrap().map(|entry| entry.unwrap().path()).find(|path| {
         fs::metadata(path).is_ok_and(|m| std::os::unix::fs::FileTypeExt::is_block_device(&m.file_type()))
@@ -110,7 +112,7 @@ fn an_origin_that_cannot_be_replaced_is_refused() {
     std::os::unix::fs::symlink("nowhere", volume.origin()).unwrap();
     let refused = volume.store_with(Faults::none()).unwrap_err().to_string();
     assert!(refused.contains("is a link"), "{refused}");
-    let opened = wait(open_volume(&spec(&volume), OriginMust::MayBeAbsent));
+    let opened = wait(open_volume(&spec(&volume), OriginMust::MayBeAbsent, Making::default()));
     assert!(opened.unwrap_err().to_string().contains("is a link"));
     let inside = volume.snapstore().join("disk.img");
     for origin in [volume.snapstore(), inside.clone()] {

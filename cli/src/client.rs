@@ -13,8 +13,8 @@ use zumastor_core::{GroupName, NodeName, SnapshotNumber, VolumeName};
 use crate::{
     api::{
         AddPeer, DefineMaster, DefineRotations, DefineSource, DefineTarget, DefineVolume, DeleteSnapshots,
-        History, Outcome, Part, PeerStatus, Replicate, ReplicateEvent, Resize, SnapshotReport, Status,
-        TakeSnapshot, TakenGroup, TakenSnapshot, VolumePlan,
+        Destroy, History, Mounts, Outcome, Part, PeerStatus, Replicate, ReplicateEvent, Resize,
+        SnapshotReport, Status, TakeSnapshot, TakenGroup, TakenSnapshot, VolumePlan,
     },
     exit::Failure,
     paths::{Paths, check_socket_path},
@@ -83,6 +83,11 @@ impl Client {
         self.call(Method::PUT, &format!("/v1/volumes/{volume}/master"), Some(define)).await
     }
 
+    /// `remount`; the paths must be absolute.
+    pub async fn remount(&self, volume: &VolumeName, mounts: &Mounts) -> Result<Outcome, Failure> {
+        self.call(Method::PUT, &format!("/v1/volumes/{volume}/mounts"), Some(mounts)).await
+    }
+
     /// `define schedule`.
     pub async fn define_schedule(
         &self,
@@ -118,9 +123,13 @@ impl Client {
     }
 
     /// `delete`: all of these snapshots, or none.
-    pub async fn delete(&self, volume: &VolumeName, numbers: &[SnapshotNumber]) -> Result<Outcome, Failure> {
-        let body = DeleteSnapshots { numbers: numbers.to_vec() };
-        self.call(Method::DELETE, &format!("/v1/volumes/{volume}/snapshots"), Some(&body)).await
+    pub async fn delete(&self, volume: &VolumeName, what: &DeleteSnapshots) -> Result<Outcome, Failure> {
+        self.call(Method::DELETE, &format!("/v1/volumes/{volume}/snapshots"), Some(what)).await
+    }
+
+    /// `destroy`.
+    pub async fn destroy(&self, what: &Destroy) -> Result<Outcome, Failure> {
+        self.call(Method::POST, "/v1/destroy", Some(what)).await
     }
 
     /// `promote`.

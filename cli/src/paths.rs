@@ -105,9 +105,34 @@ impl Paths {
         self.state.join("state.redb")
     }
 
+    /// The directory of leaf trees and of what else can be made again, where a snapshot store has no place for them.
+    pub fn digests(&self) -> PathBuf {
+        self.state.join("digests")
+    }
+
     /// The file whose lock says that a daemon runs.
     pub fn lock(&self) -> PathBuf {
         self.state.join("lock")
+    }
+
+    /// Where volumes are mounted unless told otherwise.
+    pub fn mounts(&self) -> PathBuf {
+        self.runtime.join("volumes")
+    }
+
+    /// Where a volume is mounted unless told otherwise.
+    pub fn mountpoint(&self, volume: &VolumeName) -> PathBuf {
+        self.mounts().join(volume.as_str())
+    }
+
+    /// Where a volume's snapshots are mounted unless told otherwise.
+    pub fn snappath(&self, volume: &VolumeName) -> PathBuf {
+        self.mounts().join(format!("{volume}-snapshots"))
+    }
+
+    /// Links that lead to both.
+    pub fn mount_links(&self, volume: &VolumeName) -> [PathBuf; 2] {
+        ["mount", "snapshot"].map(|kind| self.runtime.join(kind).join(volume.as_str()))
     }
 
     /// The control socket.

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::{GroupName, NodeName, Selection};
+use crate::{ByteSize, GroupName, NodeName, Selection};
 
 mod hooks;
 mod schedule;
@@ -63,6 +63,16 @@ pub struct VolumeConfig {
     /// system is not mounted, is not taken for it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub store: Option<Uuid>,
+    /// Where the volume is mounted. Without it, a block device is mounted below the runtime directory, and an image file,
+    /// which others write, not at all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mountpoint: Option<PathBuf>,
+    /// Options of that mount, as `mount -o` takes them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mountopts: Option<String>,
+    /// The directory below which the snapshots are mounted; below the runtime directory when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub snappath: Option<PathBuf>,
     /// Present on the node that masters the volume.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub master: Option<MasterConfig>,
@@ -75,6 +85,9 @@ pub struct VolumeConfig {
     /// How many snapshots of which rotations are kept and, on the master, when they are taken.
     #[serde(default, skip_serializing_if = "ScheduleConfig::is_empty")]
     pub schedule: ScheduleConfig,
+    /// What is done when space gets short.
+    #[serde(default, skip_serializing_if = "SpaceConfig::is_empty")]
+    pub space: SpaceConfig,
     /// Programs that are run around snapshots and replication.
     #[serde(default, skip_serializing_if = "HooksConfig::is_empty")]
     pub hooks: HooksConfig,
@@ -91,13 +104,36 @@ impl VolumeConfig {
             snapstore: snapstore.into(),
             metadev: None,
             store: None,
+            mountpoint: None,
+            mountopts: None,
+            snappath: None,
             master: None,
             source: None,
             group: None,
             schedule: ScheduleConfig::default(),
+            space: SpaceConfig::default(),
             hooks: HooksConfig::default(),
             target: BTreeMap::new(),
         }
+    }
+}
+
+/// `[space]`: what is done when space gets short where the snapshots are.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SpaceConfig {
+    /// With less than that free, snapshots that nobody holds are dropped, the oldest first; never, when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub minimum_free: Option<ByteSize>,
+    /// Manual snapshots as well, after all others.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub drop_manual: bool,
+}
+
+impl SpaceConfig {
+    /// Whether nothing is said.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
     }
 }
 
@@ -109,6 +145,9 @@ pub struct MasterConfig {
     /// master. Written by `promote`.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub epoch: u64,
+    /// Do not mount the snapshots.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub no_snapmount: bool,
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
@@ -128,6 +167,9 @@ pub struct SourceConfig {
     /// The volume's name there, if it is another.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
+    /// Mount the snapshots that are received.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub mount_snap: bool,
     /// Seconds beyond the period that nothing may be heard before this replica is called late; half the period, and at least
     /// a minute, when absent. Without a period all the time that is allowed, and then a day when absent.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -35,6 +35,6 @@ pub use store::{
     Staging, StoreInfo, Usage, UsageBySnapshot,
 };
 pub use units::{
-    HumanBytes, InvalidSize, LEAF, LEAVES_PER_SEGMENT, LeafIndex, PAGE, SEGMENT, SegmentIndex, is_zero,
-    parse_size,
+    ByteSize, HumanBytes, InvalidSize, LEAF, LEAVES_PER_SEGMENT, LeafIndex, PAGE, SEGMENT, SegmentIndex,
+    is_zero, parse_size,
 };

@@ -112,6 +112,20 @@ pub trait SnapshotStore: fmt::Debug + Send + Sync + 'static {
     /// Changes the size of the head. Snapshots keep the size they had.
     async fn resize(&self, size: u64) -> Result<(), StoreError>;
 
+    /// Takes more of the devices that hold snapshots into use, up to so many bytes of each: for what snapshots keep, and for
+    /// what says which block belongs to which, where that has a device or a place of its own. None is given back.
+    ///
+    /// # Errors
+    /// [`StoreError::Unsupported`] where there is nothing of that kind, or less would be left than is in use.
+    async fn resize_store(&self, data: Option<u64>, metadata: Option<u64>) -> Result<(), StoreError> {
+        let _ = (data, metadata);
+        Err(StoreError::Unsupported(
+            "--snapshot and --metadata are for block devices: this volume's snapshots are in a directory, which has the size of \
+             its file system"
+                .to_owned(),
+        ))
+    }
+
     /// Space that the store takes and has.
     async fn usage(&self) -> Result<Usage, StoreError>;
 
@@ -131,6 +145,12 @@ pub trait SnapshotStore: fmt::Debug + Send + Sync + 'static {
 
     /// What can be mounted: the head, or a snapshot.
     fn device(&self, which: Option<SnapshotNumber>) -> Option<PathBuf>;
+
+    /// Removes what is there only while the program runs, such as devices; what somebody uses stays. Nothing else of the
+    /// store is to be called afterwards.
+    async fn close(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
 }
 
 /// A head that is kept from changing. Dropping it lets it go.

@@ -105,6 +105,54 @@ impl fmt::Display for HumanBytes {
     }
 }
 
+/// A number of bytes as people write it in a file: read from a number or from a text such as `10G`, written as the shortest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ByteSize(pub u64);
+
+impl fmt::Display for ByteSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let units = [(40, "T"), (30, "G"), (20, "M"), (10, "K")];
+        let whole = |(shift, _): &&(u32, &str)| self.0 >> shift > 0 && self.0.trailing_zeros() >= *shift;
+        match units.iter().find(whole) {
+            Some((shift, unit)) => f.pad(&format!("{}{unit}", self.0 >> shift)),
+            None => self.0.fmt(f),
+        }
+    }
+}
+
+impl Serialize for ByteSize {
+    fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for ByteSize {
+    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        struct Sized;
+
+        impl serde::de::Visitor<'_> for Sized {
+            type Value = ByteSize;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a size, such as 4096 or \"10G\"")
+            }
+
+            fn visit_u64<E: serde::de::Error>(self, bytes: u64) -> Result<ByteSize, E> {
+                Ok(ByteSize(bytes))
+            }
+
+            fn visit_i64<E: serde::de::Error>(self, bytes: i64) -> Result<ByteSize, E> {
+                u64::try_from(bytes).map(ByteSize).map_err(|_| E::custom("a size is not negative"))
+            }
+
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<ByteSize, E> {
+                parse_size(text).map(ByteSize).map_err(E::custom)
+            }
+        }
+        d.deserialize_any(Sized)
+    }
+}
+
 /// What was written is no size.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("{text:?} is not a size: write bytes, or a number with K, M, G or T (powers of 1024), such as 512M")]
@@ -147,6 +195,21 @@ mod tests {
         assert_eq!(parse_size("2 TiB"), Ok(2 << 40));
         for bad in ["", "M", "12Q", "-1", "99999999999T", "1.2.3"] {
             assert!(parse_size(bad).is_err(), "{bad:?} was taken for a size");
+        }
+    }
+
+    #[test]
+    fn sizes_in_files_are_read_back_as_they_are_written() {
+        for (bytes, text) in [
+            (0, "0"),
+            (1000, "1000"),
+            (1024, "1K"),
+            (512 << 20, "512M"),
+            (10 << 30, "10G"),
+            (1536 << 30, "1536G"),
+        ] {
+            assert_eq!(ByteSize(bytes).to_string(), text);
+            assert_eq!(parse_size(text), Ok(bytes));
         }
     }
 

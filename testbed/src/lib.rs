@@ -3,12 +3,14 @@
 //! The scenario tests in `tests/` and the benchmark stand on this.
 
 pub mod lab;
+mod mounts;
 mod network;
 mod node;
 mod process;
 mod scratch;
 mod tools;
 
+pub use mounts::own_mounts;
 pub use network::{Namespaces, lo_bytes};
 pub use node::{Node, NodeOptions, Ran, introduce, ran};
 pub use process::{Cpu, cpu, peak_memory, reset_peak_memory};

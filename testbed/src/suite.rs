@@ -4,6 +4,7 @@ use std::{
     collections::BTreeSet,
     ffi::OsString,
     fs,
+    path::Path,
     process::{Command, ExitStatus, Stdio},
 };
 
@@ -24,10 +25,17 @@ pub struct Args {
 /// Runs the tests and gives the exit code of `cargo test`.
 pub fn run(args: Args) -> Result<u8, Failure> {
     let lacking = provide();
+    let devices = can_build_devices();
+    if !devices {
+        eprintln!(
+            "without the headers of libdevmapper and libclang (packages {}), what concerns block devices is left out",
+            BUILD.map(|(_, package)| package).join(" ")
+        );
+    }
     let list = tempfile::NamedTempFile::new().map_err(Failure::doing("a temporary file"))?;
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
-    command.args(cargo_arguments(arguments(args))).env("ZUMASTOR_SKIPPED", list.path());
+    command.args(cargo_arguments(arguments(args), devices)).env("ZUMASTOR_SKIPPED", list.path());
     if is_root() {
         command.env("ZUMASTOR_REQUIRE_ROOT_TESTS", "1");
     } else {
@@ -46,23 +54,56 @@ fn arguments(args: Args) -> Vec<OsString> {
 }
 
 /// All packages, unless some are named.
-fn cargo_arguments(given: Vec<OsString>) -> Vec<OsString> {
+fn cargo_arguments(given: Vec<OsString>, devices: bool) -> Vec<OsString> {
     let mut own =
         given.iter().map(|argument| argument.to_string_lossy()).take_while(|argument| argument != "--");
     let named = own.any(|argument| argument.starts_with("-p") || argument.starts_with("--package"));
-    let all: &[&str] = if named { &["test"] } else { &["test", "--workspace"] };
+    let all: &[&str] = match (named, devices) {
+        (true, _) => &["test"],
+        (false, false) => &["test", "--workspace"],
+        (false, true) => &["test", "--workspace", "--features", "zumastor-testbed/device-mapper"],
+    };
     all.iter().map(OsString::from).chain(given).collect()
+}
+
+/// What the feature `device-mapper` takes to build: a file that shows that it is there, and the package that has it.
+const BUILD: [(&str, &str); 3] = [
+    ("/usr/include/libdevmapper.h", "libdevmapper-dev"),
+    ("/usr/bin/pkg-config", "pkg-config"),
+    ("/usr/lib/llvm-", "libclang-dev"),
+];
+
+/// Whether what stands there is there, or something that begins so.
+fn is_there(path: &str) -> bool {
+    let path = Path::new(path);
+    let Some((dir, name)) = path.parent().zip(path.file_name()) else { return false };
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    let mut found =
+        entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(&*name.to_string_lossy()));
+    if path.to_string_lossy().ends_with('-') {
+        // A version of LLVM may be there without its library.
+        return found.any(|entry| {
+            let lib = fs::read_dir(entry.path().join("lib")).into_iter().flatten().flatten();
+            lib.into_iter().any(|file| file.file_name().to_string_lossy().starts_with("libclang"))
+        });
+    }
+    path.exists()
+}
+
+fn can_build_devices() -> bool {
+    BUILD.iter().all(|(path, _)| is_there(path))
 }
 
 /// Installs what is missing, if this is root and there is apt-get; gives what is still missing.
 fn provide() -> Vec<Tool> {
     let missing = || TOOLS.into_iter().filter(|tool| find(tool.name).is_none()).collect::<Vec<_>>();
     let lacking = missing();
-    if lacking.is_empty() {
+    let build = BUILD.iter().filter(|(path, _)| !is_there(path)).map(|(_, package)| *package);
+    let packages = lacking.iter().map(|tool| tool.package).chain(build).collect::<BTreeSet<_>>();
+    if packages.is_empty() {
         return lacking;
     }
     let names = join(lacking.iter().map(|tool| tool.name));
-    let packages = lacking.iter().map(|tool| tool.package).collect::<BTreeSet<_>>();
     if !is_root() {
         eprintln!("not installed: {names} (packages {}); tests that use them are left out", join(packages));
         return lacking;
@@ -115,9 +156,11 @@ mod tests {
 
     #[test]
     fn packages_may_be_named() {
-        let with = |given: &[&str]| cargo_arguments(given.iter().map(OsString::from).collect());
+        let with = |given: &[&str]| cargo_arguments(given.iter().map(OsString::from).collect(), false);
         assert_eq!(with(&["--", "-p"]), ["test", "--workspace", "--", "-p"]);
         assert_eq!(with(&["-p", "x", "--", "y"]), ["test", "-p", "x", "--", "y"]);
+        let all = ["test", "--workspace", "--features", "zumastor-testbed/device-mapper"];
+        assert_eq!(cargo_arguments(Vec::new(), true), all);
     }
 
     #[test]

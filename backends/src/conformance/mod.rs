@@ -9,7 +9,7 @@ mod repair;
 mod runner;
 mod staging;
 
-use std::{fmt, ops::Range, sync::Arc};
+use std::{fmt, ops::Range, path::Path, sync::Arc};
 
 use proptest::test_runner::{Config, TestRunner};
 use zumastor_core::{SnapshotNumber, SnapshotStore, StoreError};
@@ -18,7 +18,7 @@ pub use model::Bytes;
 pub use ops::{Damage, Op, history};
 pub use staging::{deliver, plan_for};
 
-use crate::Faults;
+use crate::{Faults, file};
 
 /// A volume of the kind that is tested, and its user.
 pub trait Subject: fmt::Debug {
@@ -40,6 +40,10 @@ pub trait Subject: fmt::Debug {
     fn damage_tree(&mut self, number: SnapshotNumber, at: u64) {
         let _ = (number, at);
     }
+    /// What the size of the volume is a multiple of; there are volumes of no bytes only if it is 1.
+    fn unit(&self) -> u64 {
+        1
+    }
     /// Whether what is staged survives that the store is dropped and opened again.
     fn durable(&self) -> bool {
         true
@@ -59,6 +63,12 @@ pub fn check<S: Subject>(cases: u32, make: impl Fn() -> S) {
     if let Err(failure) = runner.run(&history(), run) {
         panic!("{failure}");
     }
+}
+
+/// Deletes a store in a directory for good, stopping where it is told to.
+pub fn destroy_store(origin: &Path, snapstore: &Path, faults: &Faults) -> Result<(), StoreError> {
+    file::condemn(snapstore, faults)?;
+    file::remove(origin, snapstore, faults)
 }
 
 /// Runs one history.

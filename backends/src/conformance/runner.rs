@@ -119,6 +119,12 @@ impl Run<'_> {
         self.model.staged = left;
     }
 
+    /// A size that the volume can have.
+    fn size(&self, wanted: u64) -> u64 {
+        let unit = self.subject.unit();
+        if unit == 1 { wanted } else { wanted.next_multiple_of(unit).max(unit) }
+    }
+
     async fn numbers(&self) -> Vec<SnapshotNumber> {
         let records = self.store().snapshots().await.expect("lists snapshots");
         records.iter().map(|record| record.number()).collect()
@@ -170,8 +176,9 @@ impl Run<'_> {
                 assert_eq!(store.head().await?, HeadState::Shows(number));
             }
             Op::Resize(size) => {
-                model.head.0.resize(*size as usize, 0);
-                store.resize(*size).await?;
+                let size = self.size(*size);
+                model.head.0.resize(size as usize, 0);
+                store.resize(size).await?;
             }
             Op::Discard => {
                 model.staged = None;
@@ -188,7 +195,11 @@ impl Run<'_> {
         let base = receive.base.and_then(|pick| model.pick(pick));
         let start = base.map_or_else(Bytes::default, |base| model.snapshots[&base].content.clone());
         let mut target = start.clone();
-        let size = if receive.size == 0 && base.is_some() { start.0.len() } else { receive.size as usize };
+        let size = if receive.size == 0 && base.is_some() {
+            start.0.len()
+        } else {
+            self.size(receive.size) as usize
+        };
         target.0.resize(size, 0);
         receive.writes.iter().for_each(|write| target.write(write));
         let plan = plan_for(SnapshotNumber(self.taken), self.lineage, base, &target);

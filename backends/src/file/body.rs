@@ -5,11 +5,11 @@ use std::{fmt::Debug, ops::Range, path::PathBuf};
 use zumastor_core::{SnapshotReader, StoreError, files};
 
 use super::{
-    bulk::BulkFile,
     layout::failed,
     reader::{check_bounds, read_exact, reading},
     runs::Runs,
 };
+use crate::bulk::BulkFile;
 
 /// Where the bytes of a staging go. Calls for different segments may run on different threads.
 pub(crate) trait Body: Debug + Send + Sync {

@@ -13,12 +13,12 @@ use zumastor_core::{
 };
 
 use super::{
-    bulk::BulkFile,
     flip::new_head,
     header::directory,
     inner::{Inner, free_at},
     layout::failed,
 };
+use crate::bulk::BulkFile;
 
 /// A file beside the origin that is filled with the content of a snapshot. It goes when it is dropped, unless it became
 /// the head.

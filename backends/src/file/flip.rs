@@ -25,7 +25,6 @@ use zumastor_core::{
 
 use super::{
     Mode,
-    bulk::BulkFile,
     head::{HeadMarker, Shown, Stamp, set_past},
     header::directory,
     inner::{Inner, free_at},
@@ -33,6 +32,7 @@ use super::{
     lease::{Lease, Writers, nobody_else_has, writers},
     reflink::clone,
 };
+use crate::bulk::BulkFile;
 
 /// The file `alternate`: what the second file may be. Around a flip there are two possibilities, told apart by the
 /// file's identity.

@@ -18,6 +18,7 @@ use uuid::Uuid;
 use zumastor_core::StoreError;
 
 use super::{
+    destroy::{condemned_text, is_condemned},
     fiemap,
     layout::{Described, Layout, failed},
     lease::{Writers, writers},
@@ -47,6 +48,9 @@ impl Described for Header {
 
 /// The identity of the store in a directory, if there is one.
 pub(crate) fn store_id(snapstore: &Path) -> Result<Option<Uuid>, StoreError> {
+    if is_condemned(snapstore) {
+        return Err(StoreError::Unsupported(condemned_text(snapstore)));
+    }
     Ok(Header::load(&Layout::new(snapstore.to_owned()).store())?.map(|header| header.id))
 }
 
@@ -70,6 +74,9 @@ pub(crate) fn open(
             )));
         }
         return Ok((header, lock));
+    }
+    if is_condemned(root) {
+        return Err(unsupported(condemned_text(root)));
     }
     if !create {
         return Err(unsupported(format!("{} is no snapshot store", root.display())));
@@ -186,7 +193,7 @@ fn probe(dir: &Path) -> Result<File, StoreError> {
     Ok(file)
 }
 
-fn lock(layout: &Layout) -> Result<File, StoreError> {
+pub(super) fn lock(layout: &Layout) -> Result<File, StoreError> {
     let path = layout.lock();
     let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
     let file = file.map_err(failed("opening", &path))?;

@@ -3,6 +3,7 @@
 use std::{
     fs::File,
     os::fd::AsRawFd,
+    path::Path,
     thread,
     time::{Duration, Instant},
 };
@@ -40,6 +41,11 @@ pub(crate) fn writers(file: File) -> Writers {
             Err(_) => return Writers::Unknown,
         }
     }
+}
+
+/// Whether some program has a file open for writing, as far as its file system can tell. Blocking.
+pub fn open_for_writing(path: &Path) -> bool {
+    File::open(path).is_ok_and(|file| matches!(writers(file), Writers::Some))
 }
 
 /// Whether no other open file, mapping or device refers to the file. False also where leases are not known.

@@ -2,7 +2,7 @@
 //! directory. No privileges and no kernel module are needed.
 
 mod body;
-mod bulk;
+mod destroy;
 mod draft;
 mod fiemap;
 mod flip;
@@ -35,8 +35,10 @@ use std::{
 };
 
 use async_trait::async_trait;
+pub(crate) use destroy::{condemn, remove};
 pub use header::Mode;
 pub(crate) use header::store_id;
+pub use lease::open_for_writing;
 use zumastor_core::{
     Changes, Geometry, HeadState, NewSnapshot, Repair, SnapshotNumber, SnapshotReader, SnapshotRecord,
     SnapshotStore, StagePlan, Staging, StoreError, StoreInfo, Usage, UsageBySnapshot, digest::LeafTree,

@@ -13,7 +13,8 @@ use std::{
 
 use zumastor_core::{SegmentIndex, SnapshotReader, SnapshotRecord, StoreError};
 
-use super::{Mode, bulk::BulkFile, flip::new_head, head::set_past, inner::Inner, layout::failed};
+use super::{Mode, flip::new_head, head::set_past, inner::Inner, layout::failed};
+use crate::bulk::BulkFile;
 
 impl Inner {
     /// Begins to make the alternate if there is none, and if the next flip would take long without it.

@@ -1,23 +1,11 @@
 //! Reading a snapshot that is one file.
 
-use std::{
-    fs::File,
-    io::{self, IoSliceMut},
-    num::NonZeroU64,
-    ops::Range,
-    os::unix::fs::FileExt,
-    path::{Path, PathBuf},
-    sync::atomic::{AtomicBool, Ordering},
-};
-
-use rustix::{
-    fs::{Advice, fadvise},
-    io::{Errno, ReadWriteFlags, preadv2},
-};
+use std::{fs::File, io, ops::Range, path::PathBuf};
 
 use zumastor_core::{SnapshotReader, StoreError, digest::Source, files};
 
 use super::layout::failed;
+pub(crate) use crate::reading::{check_bounds, read_exact, read_stored, reading};
 
 /// Reads an image file.
 #[derive(Debug)]
@@ -83,62 +71,5 @@ impl Source for ImageReader {
 
     fn data(&self, window: Range<u64>) -> Result<Vec<Range<u64>>, StoreError> {
         files::data_ranges(&self.file, window).map_err(failed("reading", &self.path))
-    }
-}
-
-/// Fills `buf` from a file that must reach that far. Files are read, never mapped: one that somebody cuts short gives
-/// an error instead of a signal.
-pub(crate) fn read_exact(file: &File, path: &Path, offset: u64, buf: &mut [u8]) -> Result<(), StoreError> {
-    read_uncached(file, buf, offset).map_err(|error| reading(error, path, offset, buf.len()))
-}
-
-/// As [`read_exact`], from the disk: what the page cache has of it is dropped before, and after.
-pub(crate) fn read_stored(file: &File, path: &Path, offset: u64, buf: &mut [u8]) -> Result<(), StoreError> {
-    let length = NonZeroU64::new(buf.len() as u64);
-    let forget = || fadvise(file, offset, length, Advice::DontNeed);
-    // Only advice: where it is not taken, what is in memory is read.
-    let _ = forget();
-    let read = read_exact(file, path, offset, buf);
-    let _ = forget();
-    read
-}
-
-/// Says what a read of `length` bytes failed of.
-pub(crate) fn reading(error: io::Error, path: &Path, offset: u64, length: usize) -> StoreError {
-    if error.kind() == io::ErrorKind::UnexpectedEof {
-        let what = format!("it ends before byte {}: it was cut short", offset + length as u64);
-        return StoreError::Damaged { path: path.to_owned(), what };
-    }
-    failed(&format!("reading from byte {offset} of"), path)(error)
-}
-
-/// Reads; much at once without leaving it in the page cache, where the kernel can (`RWF_DONTCACHE`, Linux 6.14): what is
-/// there already is used and stays.
-fn read_uncached(file: &File, mut buf: &mut [u8], mut offset: u64) -> io::Result<()> {
-    static REFUSED: AtomicBool = AtomicBool::new(false);
-    while buf.len() >= MUCH && !REFUSED.load(Ordering::Relaxed) {
-        match preadv2(file, &mut [IoSliceMut::new(buf)], offset, DONTCACHE) {
-            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(read) => {
-                offset += read as u64;
-                buf = &mut buf[read..];
-            }
-            Err(Errno::INTR) => {}
-            Err(Errno::OPNOTSUPP | Errno::INVAL | Errno::NOSYS) => REFUSED.store(true, Ordering::Relaxed),
-            Err(error) => return Err(error.into()),
-        }
-    }
-    file.read_exact_at(buf, offset)
-}
-
-/// From include/uapi/linux/fs.h.
-const DONTCACHE: ReadWriteFlags = ReadWriteFlags::from_bits_retain(0x80);
-/// Bytes from which on the cache is left alone.
-const MUCH: usize = 128 << 10;
-
-pub(crate) fn check_bounds(offset: u64, length: u64, size: u64) -> Result<(), StoreError> {
-    match offset.checked_add(length) {
-        Some(end) if end <= size => Ok(()),
-        end => Err(StoreError::OutOfBounds { range: offset..end.unwrap_or(u64::MAX), size }),
     }
 }

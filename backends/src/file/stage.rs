@@ -14,13 +14,13 @@ use zumastor_core::{StagePlan, StoreError, digest::LeafTree};
 use super::{
     Mode,
     body::{Body, ImageBody, StagedReader},
-    bulk::BulkFile,
     inner::{Inner, State},
     layered::LayerBody,
     layout::{Described, failed, sync_dir},
     reflink::new_file,
     staging::{FileStaging, PlanFile, Progress, Staged},
 };
+use crate::bulk::BulkFile;
 
 impl Inner {
     pub(crate) fn stage(self: &Arc<Self>, plan: StagePlan) -> Result<FileStaging, StoreError> {

@@ -8,6 +8,7 @@
 //! | `POST /volumes/VOLUME` | [`DefineVolume`] | [`Outcome`] |
 //! | `DELETE /volumes/VOLUME` | | [`Outcome`] |
 //! | `PUT /volumes/VOLUME/master` | [`DefineMaster`] or none | [`Outcome`] |
+//! | `PUT /volumes/VOLUME/mounts` | [`Mounts`] or none | [`Outcome`] |
 //! | `POST /volumes/VOLUME/promote` | | [`Outcome`] |
 //! | `PUT /volumes/VOLUME/schedule` | [`DefineRotations`] | [`Outcome`] |
 //! | `DELETE /volumes/VOLUME/schedule` | | [`Outcome`] |
@@ -24,6 +25,7 @@
 //! | `POST /volumes/VOLUME/snapshots/NUMBER/revert` | | [`Outcome`] |
 //! | `PUT /volumes/VOLUME/size` | [`Resize`] | [`Outcome`] |
 //! | `POST /volumes/VOLUME/replicate` | [`Replicate`] | [`Outcome`]; with `wait`, lines of [`ReplicateEvent`] |
+//! | `POST /destroy` | [`Destroy`] | [`Outcome`] |
 //! | `POST /reload` | | [`Outcome`] |
 //! | `GET /peers` | | a list of [`PeerStatus`] |
 //! | `POST /peers` | [`AddPeer`] | [`Outcome`] |
@@ -66,6 +68,25 @@ pub struct DefineVolume {
     /// Do so without asking, whatever it holds.
     #[serde(default)]
     pub yes: bool,
+    /// Where it is mounted, and how. On a volume that is defined so already, only this changes.
+    #[serde(default)]
+    pub mounts: Mounts,
+}
+
+/// Where a volume is mounted, and how: `remount`, and a part of `define volume`. What is absent stays as it is; what is empty is
+/// as if it had never been said.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Mounts {
+    /// Absolute path of the directory that the volume is mounted on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mountpoint: Option<PathBuf>,
+    /// Options of that mount, as `mount -o` takes them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mountopts: Option<String>,
+    /// Absolute path of the directory that the snapshots are mounted below.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snappath: Option<PathBuf>,
 }
 
 /// `define source`.
@@ -78,6 +99,9 @@ pub struct DefineSource {
     pub period: Option<u64>,
     /// The volume's name there.
     pub name: Option<String>,
+    /// Mount the snapshots that are received.
+    #[serde(default)]
+    pub mount_snap: bool,
     /// Seconds beyond the period that nothing may be heard before it is called late.
     #[serde(default)]
     pub margin: Option<u64>,
@@ -101,7 +125,14 @@ pub struct DefineTarget {
 #[serde(deny_unknown_fields)]
 pub struct Resize {
     /// New size of the head in bytes.
-    pub origin: u64,
+    #[serde(default)]
+    pub origin: Option<u64>,
+    /// Use so many bytes of the snapshot store, where that is a block device.
+    #[serde(default)]
+    pub snapshot: Option<u64>,
+    /// Use so many bytes for metadata, where the volume is on block devices.
+    #[serde(default)]
+    pub metadata: Option<u64>,
     /// Cut off what lies beyond the new end.
     #[serde(default)]
     pub yes: bool,

@@ -1,6 +1,6 @@
 //! Rotations, what becomes of snapshots because of them, and what is stopped.
 
-use std::{collections::BTreeMap, fmt};
+use std::{collections::BTreeMap, fmt, path::PathBuf};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -10,7 +10,7 @@ use zumastor_core::{
 
 use super::SnapshotStatus;
 
-/// `define master`. Rotations that are not named stay as they are.
+/// `define master`. What is not named stays as it is.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DefineMaster {
@@ -23,6 +23,9 @@ pub struct DefineMaster {
     /// Be of no group any more.
     #[serde(default)]
     pub no_group: bool,
+    /// Do not mount the snapshots.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub no_snapmount: Option<bool>,
 }
 
 /// `define schedule`. Rotations that are not named stay as they are.
@@ -89,11 +92,39 @@ pub struct TakenGroup {
 }
 
 /// `delete`: all of these, or none if one of them must stay.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DeleteSnapshots {
     /// The snapshots.
+    #[serde(default)]
     pub numbers: Vec<SnapshotNumber>,
+    /// All that need not stay instead.
+    #[serde(default)]
+    pub all: bool,
+    /// Delete all of them without asking.
+    #[serde(default)]
+    pub yes: bool,
+    /// Only tell what would be deleted.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+/// `destroy`: a volume, or what is left of one that was forgotten.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Destroy {
+    /// The volume.
+    #[serde(default)]
+    pub volume: Option<VolumeName>,
+    /// Instead, the absolute path of its origin, which stays;
+    #[serde(default)]
+    pub origin: Option<PathBuf>,
+    /// and that of its snapshot store, which goes.
+    #[serde(default)]
+    pub snapstore: Option<PathBuf>,
+    /// Do not ask.
+    #[serde(default)]
+    pub yes: bool,
 }
 
 /// The schedule of a volume, as `status` shows it.
@@ -156,6 +187,10 @@ pub enum EventKind {
     Deleted,
     /// A scheduled snapshot could not be taken.
     Failed,
+    /// There is too little space, and nothing that may be dropped.
+    Full,
+    /// Retention would have dropped a snapshot, and something uses its mount.
+    Kept,
     /// A hook failed.
     Hook,
 }

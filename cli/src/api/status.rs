@@ -71,6 +71,9 @@ pub struct VolumeStatus {
     /// Bytes that deleting all snapshots would free, if that was asked for and can be told.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub all_snapshots: Option<u64>,
+    /// What is done when space gets short, if anything.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub space: Option<SpaceStatus>,
     /// What the head shows.
     pub head: Option<HeadStatus>,
     /// The snapshots, in ascending order.
@@ -98,6 +101,25 @@ pub struct VolumeStatus {
     /// What its hooks did last, or do now, since the daemon was started.
     #[serde(default)]
     pub hooks: Vec<HookRun>,
+    /// What is mounted of it; nothing where nothing is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mounts: Option<MountStatus>,
+}
+
+/// What is mounted of a volume.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MountStatus {
+    /// Where the volume is mounted.
+    pub mountpoint: Option<PathBuf>,
+    /// The snapshot that is seen there; nothing when it is the head.
+    pub shows: Option<SnapshotNumber>,
+    /// Below which directory its snapshots are mounted.
+    pub snappath: Option<PathBuf>,
+    /// What is not mounted as it should be, and why. It is tried again and again.
+    pub troubles: Vec<String>,
+    /// What is good to know about it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
 }
 
 /// What this node is for a volume.
@@ -133,10 +155,27 @@ pub enum Health {
     Retrying,
     /// This replica or a target is further behind than it may be.
     Late,
+    /// There is too little space, and nothing that may be dropped.
+    Full,
     /// A person has to decide.
     Stopped,
     /// Its store cannot be opened.
     Unavailable,
+}
+
+/// What is done when space gets short.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SpaceStatus {
+    /// With less than that many bytes free, snapshots are dropped.
+    pub minimum_free: u64,
+    /// Manual ones as well.
+    pub drop_manual: bool,
+    /// Snapshots that were dropped for it since the daemon started.
+    pub dropped: u64,
+    /// Since when there is too little, and nothing that may be dropped.
+    pub full_since: Option<Timestamp>,
+    /// What to do about that.
+    pub remedy: Option<String>,
 }
 
 /// What the head shows.
@@ -174,6 +213,9 @@ pub struct SnapshotStatus {
     pub digest: Option<Digest>,
     /// Why it must stay.
     pub holds: Vec<Hold>,
+    /// Where it is mounted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mounted: Option<PathBuf>,
     /// What can be mounted or read as a file, where there is such a thing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub device: Option<PathBuf>,

@@ -1,12 +1,12 @@
 //! `zumastor define volume|master|schedule|source|target`
 
-use std::path::PathBuf;
+use std::{ffi::OsString, path::PathBuf};
 
 use zumastor_core::{GroupName, Selection, VolumeName, config::TargetConfig, parse_size};
 
 use super::{confirm::confirmed, rotations::Rotations, volume_name};
 use crate::{
-    api::{DefineMaster, DefineSource, DefineTarget, DefineVolume},
+    api::{DefineMaster, DefineSource, DefineTarget, DefineVolume, Mounts},
     client::Client,
     exit::Failure,
     ui,
@@ -46,6 +46,8 @@ pub struct Volume {
     /// Block device for the metadata, where the volume is on block devices [default: a part of SNAPDEV]
     #[arg(short, long, value_name = "DEV")]
     metadev: Option<PathBuf>,
+    #[command(flatten)]
+    mounts: MountOptions,
     /// Do not ask before data are overwritten
     #[arg(short, long)]
     yes: bool,
@@ -53,7 +55,7 @@ pub struct Volume {
 
 /// Take snapshots of the volume on this node, by hand and by schedule
 ///
-/// On a volume that this node masters already, only the rotations that are named change. With 0, no more are taken of a
+/// On a volume that this node masters already, only what is named changes. With 0, no more are taken of a
 /// rotation, and those there are go when the next snapshot comes.
 #[derive(Debug, clap::Args)]
 pub struct Master {
@@ -62,6 +64,9 @@ pub struct Master {
     volume: VolumeName,
     #[command(flatten)]
     rotations: Rotations,
+    /// Do not mount the snapshots; `--no-snapmount=false` mounts them again
+    #[arg(short, long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    no_snapmount: Option<bool>,
     /// Take its snapshots together with those of the other volumes of this group
     #[arg(short, long)]
     group: Option<GroupName>,
@@ -98,6 +103,9 @@ pub struct Source {
     /// The volume's name there, if it is another
     #[arg(short, long, value_name = "REMOTE", value_parser = volume_name)]
     name: Option<VolumeName>,
+    /// Mount the snapshots that are received
+    #[arg(short, long)]
+    mount_snap: bool,
     /// Call this replica late when nothing was heard for the period and so many seconds [default: half the period, at least
     /// 60; without a period, a day in all]
     #[arg(long, value_name = "SECONDS")]
@@ -142,24 +150,24 @@ pub struct Target {
 
 pub async fn run(args: Args, client: Client) -> Result<(), Failure> {
     let outcome = match args.what {
-        What::Volume(Volume { volume, orgdev, snapdev, initialize, metadev, yes }) => {
-            let absolute = |path: PathBuf| std::path::absolute(&path).map_err(Failure::doing(path.display()));
+        What::Volume(Volume { volume, orgdev, snapdev, initialize, metadev, mounts, yes }) => {
             let (origin, snapstore) = (absolute(orgdev)?, absolute(snapdev)?);
-            let metadev = metadev.map(absolute).transpose()?;
-            let define = DefineVolume { origin, snapstore, metadev, initialize, yes };
+            let (metadev, mounts) = (metadev.map(absolute).transpose()?, mounts.define()?);
+            let define = DefineVolume { origin, snapstore, metadev, initialize, yes, mounts };
             let attempt =
                 async |yes| client.define_volume(&volume, &DefineVolume { yes, ..define.clone() }).await;
             confirmed(yes, attempt).await?
         }
-        What::Master(Master { volume, rotations, group, no_group }) => {
-            let define = DefineMaster { rotations: rotations.define().rotations, group, no_group };
+        What::Master(Master { volume, rotations, no_snapmount, group, no_group }) => {
+            let rotations = rotations.define().rotations;
+            let define = DefineMaster { rotations, group, no_group, no_snapmount };
             client.define_master(&volume, &define).await?
         }
         What::Schedule(Schedule { volume, rotations }) => {
             client.define_schedule(&volume, &rotations.define()).await?
         }
-        What::Source(Source { volume, host, period, name, margin, yes }) => {
-            let define = DefineSource { host, period, name: name.map(String::from), margin, yes };
+        What::Source(Source { volume, host, period, name, mount_snap, margin, yes }) => {
+            let define = DefineSource { host, period, name: name.map(String::from), mount_snap, margin, yes };
             let attempt =
                 async |yes| client.define_source(&volume, &DefineSource { yes, ..define.clone() }).await;
             confirmed(yes, attempt).await?
@@ -182,6 +190,37 @@ pub async fn run(args: Args, client: Client) -> Result<(), Failure> {
         }
     };
     ui::outcome(&outcome)
+}
+
+/// Where a volume is mounted, and how.
+#[derive(Debug, clap::Args)]
+pub struct MountOptions {
+    /// Directory to mount the volume on, on which nothing else is mounted; with '', a device is mounted where it is by
+    /// default, and an image file nowhere
+    #[arg(short = 'p', long, value_name = "DIR")]
+    mountpoint: Option<OsString>,
+    /// Options of that mount, as `mount -o` takes them
+    #[arg(short = 'o', long, value_name = "OPTS")]
+    mountopts: Option<String>,
+    /// Directory to mount the snapshots below; with '', the default
+    #[arg(short = 's', long, value_name = "DIR")]
+    snappath: Option<OsString>,
+}
+
+impl MountOptions {
+    /// As the daemon takes them.
+    pub fn define(self) -> Result<Mounts, Failure> {
+        let directory = |path: Option<OsString>| {
+            let path = path.map(PathBuf::from);
+            path.map(|path| if path.as_os_str().is_empty() { Ok(path) } else { absolute(path) }).transpose()
+        };
+        let Self { mountpoint, mountopts, snappath } = self;
+        Ok(Mounts { mountpoint: directory(mountpoint)?, mountopts, snappath: directory(snappath)? })
+    }
+}
+
+fn absolute(path: PathBuf) -> Result<PathBuf, Failure> {
+    std::path::absolute(&path).map_err(Failure::doing(path.display()))
 }
 
 fn rate(text: &str) -> Result<u64, String> {

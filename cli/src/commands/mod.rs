@@ -5,6 +5,7 @@ mod daemon;
 mod define;
 mod delete;
 mod demo;
+mod destroy;
 mod digest;
 mod forget;
 mod history;
@@ -15,6 +16,7 @@ mod peer;
 mod plan;
 mod promote;
 mod reload;
+mod remount;
 mod replicate;
 mod resize;
 mod revert;
@@ -48,6 +50,7 @@ enum Command {
     Forget(forget::Args),
     Snapshot(snapshot::Args),
     Delete(delete::Args),
+    Destroy(destroy::Args),
     Plan(plan::Args),
     Start(parts::StartArgs),
     Stop(parts::StopArgs),
@@ -55,6 +58,7 @@ enum Command {
     Replicate(replicate::Args),
     Promote(promote::Args),
     Revert(revert::Args),
+    Remount(remount::Args),
     Resize(resize::Args),
     Status(status::Args),
     History(history::Args),
@@ -75,6 +79,7 @@ pub fn run() -> ExitCode {
         Command::Forget(args) => with_client(async |client| forget::run(args, client).await),
         Command::Snapshot(args) => with_client(async |client| snapshot::run(args, client).await),
         Command::Delete(args) => with_client(async |client| delete::run(args, client).await),
+        Command::Destroy(args) => with_client(async |client| destroy::run(args, client).await),
         Command::Plan(args) => with_client(async |client| plan::run(args, client).await),
         Command::Start(args) => with_client(async |client| parts::start(args, client).await),
         Command::Stop(args) => with_client(async |client| parts::stop(args, client).await),
@@ -82,6 +87,7 @@ pub fn run() -> ExitCode {
         Command::Replicate(args) => with_client(async |client| replicate::run(args, client).await),
         Command::Promote(args) => with_client(async |client| promote::run(args, client).await),
         Command::Revert(args) => with_client(async |client| revert::run(args, client).await),
+        Command::Remount(args) => with_client(async |client| remount::run(args, client).await),
         Command::Resize(args) => with_client(async |client| resize::run(args, client).await),
         Command::Status(args) => with_client(async |client| status::run(args, client).await),
         Command::History(args) => with_client(async |client| history::run(args, client).await),

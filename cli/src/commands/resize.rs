@@ -17,10 +17,10 @@ pub struct Args {
     /// New size in bytes; K, M, G and T stand for powers of 1024
     #[arg(short, long, value_name = "SIZE", value_parser = size, required_unless_present_any = ["snapshot", "metadata"])]
     origin: Option<u64>,
-    /// Size of the snapshot store, where that is a block device
+    /// Use so much of the snapshot store, where that is a block device, which must be as large already
     #[arg(short, long, value_name = "SIZE", value_parser = size)]
     snapshot: Option<u64>,
-    /// Size of the metadata device
+    /// Use so much for metadata, where the volume is on block devices
     #[arg(short, long, value_name = "SIZE", value_parser = size)]
     metadata: Option<u64>,
     /// Do not ask before data beyond the new end are cut off
@@ -30,13 +30,9 @@ pub struct Args {
 
 pub async fn run(args: Args, client: Client) -> Result<(), Failure> {
     let Args { volume, origin, snapshot, metadata, yes } = args;
-    let (Some(origin), None, None) = (origin, snapshot, metadata) else {
-        return Err(Failure::refused(
-            "--snapshot and --metadata are for block devices: the snapshot store of a volume in a file is a directory, \
-             which has the size of its file system",
-        ));
-    };
-    let outcome = confirmed(yes, async |yes| client.resize(&volume, &Resize { origin, yes }).await).await?;
+    let resize = Resize { origin, snapshot, metadata, yes };
+    let outcome =
+        confirmed(yes, async |yes| client.resize(&volume, &Resize { yes, ..resize.clone() }).await).await?;
     ui::outcome(&outcome)
 }
 

@@ -134,6 +134,18 @@ fn volume_lines(out: &mut Lines, volume: &VolumeStatus, one: bool, now: Timestam
     };
     let kind = volume.store.as_ref().map(|store| format!(" ({})", store.kind)).unwrap_or_default();
     out.line(1, format!("snapstore  {}{kind}{space}", volume.snapstore.display()));
+    if let Some(space) = &volume.space {
+        let manual = if space.drop_manual { ", manual ones as well" } else { "" };
+        let dropped = match space.dropped {
+            0 => String::new(),
+            count => format!("; {count} dropped since the daemon started"),
+        };
+        let least = HumanBytes(space.minimum_free);
+        out.line(1, format!("space      below {least} free, the oldest snapshots go{manual}{dropped}"));
+        if let Some(remedy) = &space.remedy {
+            out.line(3, format!("remedy: {remedy}"));
+        }
+    }
     let newest = volume.snapshots.iter().rev().find(|snapshot| !snapshot.number.is_local());
     let newest = newest.map_or_else(String::new, |newest| {
         let age = Span(seconds(newest.created, now));
@@ -142,6 +154,7 @@ fn volume_lines(out: &mut Lines, volume: &VolumeStatus, one: bool, now: Timestam
     let all = volume.all_snapshots.map(|all| format!(", all together free {}", HumanBytes(all)));
     out.line(1, format!("snapshots  {}{newest}{}", volume.snapshots.len(), all.unwrap_or_default()));
     schedule_lines(out, volume, now);
+    mount_lines(out, volume);
     for (indent, line) in hook_lines::lines(volume, one, now) {
         out.line(indent, line);
     }
@@ -203,6 +216,25 @@ fn schedule_lines(out: &mut Lines, volume: &VolumeStatus, now: Timestamp) {
     }
 }
 
+/// What is mounted, and what is wrong with that.
+fn mount_lines(out: &mut Lines, volume: &VolumeStatus) {
+    let Some(mounts) = &volume.mounts else { return };
+    if let Some(mountpoint) = &mounts.mountpoint {
+        let shows = mounts.shows.map(|number| format!(", snapshot {number}")).unwrap_or_default();
+        out.line(1, format!("mounted    {}{shows}", mountpoint.display()));
+    }
+    if let Some(snappath) = &mounts.snappath {
+        let count = volume.snapshots.iter().filter(|snapshot| snapshot.mounted.is_some()).count();
+        out.line(1, format!("mounted    {count} snapshots below {}", snappath.display()));
+    }
+    for trouble in mounts.troubles.iter().filter(|trouble| volume.trouble.as_ref() != Some(trouble)) {
+        out.line(3, format!("error: {trouble}"));
+    }
+    for note in &mounts.notes {
+        out.line(3, note);
+    }
+}
+
 fn event_lines(out: &mut Lines, volume: &VolumeStatus, now: Timestamp) {
     for event in &volume.events {
         out.line(1, format!("{}: {}", event_text(event, Span(seconds(event.at, now))), event.text));
@@ -220,6 +252,8 @@ pub fn event_name(event: &VolumeEvent) -> String {
         EventKind::Dropped => "dropped",
         EventKind::Deleted => "deleted",
         EventKind::Failed => "scheduled snapshot failed",
+        EventKind::Full => "space is short",
+        EventKind::Kept => "not dropped",
         EventKind::Hook => "hook failed",
     };
     format!("{number}{what}")
@@ -238,6 +272,7 @@ fn health(health: Health) -> &'static str {
         Health::Ok => "ok",
         Health::Retrying => "TROUBLE, trying again",
         Health::Late => "LATE",
+        Health::Full => "SPACE IS SHORT",
         Health::Stopped => "STOPPED",
         Health::Unavailable => "UNAVAILABLE",
     }

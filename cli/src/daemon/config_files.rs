@@ -59,6 +59,11 @@ impl ConfigFiles {
         Ok((files, Configuration { node, peers, volumes }))
     }
 
+    /// The directories of this node.
+    pub fn paths(&self) -> &Paths {
+        &self.paths
+    }
+
     /// Reads all files once more, and leaves it to the caller to [replace](Self::replace) what was known of them.
     pub fn read_again(&self) -> Result<(Self, Configuration), Failure> {
         Self::load(&self.paths)

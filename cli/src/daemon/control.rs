@@ -31,6 +31,7 @@ pub async fn serve(listener: UnixListener, daemon: Arc<Daemon>, mut stop: watch:
     let volume = Router::new()
         .route("/", post(define_volume).delete(forget_volume))
         .route("/master", put(define_master))
+        .route("/mounts", put(remount))
         .route("/promote", post(promote))
         .route("/source", put(define_source).delete(forget_source))
         .route("/targets", put(define_target))
@@ -49,6 +50,7 @@ pub async fn serve(listener: UnixListener, daemon: Arc<Daemon>, mut stop: watch:
         .route("/status/{volume}", get(status_of_one))
         .route("/status/{volume}/{number}", get(status_of_snapshot))
         .nest("/volumes/{volume}", volume)
+        .route("/destroy", post(destroy))
         .route("/groups/{group}/snapshots", post(snapshot_group))
         .route("/reload", post(reload))
         .route("/peers", get(peers).post(add_peer))
@@ -157,6 +159,12 @@ async fn reload(State(daemon): Shared) -> Answer {
     to_the_end(async move { daemon.reload().await }).await
 }
 
+async fn remount(State(daemon): Shared, Path(volume): Path<String>, body: Bytes) -> Answer {
+    let volume = parse(&volume)?;
+    let body = or_default(&body)?;
+    to_the_end(async move { daemon.remount(&volume, body).await }).await
+}
+
 async fn promote(State(daemon): Shared, Path(volume): Path<String>) -> Answer {
     let volume = parse(&volume)?;
     to_the_end(async move { daemon.promote(&volume).await }).await
@@ -198,8 +206,13 @@ async fn snapshot_group(State(daemon): Shared, Path(group): Path<String>, body: 
 
 async fn delete_snapshots(State(daemon): Shared, Path(volume): Path<String>, body: Bytes) -> Answer {
     let volume = parse(&volume)?;
-    let DeleteSnapshots { numbers } = from_json(&body)?;
-    to_the_end(async move { daemon.delete_snapshots(&volume, &numbers).await }).await
+    let what: DeleteSnapshots = from_json(&body)?;
+    to_the_end(async move { daemon.delete(&volume, what).await }).await
+}
+
+async fn destroy(State(daemon): Shared, body: Bytes) -> Answer {
+    let what = from_json(&body)?;
+    to_the_end(async move { daemon.destroy(what).await }).await
 }
 
 async fn revert(State(daemon): Shared, Path((volume, number)): Path<(String, String)>) -> Answer {

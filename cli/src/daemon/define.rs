@@ -5,6 +5,7 @@ use std::{
     sync::Arc,
 };
 
+use zumastor_backends::Making;
 use zumastor_core::{
     NodeName, VolumeName,
     config::{MasterConfig, ScheduleConfig, SourceConfig, VolumeConfig},
@@ -20,11 +21,11 @@ use super::{
     rotations::with_rotations,
     snapshotter,
     state::Era,
-    volume::{Volume, exists},
+    volume::{Volume, exists, is_device},
     worker::Wish,
 };
 use crate::{
-    api::{DefineMaster, DefineSource, DefineTarget, DefineVolume, Outcome, Part, Rotation},
+    api::{DefineMaster, DefineSource, DefineTarget, DefineVolume, Mounts, Outcome, Part, Rotation},
     exit::Failure,
 };
 
@@ -36,7 +37,7 @@ impl Daemon {
         define: DefineVolume,
     ) -> Result<Outcome, Failure> {
         let _editing = self.editing.lock().await;
-        let DefineVolume { origin, snapstore, metadev, initialize, yes } = define;
+        let DefineVolume { origin, snapstore, metadev, initialize, yes, mounts } = define;
         if ![Some(&origin), Some(&snapstore), metadev.as_ref()].into_iter().flatten().all(|p| p.is_absolute())
         {
             return Err(Failure::usage("the paths of a volume must be absolute"));
@@ -45,6 +46,9 @@ impl Daemon {
             let config = there.config();
             let same = config.origin == origin && config.snapstore == snapstore && config.metadev == metadev;
             if same && !initialize {
+                if mounts != Mounts::default() {
+                    return self.remount_as(&there, mounts).await;
+                }
                 return Ok(Outcome::already(format!("volume {name} is defined so already")));
             }
             let is = format!("{} with snapshots in {}", config.origin.display(), config.snapstore.display());
@@ -52,19 +56,28 @@ impl Daemon {
                 .remedy(format!("choose another name, or `zumastor forget volume {name}` first")));
         }
         self.check_paths(&origin, &snapstore).await?;
+        self.check_name(&name)?;
         if initialize {
             initialize::check(&name, origin.clone(), yes).await?;
+        }
+        if !yes {
+            for device in [Some(&snapstore), metadev.as_ref()].into_iter().flatten() {
+                initialize::check_device(device.clone()).await?;
+            }
         }
         // Before a store is made.
         let owned = name.clone();
         self.configuring(move |files| files.check_volume(&owned)).await?;
         let mut config = VolumeConfig { metadev, ..VolumeConfig::new(origin, snapstore) };
+        self.set_mounts(&name, &mut config, mounts).await?;
         let volume = Arc::new(Volume::new(name.clone(), config.clone(), self.stores.clone()));
-        let (store, id) = volume.found().await?;
+        let making = Making { initialize, overwrite: yes };
+        let (store, id) = volume.found(making).await?;
         config.store = id;
         volume.set_config(config.clone());
         let snapshots = store.snapshots().await?;
-        if initialize {
+        let on_devices = is_device(config.snapstore.clone()).await;
+        if initialize && !on_devices {
             initialize::zero(config.origin.clone(), &snapshots).await?;
         }
         self.write_volume(&name, &config).await?;
@@ -88,6 +101,13 @@ impl Daemon {
         if let Some(caution) = store.info().caution {
             outcome = outcome.note(caution);
         }
+        if let Some(device) = store.device(None).filter(|_| on_devices) {
+            outcome = outcome.note(format!(
+                "from now on, use {} and not {}, which is a part of it",
+                device.display(),
+                config.origin.display()
+            ));
+        }
         let master = format!("`zumastor define master {name}` to take snapshots of it here, or ");
         Ok(outcome.note(format!(
             "next, {}`zumastor define source {name} HOST` to receive it",
@@ -96,7 +116,7 @@ impl Daemon {
     }
 
     /// Refuses paths that cannot be a volume's own.
-    async fn check_paths(&self, origin: &Path, snapstore: &Path) -> Result<(), Failure> {
+    pub async fn check_paths(&self, origin: &Path, snapstore: &Path) -> Result<(), Failure> {
         let others = self.all_volumes().into_iter().map(|other| (other.name.clone(), other.config()));
         let (others, origin, snapstore) =
             (others.collect::<Vec<_>>(), origin.to_owned(), snapstore.to_owned());
@@ -136,11 +156,15 @@ impl Daemon {
     ) -> Result<Outcome, Failure> {
         let _editing = self.editing.lock().await;
         let volume = self.volume(name)?;
-        let DefineMaster { rotations, group, no_group } = define;
+        let DefineMaster { rotations, group, no_group, no_snapmount } = define;
         if group.is_some() && no_group {
             return Err(Failure::usage("a group and no group cannot both be wanted"));
         }
-        let outcome = self.make_master(&volume, rotations).await?;
+        let options = |master: MasterConfig| MasterConfig {
+            no_snapmount: no_snapmount.unwrap_or(master.no_snapmount),
+            ..master
+        };
+        let outcome = self.make_master(&volume, rotations, options).await?;
         if group.is_none() && !no_group {
             return Ok(outcome);
         }
@@ -156,16 +180,18 @@ impl Daemon {
         self: &Arc<Self>,
         volume: &Arc<Volume>,
         rotations: Vec<Rotation>,
+        options: impl Fn(MasterConfig) -> MasterConfig,
     ) -> Result<Outcome, Failure> {
         let name = &volume.name;
         let mut config = volume.config();
         let scheduled = !rotations.is_empty();
         let schedule = with_rotations(&config.schedule, rotations)?;
-        if config.master.is_some() && schedule == config.schedule {
+        let same = config.master.as_ref().is_some_and(|master| options(master.clone()) == *master);
+        if same && schedule == config.schedule {
             return Ok(Outcome::already(format!("this node is the master of volume {name} already")));
         }
         if config.source.is_some() {
-            return self.take_over_with(volume, schedule).await;
+            return self.take_over_with(volume, schedule, options).await;
         }
         if !exists(config.origin.clone()).await {
             let origin = config.origin.display();
@@ -180,12 +206,15 @@ impl Daemon {
         };
         if config.master.is_none() && epoch.latest > epoch.here {
             // It was defined anew; in between, another node was made the master.
-            return self.take_over_with(volume, schedule).await;
+            return self.take_over_with(volume, schedule, options).await;
         }
-        config.master.get_or_insert(MasterConfig { epoch: epoch.here });
+        let before = config.master.take();
+        let now = before.unwrap_or_else(|| MasterConfig { epoch: epoch.here, ..MasterConfig::default() });
+        config.master = Some(options(now));
         config.schedule = schedule;
         self.set_schedule(volume, config).await?;
         let outcome = Outcome::changed(format!("this node is the master of volume {name}"));
+        let outcome = self.mounted(outcome, volume).await;
         Ok(if scheduled { self.told(outcome, volume) } else { outcome })
     }
 
@@ -194,13 +223,16 @@ impl Daemon {
         self: &Arc<Self>,
         volume: &Arc<Volume>,
         schedule: ScheduleConfig,
+        options: impl Fn(MasterConfig) -> MasterConfig,
     ) -> Result<Outcome, Failure> {
         let outcome = self.take_over(volume).await?;
         let config = volume.config();
-        if schedule == config.schedule {
+        let master = config.master.clone().map(options);
+        if schedule == config.schedule && master == config.master {
             return Ok(outcome);
         }
-        self.set_schedule(volume, VolumeConfig { schedule, ..config }).await?;
+        self.set_schedule(volume, VolumeConfig { schedule, master, ..config }).await?;
+        self.mount(volume).await;
         Ok(self.told(outcome, volume))
     }
 
@@ -243,6 +275,7 @@ impl Daemon {
             host: host.clone(),
             period: define.period,
             name: define.name.filter(|remote| remote != name.as_str()),
+            mount_snap: define.mount_snap,
             margin: define.margin,
         };
         self.remember(&host, address).await?;
@@ -261,7 +294,14 @@ impl Daemon {
                 ))
                 .asks("What it holds now is kept as a snapshot. Make it a replica?"));
             }
-            let kept = self.keep_mastered(&volume, master.epoch).await?;
+            self.unmount_head(&volume).await?;
+            let kept = match self.keep_mastered(&volume, master.epoch).await {
+                Ok(kept) => kept,
+                Err(failure) => {
+                    self.mount(&volume).await;
+                    return Err(failure);
+                }
+            };
             notes.push(format!("this node is not the master of volume {name} any more"));
             notes.extend(kept.map(|kept| format!("what it held is kept as snapshot {kept}")));
             if config.target.remove(&host).is_some() {
@@ -281,6 +321,7 @@ impl Daemon {
         }
         let outcome = Outcome::changed(format!("volume {name} comes from {host}"));
         let outcome = notes.into_iter().fold(outcome, Outcome::note);
+        let outcome = self.mounted(outcome, &volume).await;
         let note = format!("there, it must be sent: `zumastor define target {remote} {}`", self.name);
         Ok(outcome.note(note))
     }
@@ -321,10 +362,28 @@ impl Daemon {
     /// `forget volume`.
     pub async fn forget_volume(self: &Arc<Self>, name: &VolumeName) -> Result<Outcome, Failure> {
         let _editing = self.editing.lock().await;
+        let (config, busy) = self.forget_defined(name).await?;
+        let kept = format!(
+            "{} and the snapshots in {} are untouched: `zumastor define volume` with both takes them up again",
+            config.origin.display(),
+            config.snapstore.display()
+        );
+        let outcome = Outcome::changed(format!("volume {name} is forgotten")).note(kept);
+        Ok(busy.into_iter().fold(outcome, Outcome::note))
+    }
+
+    /// Stops everything and forgets a volume; its data stay. Also tells what stays mounted. To be called with `editing`
+    /// locked.
+    pub async fn forget_defined(
+        self: &Arc<Self>,
+        name: &VolumeName,
+    ) -> Result<(VolumeConfig, Vec<String>), Failure> {
         let volume = self.volume(name)?;
         let config = volume.config();
         let owned = name.clone();
         self.configuring(move |files| files.check_volume(&owned)).await?;
+        // First of all: it is refused while somebody writes to what is mounted.
+        self.unmount_head(&volume).await?;
         // A transfer that is ending moves no more holds.
         volume.set_config(VolumeConfig { source: None, target: [].into(), ..config.clone() });
         volume.stop().await;
@@ -339,15 +398,14 @@ impl Daemon {
         if let Err(failure) = removed {
             volume.set_config(config);
             self.start_volume(&volume).await;
+            self.mount(&volume).await;
             return Err(failure);
         }
+        volume.mounting.close();
+        let busy = self.unmount(&volume).await;
+        volume.close().await;
         self.volumes.write().expect("no panic while locked").remove(name);
-        let kept = format!(
-            "{} and the snapshots in {} are untouched: `zumastor define volume` with both takes them up again",
-            config.origin.display(),
-            config.snapstore.display()
-        );
-        Ok(Outcome::changed(format!("volume {name} is forgotten")).note(kept))
+        Ok((config, busy.iter().map(|busy| format!("{busy}, so it stays mounted")).collect()))
     }
 
     /// `forget source`.
@@ -363,6 +421,7 @@ impl Daemon {
         volume.set_puller(|| None).await;
         self.unstop(&volume, &Part::Source).await?;
         self.forget_pair(name, &source.host).await?;
+        self.mount(&volume).await;
         let outcome = Outcome::changed(format!("volume {name} comes from {} no more", source.host));
         Ok(outcome.note("what was received stays"))
     }
@@ -410,7 +469,7 @@ fn check_options(period: Option<u64>, ratelimit: Option<u64>, name: Option<&str>
 }
 
 /// What a path really names, as far as it exists.
-fn resolved(path: &Path) -> PathBuf {
+pub fn resolved(path: &Path) -> PathBuf {
     if let Ok(real) = path.canonicalize() {
         return real;
     }

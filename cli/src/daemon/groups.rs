@@ -55,6 +55,9 @@ impl Daemon {
             self.retain(volume).await;
         }
         drop(locked);
+        for (volume, record) in volumes.iter().zip(&records) {
+            self.check_mounted(volume, record.number())?;
+        }
         let taken = |(volume, record): (&Arc<Volume>, _)| {
             let snapshot = snapshot_status(record, &[]);
             (volume.name.clone(), TakenSnapshot { snapshot, notes: Vec::new() })

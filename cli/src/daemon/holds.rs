@@ -134,6 +134,7 @@ mod tests {
                 host: "alpha".parse().unwrap(),
                 period: None,
                 name: None,
+                mount_snap: false,
                 margin: None,
             }),
             target: [("beta".parse().unwrap(), TargetConfig::default())].into(),

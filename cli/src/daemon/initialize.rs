@@ -7,6 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use zumastor_backends::{signature, store_id};
 use zumastor_core::{
     HumanBytes, SnapshotRecord, VolumeName,
     files::{data_ranges, punch_hole},
@@ -26,6 +27,24 @@ pub async fn check(name: &VolumeName, origin: PathBuf, yes: bool) -> Result<(), 
             origin.display()
         ))
         .asks("Overwrite it with zeros?")),
+    }
+}
+
+/// Refuses a block device that something stands on, unless it is a store of ours.
+pub async fn check_device(path: PathBuf) -> Result<(), Failure> {
+    let device = path.clone();
+    let look = move || match store_id(&device) {
+        Ok(None) => signature(&device),
+        Ok(Some(_)) => Ok(None),
+        Err(error) => Err(error),
+    };
+    let found = tokio::task::spawn_blocking(look).await.expect("looking does not panic")?;
+    match found {
+        None => Ok(()),
+        Some(found) => {
+            Err(Failure::refused(format!("{} holds {found}, which would be lost", path.display()))
+                .asks("Overwrite it?"))
+        }
     }
 }
 

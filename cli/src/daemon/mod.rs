@@ -4,6 +4,8 @@ mod clock;
 mod config_files;
 mod control;
 mod define;
+mod delete;
+mod destroy;
 mod epochs;
 mod groups;
 mod history;
@@ -12,6 +14,7 @@ mod hooks;
 mod host;
 mod initialize;
 mod lag;
+mod mounting;
 mod parts;
 mod peers;
 mod plan;
@@ -19,6 +22,7 @@ mod promote;
 mod puller;
 mod pusher;
 mod reload;
+mod remount;
 mod replicate;
 mod resize;
 mod retention;
@@ -27,6 +31,7 @@ mod rotations;
 mod schedule;
 mod snapshots;
 mod snapshotter;
+mod space;
 mod start;
 mod state;
 mod status;
@@ -84,6 +89,8 @@ pub struct Daemon {
     volumes: RwLock<BTreeMap<VolumeName, Arc<Volume>>>,
     /// Pulls that may run at a time.
     turns: Semaphore,
+    /// Held while snapshots are dropped for space.
+    making_room: tokio::sync::Mutex<()>,
     /// Held while the configuration is changed: one change at a time.
     editing: tokio::sync::Mutex<()>,
 }

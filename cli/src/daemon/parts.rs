@@ -25,16 +25,20 @@ impl Daemon {
         self.note_stopped(name, &part, true).await?;
         volume.set_stopped(stopped);
         self.apply_stopped(&volume, &part).await;
+        let busy = if part == Part::Volume { self.unmount(&volume).await } else { Vec::new() };
         let effect = match &part {
-            Part::Volume => "no snapshots are taken by schedule, nothing is sent or received",
+            Part::Volume => {
+                "no snapshots are taken by schedule, nothing is sent or received, nothing is mounted"
+            }
             Part::Master => "no snapshots are taken by schedule; `zumastor snapshot` still takes them",
             Part::Source => "nothing is received; what was begun stays, and goes on from there",
             Part::Target(_) => "nothing is sent there",
         };
-        Ok(Outcome::changed(format!("{what} is stopped")).note(format!(
+        let outcome = Outcome::changed(format!("{what} is stopped")).note(format!(
             "{effect}, also after a restart, until `zumastor start {}`",
             argument(name, &part)
-        )))
+        ));
+        Ok(busy.iter().fold(outcome, |outcome, busy| outcome.note(format!("{busy}, so it stays mounted"))))
     }
 
     /// `start`.
@@ -49,7 +53,7 @@ impl Daemon {
                 self.note_stopped(name, &part, false).await?;
                 volume.set_stopped(stopped.clone());
                 self.apply_stopped(&volume, &part).await;
-                Outcome::changed(format!("{what} is started"))
+                self.mounted(Outcome::changed(format!("{what} is started")), &volume).await
             }
             false => Outcome::already(format!("{what} is not stopped")),
         };

@@ -63,6 +63,7 @@ impl Daemon {
         self.unstop(volume, &Part::Source).await?;
         volume.rearm_targets();
         let outcome = Outcome::changed(format!("this node is the master of volume {name}"));
+        let outcome = self.mounted(outcome, volume).await;
         let Some(source) = before.source else { return Ok(outcome) };
         let host = &source.host;
         let remote = source.name.as_deref().unwrap_or(name.as_str());
@@ -85,10 +86,11 @@ impl Daemon {
             }
             None => self.own_lineage(name).await?,
         };
-        let (era, own) = (self.era(lineage).await?, config.master.take().map_or(0, |master| master.epoch));
+        let era = self.era(lineage).await?;
+        let before = config.master.take().unwrap_or_default();
         let now = u64::try_from(Timestamp::now().as_millisecond()).unwrap_or(0);
-        let epoch = now.max(era.here.max(era.latest).max(own) + 1);
-        config.master = Some(MasterConfig { epoch });
+        let epoch = now.max(era.here.max(era.latest).max(before.epoch) + 1);
+        config.master = Some(MasterConfig { epoch, ..before });
         config.source = None;
         self.write_volume(name, &config).await?;
         volume.set_config(config);

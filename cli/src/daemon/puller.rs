@@ -114,8 +114,11 @@ impl Job for Pull {
 
     async fn ended(&self, result: &Result<PullSummary, Trouble>) {
         self.daemon.transfer_ended(&self.volume, &self.source.host, Direction::Received, result).await;
-        if result.as_ref().is_ok_and(|summary| summary.received) {
-            self.daemon.retain_to_the_end(&self.volume).await;
+        match result {
+            Ok(summary) if summary.received => self.daemon.retain_to_the_end(&self.volume).await,
+            // It may have been shown only now.
+            Ok(_) => self.daemon.mount(&self.volume).await,
+            Err(_) => {}
         }
     }
 }

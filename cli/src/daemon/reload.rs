@@ -36,6 +36,10 @@ impl Daemon {
             match new.get(name) {
                 None => {
                     volume.stop().await;
+                    volume.mounting.close();
+                    let busy = self.unmount(&volume).await;
+                    notes.extend(busy.iter().map(|busy| format!("{busy}, so it stays mounted")));
+                    volume.close().await;
                     self.volumes.write().expect("no panic while locked").remove(name);
                     notes.push(format!("volume {name} is not defined any more; all of its data stays"));
                 }
@@ -148,6 +152,7 @@ impl Daemon {
             self.unstop(volume, &Part::Source).await?;
         }
         self.retarget(volume, &before.target, config).await?;
+        self.mount(volume).await;
         if config.store.is_none() {
             // Its file forgot which store it is; that is noted again.
             tokio::spawn(open(self.clone(), volume.clone()));

@@ -9,14 +9,26 @@ use super::Daemon;
 use crate::{
     api::{Outcome, Resize},
     exit::Failure,
+    mounts,
 };
 
 impl Daemon {
     /// `resize`.
     pub async fn resize(self: &Arc<Self>, name: &VolumeName, resize: Resize) -> Result<Outcome, Failure> {
-        let Resize { origin: size, yes } = resize;
+        let Resize { origin, snapshot, metadata, yes } = resize;
         let volume = self.volume(name)?;
         let _snapshotting = volume.snapshotting.lock().await;
+        if snapshot.is_some() || metadata.is_some() {
+            // Also on a replica: what it keeps, and where, is its own.
+            volume.store().await?.resize_store(snapshot, metadata).await?;
+            tracing::info!(volume = %name, snapshot, metadata, "the store was resized");
+        }
+        let Some(size) = origin else {
+            return match (snapshot, metadata) {
+                (None, None) => Err(Failure::usage("nothing was named whose size is to change")),
+                _ => Ok(Outcome::changed(format!("volume {name} uses its devices as was asked"))),
+            };
+        };
         self.check_master(&volume, "change its size").await?;
         if size == 0 || size > MAX_VOLUME {
             return Err(Failure::usage("a volume has 1 byte to 128 TiB"));
@@ -27,8 +39,15 @@ impl Daemon {
             return Ok(Outcome::already(format!("volume {name} has {} already", HumanBytes(size))));
         }
         let mut kept = None;
+        let image = volume.mounting.image_of(&volume);
         if size < before {
-            let cut = data_within(volume.config().origin, size..before).await?;
+            if volume.mounting.shows_head() {
+                return Err(Failure::refused(format!(
+                    "volume {name} is mounted, and cannot become smaller below its file system"
+                ))
+                .remedy("make the file system smaller, unmount the volume with `zumastor stop volume`, then repeat the command"));
+            }
+            let cut = data_within(store.device(None).unwrap_or(volume.config().origin), size..before).await?;
             if cut > 0 && !yes {
                 return Err(Failure::refused(format!(
                     "volume {name} has {} of data beyond the new end, which would be cut off",
@@ -42,6 +61,12 @@ impl Daemon {
             }
         }
         store.resize(size).await?;
+        if let Some(image) = image {
+            let grown = tokio::task::spawn_blocking(move || mounts::grown(&image)).await;
+            grown
+                .expect("asking a loop device does not panic")
+                .map_err(Failure::doing("telling the loop device"))?;
+        }
         tracing::info!(volume = %name, before, size, "resized");
         let (before, size) = (HumanBytes(before), HumanBytes(size));
         let outcome = Outcome::changed(format!("volume {name} has {size} now, {before} before"));

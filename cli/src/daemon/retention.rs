@@ -17,12 +17,13 @@ use crate::{
 };
 
 impl Daemon {
-    /// Drops what the volume's rotations no longer keep. What goes wrong is told, and tried again with the next
+    /// Drops what the volume's rotations no longer keep, and mounts what is left. What goes wrong is told, and tried again with the next
     /// snapshot. To be called with the volume's `snapshotting` locked.
     pub async fn retain(&self, volume: &Volume) {
         if let Err(failure) = self.apply_limits(volume).await {
             tracing::warn!(volume = %volume.name, error = %failure, "old snapshots could not be dropped");
         }
+        self.mount(volume).await;
     }
 
     /// As [`retain`](Self::retain), and locks the volume itself. Goes on if nobody waits for it any more: a claim lasts as
@@ -64,13 +65,23 @@ impl Daemon {
             if shown == Some(HeadState::Shows(record.number())) {
                 continue;
             }
+            if let Err(busy) = self.release_mounts(volume, record).await {
+                // Told once, not with each snapshot that is taken.
+                if volume.mounting.note_kept(record.number()) {
+                    let text = format!("stays past its limits: {busy}");
+                    tracing::warn!(volume = %volume.name, number = %record.number(), "{text}");
+                    let (at, what, number) = (self.now(), EventKind::Kept, Some(record.number()));
+                    self.note(volume, VolumeEvent { at, what, number, text }).await;
+                }
+                continue;
+            }
             self.drop_one(volume, &*store, record, EventKind::Dropped, &reason).await?;
         }
         Ok(())
     }
 
     /// Deletes one snapshot. False if somebody holds it.
-    async fn drop_one(
+    pub async fn drop_one(
         &self,
         volume: &Volume,
         store: &dyn SnapshotStore,
@@ -116,6 +127,7 @@ impl Daemon {
         &self,
         name: &VolumeName,
         numbers: &[SnapshotNumber],
+        dry_run: bool,
     ) -> Result<Outcome, Failure> {
         if numbers.is_empty() {
             return Err(Failure::usage("no snapshot was named"));
@@ -142,9 +154,23 @@ impl Daemon {
                 going.push(record);
             }
         }
+        if dry_run {
+            let numbers: Vec<_> = going.iter().map(|record| record.number().to_string()).collect();
+            return Ok(Outcome::already(format!(
+                "would delete of volume {name}: {}; nothing is deleted",
+                numbers.join(", ")
+            )));
+        }
         self.settle(&volume).await?;
         for record in &going {
             let number = record.number();
+            if let Err(busy) = self.release_mounts(&volume, record).await {
+                self.mount(&volume).await;
+                return Err(Failure::refused(format!(
+                    "snapshot {number} of volume {name} is mounted: {busy}"
+                ))
+                .remedy("let the programs end, or leave that directory, then repeat the command"));
+            }
             if !self.drop_one(&volume, &*store, record, EventKind::Deleted, &"by hand").await? {
                 check_unheld(name, number, &self.holds_of(name).await?)?;
                 return Err(Failure::failed(format!(
@@ -153,6 +179,7 @@ impl Daemon {
                 .remedy("try again"));
             }
         }
+        self.mount(&volume).await;
         let numbers: Vec<_> = going.iter().map(|record| record.number().to_string()).collect();
         Ok(Outcome::changed(match numbers.as_slice() {
             [number] => format!("snapshot {number} of volume {name} is deleted"),

@@ -24,12 +24,26 @@ impl Daemon {
         if !store.snapshots().await?.iter().any(|record| record.number() == number) {
             return Err(no_snapshot(name, number));
         }
+        // What it holds is all in the store then, and nobody goes on writing to what it was.
+        self.unmount_head(&volume).await?;
+        let reverted = self.revert_unmounted(&volume, &*store, number).await;
+        self.mount(&volume).await;
+        reverted
+    }
+
+    async fn revert_unmounted(
+        &self,
+        volume: &Arc<Volume>,
+        store: &dyn SnapshotStore,
+        number: SnapshotNumber,
+    ) -> Result<Outcome, Failure> {
+        let name = &volume.name;
         let kept = match store.head().await? {
             HeadState::Shows(shown) if shown == number => {
                 return Ok(Outcome::already(format!("volume {name} holds snapshot {number} already")));
             }
             HeadState::Shows(_) | HeadState::Empty => None,
-            HeadState::Written => Some(self.keep_head(&volume, &*store).await?),
+            HeadState::Written => Some(self.keep_head(volume, store).await?),
         };
         // Whatever is written from now on is not in any snapshot, so the store refuses to replace it.
         store.show(number).await.map_err(|error| still_written(name, &kept, error))?;

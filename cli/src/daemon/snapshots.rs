@@ -11,13 +11,14 @@ use super::{
     Daemon,
     epochs::superseded_text,
     holds::blocking,
+    mounting::hold_still,
     state::StateError,
     status::snapshot_status,
     volume::Volume,
     window::{Member, Taken},
 };
 use crate::{
-    api::{Outcome, Role, TakenSnapshot},
+    api::{Outcome, Role, SnapshotStatus, TakenSnapshot},
     exit::{Failure, chain},
 };
 
@@ -38,7 +39,20 @@ impl Daemon {
         let member = Member { volume: volume.clone(), rotations };
         let Taken { records, notes, .. } = self.take_together(&[member], None, self.now()).await?;
         self.retain(&volume).await;
-        Ok(TakenSnapshot { snapshot: snapshot_status(&records[0], &[]), notes })
+        self.check_mounted(&volume, records[0].number())?;
+        let mounted = volume.mounting.view().report.mounted.get(&records[0].number()).cloned();
+        let snapshot = SnapshotStatus { mounted, ..snapshot_status(&records[0], &[]) };
+        Ok(TakenSnapshot { snapshot, notes })
+    }
+
+    /// Says so if a snapshot that was just taken should be mounted and is not.
+    pub fn check_mounted(&self, volume: &Volume, number: SnapshotNumber) -> Result<(), Failure> {
+        let (name, view) = (&volume.name, volume.mounting.view());
+        let Some(trouble) = view.report.failed.get(&number) else { return Ok(()) };
+        let failure = format!("snapshot {number} of volume {name} was taken, and is not mounted: {trouble}");
+        Err(Failure::failed(failure).remedy(format!(
+            "it is tried again and again; `zumastor define master {name} --no-snapmount` if it need not be mounted"
+        )))
     }
 
     /// Refuses, unless this node is the volume's master.
@@ -69,7 +83,10 @@ impl Daemon {
         let (store, new) = (volume.store().await?, self.number(volume).await?);
         let (number, lineage) = (new.number, new.lineage);
         let new = NewSnapshot { rotations, created, ..new };
-        let record = match store.create_snapshot(new).await {
+        let still = hold_still(volume).await?;
+        let created = store.create_snapshot(new).await;
+        drop(still);
+        let record = match created {
             Ok(record) => record,
             Err(error) => {
                 let state = self.state.clone();

@@ -29,9 +29,10 @@ use super::{
     config_files::ConfigFiles,
     control,
     host::Answers,
+    mounting,
     puller::Pull,
     pusher::Push,
-    snapshotter,
+    snapshotter, space,
     state::State,
     volume::{Stores, Volume, identity},
 };
@@ -78,11 +79,12 @@ pub async fn run(paths: Paths, settings: Settings) -> Result<(), Failure> {
         started: Timestamp::now(),
         clock: Arc::new(SystemClock),
         state: Arc::new(state),
-        stores: Arc::new(Stores::default()),
+        stores: Arc::new(Stores::new(paths.digests())),
         node: OnceLock::new(),
         peers: RwLock::new(config.peers),
         volumes: RwLock::default(),
         turns: Semaphore::new(PULLS),
+        making_room: tokio::sync::Mutex::default(),
         editing: tokio::sync::Mutex::default(),
         files: Arc::new(files),
         configured: config.node.clone(),
@@ -104,11 +106,13 @@ pub async fn run(paths: Paths, settings: Settings) -> Result<(), Failure> {
         daemon.volumes.write().expect("no panic while locked").insert(name, volume);
     }
     daemon.trust_peers()?;
+    daemon.sweep_mounts().await;
     daemon.clone().make_up_for_others(left);
     for volume in daemon.all_volumes() {
         tokio::spawn(open(daemon.clone(), volume.clone()));
         daemon.start_volume(&volume).await;
     }
+    tokio::spawn(space::watch(Arc::downgrade(&daemon)));
     let (stop, stopped) = watch::channel(false);
     let control = tokio::spawn(control::serve(listener, daemon.clone(), stopped));
     tracing::info!("node {name} listening on {address} (key {})", daemon.key.short());
@@ -125,10 +129,17 @@ pub async fn run(paths: Paths, settings: Settings) -> Result<(), Failure> {
     stop.send_replace(true);
     for volume in daemon.all_volumes() {
         volume.stop().await;
+        volume.mounting.close();
+        for busy in daemon.unmount(&volume).await {
+            tracing::warn!(volume = %volume.name, "{busy}, so it stays mounted");
+        }
     }
     // Whoever follows a replication learns of its end before the program ends.
     let _ = timeout(FAREWELL, control).await;
     let _ = timeout(FAREWELL, daemon.node().close()).await;
+    for volume in daemon.all_volumes() {
+        volume.close().await;
+    }
     Ok(())
 }
 
@@ -155,6 +166,7 @@ impl Daemon {
     pub async fn start_volume(self: &Arc<Self>, volume: &Arc<Volume>) {
         let config = volume.config();
         snapshotter::start(self, volume);
+        mounting::start(self, volume);
         if let Some(source) = &config.source {
             Pull::start(self, volume, source).await;
         }
@@ -190,6 +202,8 @@ pub async fn open(daemon: Arc<Daemon>, volume: Arc<Volume>) {
     }
     if !volume.is_stopped(&Part::Volume) {
         daemon.retain_to_the_end(&volume).await;
+    } else {
+        daemon.mount(&volume).await;
     }
 }
 

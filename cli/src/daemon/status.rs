@@ -137,13 +137,22 @@ impl Daemon {
             (health, trouble) = (Health::Stopped, Some(written));
         }
         let view = volume.snapshotter.view();
+        let space = volume.space.status(&config.space);
         let late = lag::late(source.as_ref(), &targets);
         if let (Health::Ok | Health::Retrying, Some(late)) = (health, late) {
             trouble = Some(trouble.map_or_else(|| late.clone(), |error| format!("{late}; {error}")));
             health = Health::Late;
         }
+        if let (Health::Ok | Health::Retrying | Health::Late, Some(full)) = (health, volume.space.full()) {
+            trouble = Some(trouble.map_or_else(|| full.clone(), |other| format!("{full}; {other}")));
+            health = Health::Full;
+        }
         if let (Health::Ok, Some(error)) = (health, &view.error) {
             (health, trouble) = (Health::Retrying, Some(error.text.clone()));
+        }
+        let mounts = volume.mounting.view();
+        if let (Health::Ok, Some(first)) = (health, mounts.report.troubles.first()) {
+            (health, trouble) = (Health::Retrying, Some(first.clone()));
         }
         let superseded = match health {
             Health::Unavailable => None,
@@ -160,12 +169,20 @@ impl Daemon {
             trouble,
             origin: config.origin,
             snapstore: config.snapstore,
-            snapshots: seen.snapshots(&remembered.holds),
+            snapshots: seen
+                .snapshots(&remembered.holds)
+                .into_iter()
+                .map(|snapshot| SnapshotStatus {
+                    mounted: mounts.report.mounted.get(&snapshot.number).cloned(),
+                    ..snapshot
+                })
+                .collect(),
             store: seen.store,
             size: seen.size,
             used: seen.used,
             free: seen.free,
             all_snapshots: None,
+            space,
             head: seen.head,
             staged: seen.staged,
             source,
@@ -178,6 +195,7 @@ impl Daemon {
             }),
             stopped: volume.stopped().into_iter().collect(),
             events: remembered.events,
+            mounts: mounts.status(),
             group: config.group,
             hooks: volume.hooks.runs(),
         })
@@ -288,6 +306,7 @@ pub fn snapshot_status(record: &SnapshotRecord, holds: &[Hold]) -> SnapshotStatu
         size: record.size,
         digest: record.digest,
         holds: holds.iter().filter(|hold| hold.number == record.number()).cloned().collect(),
+        mounted: None,
         device: None,
         usage: None,
     }

@@ -2,19 +2,24 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
+    fs,
+    os::unix::fs::FileTypeExt,
     path::PathBuf,
     sync::{Arc, Mutex, RwLock, Weak},
 };
 
 use uuid::Uuid;
-use zumastor_backends::{OriginMust, VolumeSpec, open_volume, reopen_volume, store_id};
+use zumastor_backends::{Making, OriginMust, VolumeSpec, open_volume, reopen_volume, store_id};
 use zumastor_core::{
     NodeName, SnapshotNumber, SnapshotRecord, SnapshotStore, StoreError, VolumeName,
     config::{TargetConfig, VolumeConfig},
 };
 use zumastor_net::{Compression, Meter, Offer, RateLimiter};
 
-use super::{hooks::Hooks, snapshotter::Snapshotter, state::Window, worker::Worker};
+use super::{
+    hooks::Hooks, mounting::Mounting, snapshotter::Snapshotter, space::SpaceWatch, state::Window,
+    worker::Worker,
+};
 use crate::api::{Part, Role};
 
 /// A volume that is defined on this node.
@@ -26,6 +31,10 @@ pub struct Volume {
     pub snapshotting: tokio::sync::Mutex<()>,
     /// Takes the scheduled snapshots.
     pub snapshotter: Snapshotter,
+    /// Whether there is room for its snapshots.
+    pub space: SpaceWatch,
+    /// Mounts it.
+    pub mounting: Mounting,
     /// Snapshots that are being deleted: nobody may hold them any more.
     pub doomed: Arc<Mutex<BTreeSet<SnapshotNumber>>>,
     /// What is run around its snapshots and its replication.
@@ -84,6 +93,8 @@ impl Volume {
             name,
             snapshotting: tokio::sync::Mutex::default(),
             snapshotter: Snapshotter::default(),
+            space: SpaceWatch::default(),
+            mounting: Mounting::default(),
             doomed: Arc::default(),
             hooks: Hooks::default(),
             unsettled: Mutex::default(),
@@ -181,10 +192,10 @@ impl Volume {
     }
 
     /// Its store, made if there is none, and the store's identity: for a volume that is being defined.
-    pub async fn found(&self) -> Result<(Arc<dyn SnapshotStore>, Option<Uuid>), StoreError> {
+    pub async fn found(&self, making: Making) -> Result<(Arc<dyn SnapshotStore>, Option<Uuid>), StoreError> {
         let mut store = self.store.lock().await;
         let config = self.config();
-        let opened = self.stores.open(&self.name, &config, Found::OrMade).await?;
+        let opened = self.stores.open(&self.name, &config, Found::OrMade(making)).await?;
         let id = identity(config.snapstore).await?;
         Ok((store.insert(opened).clone(), id))
     }
@@ -232,6 +243,7 @@ impl Volume {
 
     /// Ends everything that takes snapshots of it and replicates it.
     pub async fn stop(&self) {
+        self.mounting.stop().await;
         self.snapshotter.stop().await;
         // A snapshot that is being taken is taken to the end, with its hooks.
         drop(self.snapshotting.lock().await);
@@ -241,6 +253,17 @@ impl Volume {
             target.worker.stop().await;
         }
     }
+
+    /// Closes its store, after everything that uses it was stopped: its devices go. The next who asks for the store opens it
+    /// again.
+    pub async fn close(&self) {
+        let mut store = self.store.lock().await;
+        let Some(open) = store.take() else { return };
+        if let Err(error) = open.close().await {
+            tracing::warn!(volume = %self.name, %error, "the store could not be closed properly");
+        }
+        self.stores.forget(&self.config());
+    }
 }
 
 /// Whether a store has to be there.
@@ -248,8 +271,8 @@ impl Volume {
 enum Found {
     /// It was defined once: what is not there is not mounted.
     There,
-    /// It is made if it is not there.
-    OrMade,
+    /// It is made if it is not there, on block devices like this.
+    OrMade(Making),
 }
 
 /// The identity of the store in a directory.
@@ -262,12 +285,33 @@ pub async fn identity(snapstore: PathBuf) -> Result<Option<Uuid>, StoreError> {
 /// The stores that are open, by origin and snapshot store. A volume that is forgotten and defined again at once finds
 /// its store here while a transfer that is ending still has it.
 #[derive(Debug, Default)]
-pub struct Stores(Mutex<HashMap<(PathBuf, PathBuf), Arc<Slot>>>);
+pub struct Stores {
+    open: Mutex<HashMap<(PathBuf, PathBuf), Arc<Slot>>>,
+    /// Where stores on block devices keep what can be made again.
+    notes: PathBuf,
+}
 
 /// One of them; locked while it is being opened, so that a file system that does not answer keeps nobody else waiting.
 type Slot = tokio::sync::Mutex<Option<Weak<dyn SnapshotStore>>>;
 
 impl Stores {
+    /// No store. Those on block devices keep below `notes` what can be made again.
+    pub fn new(notes: PathBuf) -> Self {
+        Self { open: Mutex::default(), notes }
+    }
+
+    /// What a volume is made of, for its store.
+    fn spec(&self, name: &VolumeName, config: &VolumeConfig) -> VolumeSpec {
+        let VolumeConfig { origin, snapstore, metadev, .. } = config.clone();
+        VolumeSpec { name: name.clone(), origin, snapstore, metadev, chunk: None, notes: self.notes.clone() }
+    }
+
+    /// Forgets a store that was closed: the next who wants it opens it anew.
+    fn forget(&self, config: &VolumeConfig) {
+        let mut slots = self.open.lock().expect("no panic while locked");
+        slots.remove(&(config.origin.clone(), config.snapstore.clone()));
+    }
+
     async fn open(
         &self,
         name: &VolumeName,
@@ -275,7 +319,7 @@ impl Stores {
         found: Found,
     ) -> Result<Arc<dyn SnapshotStore>, StoreError> {
         let slot = {
-            let mut slots = self.0.lock().expect("no panic while locked");
+            let mut slots = self.open.lock().expect("no panic while locked");
             // Whoever uses a slot has another reference to it.
             slots.retain(|_, slot| {
                 Arc::strong_count(slot) > 1
@@ -295,23 +339,25 @@ impl Stores {
             )));
         }
         let store = match found {
-            Found::There => reopen_volume(&spec(name, config), config.store).await?,
-            Found::OrMade => open_volume(&spec(name, config), OriginMust::MayBeAbsent).await?,
+            Found::There => reopen_volume(&self.spec(name, config), config.store).await?,
+            Found::OrMade(making) => {
+                open_volume(&self.spec(name, config), OriginMust::MayBeAbsent, making).await?
+            }
         };
         *slot = Some(Arc::downgrade(&store));
         Ok(store)
     }
 }
 
-/// What a volume is made of, for the store.
-fn spec(name: &VolumeName, config: &VolumeConfig) -> VolumeSpec {
-    let VolumeConfig { origin, snapstore, metadev, .. } = config.clone();
-    VolumeSpec { name: name.clone(), origin, snapstore, metadev }
-}
-
 /// Whether there is something at a path, asked where a file system that does not answer keeps nobody from working.
 pub async fn exists(path: PathBuf) -> bool {
     tokio::task::spawn_blocking(move || path.exists()).await.expect("looking does not panic")
+}
+
+/// Whether a path is a block device's.
+pub async fn is_device(path: PathBuf) -> bool {
+    let look = move || fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_block_device());
+    tokio::task::spawn_blocking(look).await.expect("looking does not panic")
 }
 
 /// zstd level of what is sent: the fastest that zstd calls a level.

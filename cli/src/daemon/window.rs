@@ -16,6 +16,7 @@ use super::{
     Daemon,
     holds::blocking,
     hooks::{self, Call},
+    mounting::hold_still,
     state::{Process, Window},
     volume::Volume,
 };
@@ -311,7 +312,9 @@ impl Daemon {
 async fn take(begun: &mut [Begun], grouped: bool) -> Result<(), Failure> {
     let mut frozen = Vec::with_capacity(begun.len());
     for one in begun.iter() {
-        frozen.push(one.store.freeze().await.map_err(of(&one.volume, grouped))?);
+        // First what is mounted: its last writes go through the store.
+        let still = hold_still(&one.volume).await?;
+        frozen.push((one.store.freeze().await.map_err(of(&one.volume, grouped))?, still));
     }
     for one in begun {
         one.unsure = true;

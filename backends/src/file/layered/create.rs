@@ -17,8 +17,8 @@ use zumastor_core::{
 };
 
 use super::layer::{Descriptor, forced_by_size};
+use crate::bulk::BulkFile;
 use crate::file::{
-    bulk::BulkFile,
     head::{HeadMarker, Stamp, TICK},
     header::hides_mapped_writes,
     inner::{Inner, RecordFile},

@@ -13,9 +13,9 @@ use std::{
 use zumastor_core::{LEAF, LeafIndex, SEGMENT, SegmentIndex, SnapshotReader, StoreError, files, is_zero};
 
 use super::{chain::Chain, layer::forced_by_size};
+use crate::bulk::BulkFile;
 use crate::file::{
     body::Body,
-    bulk::BulkFile,
     layout::failed,
     reader::{check_bounds, read_exact, reading},
     runs::Runs,

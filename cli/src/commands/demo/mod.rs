@@ -92,7 +92,7 @@ async fn show(dir: &Path, listen: &OnceCell<String>) -> Result<(), Failure> {
     alpha
         .zumastor(&["define", "volume", "vol", image.path_str(), alpha.path_str("snapshots")?], &report)
         .await?;
-    alpha.zumastor(&["define", "master", "vol"], &report).await?;
+    alpha.zumastor(&["define", "master", "vol", "--no-snapmount"], &report).await?;
     // The rate limit only makes the first copy slow enough to be interrupted in a sporting way.
     alpha.zumastor(&["define", "target", "vol", "beta", "--ratelimit", "48M"], &report).await?;
     for node in [&beta, &gamma] {

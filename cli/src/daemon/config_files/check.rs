@@ -9,6 +9,8 @@ use zumastor_core::{
 };
 use zumastor_net::PublicKey;
 
+use crate::mounts::Options;
+
 /// What is wrong, and where.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Problem {
@@ -54,6 +56,24 @@ pub fn volume(config: &VolumeConfig, others: &[(VolumeName, VolumeConfig)]) -> O
                 format!("the volume comes from {host}, so it cannot be sent there"),
             );
         }
+    }
+    for (key, path) in [("mountpoint", &config.mountpoint), ("snappath", &config.snappath)] {
+        let Some(path) = path else { continue };
+        if !path.is_absolute() {
+            return problem(&[key], "the path must be absolute");
+        }
+        let used = |other: &VolumeConfig| {
+            [&other.mountpoint, &other.snappath].into_iter().flatten().any(|used| used == path)
+        };
+        if let Some((other, _)) = others.iter().find(|(_, other)| used(other)) {
+            return problem(&[key], format!("{} belongs to volume {other}", path.display()));
+        }
+    }
+    if config.mountpoint.is_some() && config.mountpoint == config.snappath {
+        return problem(&["snappath"], "the volume and its snapshots are not mounted on one directory");
+    }
+    if let Some(Err(error)) = config.mountopts.as_deref().map(Options::parse) {
+        return problem(&["mountopts"], error.to_string());
     }
     for (host, target) in &config.target {
         if let Some((key, reason)) = options(target.period, target.ratelimit, target.name.as_deref()) {

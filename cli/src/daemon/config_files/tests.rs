@@ -44,12 +44,9 @@ fn what_is_written_is_read_back() {
 
     config.master = None;
     config.target.clear();
-    config.source = Some(SourceConfig {
-        host: "alpha".parse().unwrap(),
-        period: None,
-        name: Some("w".into()),
-        margin: None,
-    });
+    let (host, name_there) = ("alpha".parse().unwrap(), Some("w".into()));
+    config.source =
+        Some(SourceConfig { host, period: None, name: name_there, margin: None, mount_snap: true });
     files.write_volume(&name, &config).unwrap();
     assert_eq!(load(&paths).volumes, [(name.clone(), config)]);
     files.remove_volume(&name).unwrap();

@@ -135,6 +135,7 @@ async fn up(
         peers: RwLock::new(PeersConfig::default()),
         volumes: RwLock::default(),
         turns: Semaphore::new(1),
+        making_room: tokio::sync::Mutex::default(),
         editing: tokio::sync::Mutex::default(),
     });
     let name: VolumeName = "v".parse().unwrap();
@@ -226,7 +227,7 @@ async fn what_fails_is_tried_again_and_told_once() {
 async fn a_snapshot_that_was_deleted_is_not_taken_again() {
     let f = Fixture::new(&["hourly,5"], "2026-06-01T08:30:00Z").await;
     f.pass(3600).await;
-    f.daemon.delete_snapshots(&f.volume.name, &[SnapshotNumber(0)]).await.unwrap();
+    f.daemon.delete_snapshots(&f.volume.name, &[SnapshotNumber(0)], false).await.unwrap();
     f.volume.snapshotter.wake();
     f.pass(60).await;
     assert_eq!(f.numbers().await, [0; 0]);
@@ -240,7 +241,7 @@ async fn a_snapshot_that_was_deleted_is_not_taken_again() {
     f.daemon.stop_part(&f.volume.name, Part::Master).await.unwrap();
     f.pass(3700).await;
     f.daemon.snapshot(&f.volume.name, Some("hourly")).await.unwrap();
-    f.daemon.delete_snapshots(&f.volume.name, &[SnapshotNumber(2)]).await.unwrap();
+    f.daemon.delete_snapshots(&f.volume.name, &[SnapshotNumber(2)], false).await.unwrap();
     f.daemon.start_part(&f.volume.name, Part::Master).await.unwrap();
     f.pass(60).await;
     assert_eq!(f.numbers().await, [1]);
@@ -290,7 +291,8 @@ async fn what_is_held_stays_and_what_goes_cannot_be_held() {
     f.daemon.state.hold(name, SnapshotNumber(0), &beta, "base").unwrap();
     f.pass(2 * 3600).await;
     assert_eq!(f.numbers().await, [0, 2]);
-    let refused = f.daemon.delete_snapshots(name, &[SnapshotNumber(2), SnapshotNumber(0)]).await.unwrap_err();
+    let refused =
+        f.daemon.delete_snapshots(name, &[SnapshotNumber(2), SnapshotNumber(0)], false).await.unwrap_err();
     assert!(refused.exit == Exit::Refused && refused.error.contains("replication with beta"), "{refused}");
     assert_eq!(f.numbers().await, [0, 2], "all or none");
     f.volume.doomed.lock().unwrap().insert(SnapshotNumber(2));

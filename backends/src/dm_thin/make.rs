@@ -1,0 +1,166 @@
+//! Making the store of a volume that has none: nothing of the origin is moved or changed.
+
+use std::{
+    fs::{self, OpenOptions},
+    io,
+    os::unix::fs::FileExt,
+    path::Path,
+};
+
+use uuid::Uuid;
+use zumastor_core::StoreError;
+
+use super::{
+    devices::{BlockDevice, check_unused, run_well, signature, wipe},
+    header::{Content, Header, Layout},
+    mapper::{Mapper, node},
+    new_pool,
+    pool::{self, SECTOR},
+    sizes,
+};
+use crate::{
+    Faults, Making, VolumeSpec,
+    described::failed,
+    thin::{Catalogue, ThinId},
+};
+
+/// The first thin device of a pool: the head.
+const FIRST: ThinId = ThinId(0);
+
+/// Makes a store. The header, which is written last, makes it one: until then nothing has happened that matters.
+pub(super) fn make(
+    spec: &VolumeSpec,
+    making: Making,
+    mapper: Mapper,
+    header: &mut Header,
+    faults: &Faults,
+) -> Result<Content, StoreError> {
+    let origin = BlockDevice::look(&spec.origin)?;
+    let snapdev = BlockDevice::look(&spec.snapstore)?;
+    let metadev = spec.metadev.as_deref().map(|path| Ok::<_, StoreError>((path, BlockDevice::look(path)?)));
+    let metadev = metadev.transpose()?;
+    let same = |other: &BlockDevice| other.number == origin.number || other.number == snapdev.number;
+    if origin.number == snapdev.number || metadev.as_ref().is_some_and(|(_, metadev)| same(metadev)) {
+        return Err(StoreError::Unsupported(
+            "origin, snapshot store and metadata device must be different devices".to_owned(),
+        ));
+    }
+    check_name(&mapper, spec)?;
+    let store = Uuid::now_v7();
+    pool::clear_others(&mapper, spec.name.as_str(), &pool::prefix(store))?;
+    let overwritten: Vec<&Path> =
+        [Some(spec.snapstore.as_path()), spec.metadev.as_deref()].into_iter().flatten().collect();
+    for path in [spec.origin.as_path()].iter().chain(&overwritten) {
+        check_unused(path)?;
+    }
+    for path in &overwritten {
+        match signature(path)? {
+            Some(found) if !making.overwrite => {
+                return Err(StoreError::Unsupported(format!(
+                    "{} holds {found}, which would be overwritten: give an empty device, or `--yes` if it is not needed",
+                    path.display()
+                )));
+            }
+            Some(_) => wipe(path)?,
+            None => {}
+        }
+    }
+    let size = origin.size / SECTOR * SECTOR;
+    let chunk = spec.chunk.unwrap_or_else(|| sizes::chunk_for(size));
+    sizes::check_chunk(chunk)?;
+    let metadev_size = metadev.as_ref().map(|(path, device)| (*path, device.size));
+    let mut layout = sizes::layout(chunk, size, (&spec.snapstore, snapdev.size), metadev_size)?;
+    layout.identity = origin.identity();
+    let content =
+        Content { layout, transaction: 0, open: true, catalogue: Catalogue::new(store, FIRST, size) };
+    fill(spec, making, header, &content, faults)?;
+    faults.at("make: before the header")?;
+    header.write(&content)?;
+    faults.at("make: after the header")?;
+    Ok(content)
+}
+
+/// Refuses a name that somebody else's device has.
+fn check_name(mapper: &Mapper, spec: &VolumeSpec) -> Result<(), StoreError> {
+    let name = spec.name.as_str();
+    let taken = match mapper.find(name)? {
+        Some(there) => !there.uuid.starts_with(pool::PREFIX),
+        None => fs::symlink_metadata(node(name)).is_ok_and(|there| !there.is_symlink()),
+    };
+    if taken || name == "control" {
+        return Err(StoreError::Unsupported(format!(
+            "there is a {} already: choose another name for the volume",
+            node(name).display()
+        )));
+    }
+    Ok(())
+}
+
+/// Writes the metadata, and what completes the last chunk of the origin.
+fn fill(
+    spec: &VolumeSpec,
+    making: Making,
+    header: &Header,
+    content: &Content,
+    faults: &Faults,
+) -> Result<(), StoreError> {
+    let again = header.try_clone()?;
+    let pool = new_pool(spec, again, content.clone())?;
+    let Layout { chunk, origin, .. } = content.layout;
+    if !making.initialize {
+        let padding = origin.next_multiple_of(chunk) - origin;
+        let begin = content.layout.data[1].begin;
+        write_zeros(&spec.snapstore, begin, padding)?;
+    }
+    let metadata = pool.assemble_metadata()?;
+    // The kernel, and thin_restore, take a first block of zeros for metadata that are to be made.
+    write_zeros(&metadata, 0, 4096)?;
+    faults.at("make: before the metadata")?;
+    if !making.initialize {
+        restore(spec, &content.layout, &metadata)?;
+    }
+    faults.at("make: after the metadata")?;
+    pool.assemble()?;
+    if making.initialize {
+        pool.message(&format!("create_thin {FIRST}")).map_err(StoreError::io("making the head"))?;
+    }
+    Ok(())
+}
+
+/// Writes metadata in which the head is mapped onto the whole origin, chunk by chunk.
+fn restore(spec: &VolumeSpec, layout: &Layout, metadata: &Path) -> Result<(), StoreError> {
+    let chunks = layout.origin.div_ceil(layout.chunk);
+    let text = format!(
+        r#"<superblock uuid="" time="0" transaction="0" version="2" data_block_size="{}" nr_data_blocks="{}">
+  <device dev_id="{FIRST}" mapped_blocks="{chunks}" transaction="0" creation_time="0" snap_time="0">
+    <range_mapping origin_begin="0" data_begin="0" length="{chunks}" time="0"/>
+  </device>
+</superblock>
+"#,
+        layout.chunk / SECTOR,
+        layout.pool() / layout.chunk,
+    );
+    fs::create_dir_all(&spec.notes).map_err(failed("making", &spec.notes))?;
+    let path = spec.notes.join(format!("{}.xml", spec.name));
+    fs::write(&path, text).map_err(failed("writing", &path))?;
+    let restored = run_well("thin_restore", metadata, |command| {
+        command.args(["-q", "-i"]).arg(&path).arg("-o").arg(metadata)
+    });
+    let _ = fs::remove_file(&path);
+    restored
+}
+
+fn write_zeros(path: &Path, begin: u64, length: u64) -> Result<(), StoreError> {
+    let file = OpenOptions::new().write(true).open(path).map_err(failed("opening", path))?;
+    let zeros = vec![0; 1 << 20];
+    let write = || -> io::Result<()> {
+        let mut done = 0;
+        while done < length {
+            let part = (length - done).min(zeros.len() as u64);
+            file.write_all_at(&zeros[..part as usize], begin + done)?;
+            done += part;
+        }
+        file.sync_data()
+    };
+    write().map_err(failed("writing", path))
+}

@@ -1,0 +1,189 @@
+//! Volumes on block devices: a thin pool for each, which we own.
+//!
+//! The origin, as it is, becomes the first part of the pool's data, and a thin device that is mapped onto it one to one is the
+//! head: nothing is copied. The rest of the data is in the snapshot store, behind a header that says what the volume
+//! consists of, and behind the metadata unless these have a device of their own.
+
+mod devices;
+mod header;
+mod make;
+mod mapper;
+mod pool;
+mod sizes;
+mod users;
+
+use std::{
+    collections::BTreeSet,
+    path::Path,
+    sync::Mutex,
+    thread,
+    time::{Duration, Instant},
+};
+
+use rustix::{
+    fs::{FlockOperation, flock},
+    io::Errno,
+};
+use zumastor_core::StoreError;
+
+use devices::BlockDevice;
+pub(crate) use devices::signature;
+pub(crate) use header::store_id;
+use header::{Content, Header};
+use mapper::Mapper;
+use pool::{Devices, DmPool, clear_others};
+
+use crate::{Faults, Making, VolumeSpec, described::failed, thin::ThinStore};
+
+/// Opens the store that is on the devices of `spec`; makes one if `making` says how.
+pub(crate) fn open(
+    spec: &VolumeSpec,
+    making: Option<Making>,
+    faults: Faults,
+) -> Result<ThinStore, StoreError> {
+    let mapper = Mapper::open()?;
+    let (mut header, content) = Header::open(&spec.snapstore)?;
+    lock(&header, &spec.snapstore)?;
+    let content = match (content, making) {
+        (Some(content), Some(making)) if making.initialize => {
+            if !content.catalogue.snapshots.is_empty() {
+                return Err(StoreError::Unsupported(format!(
+                    "{} holds {} snapshots, so this is no new volume and was not initialized: leave out `--initialize` to \
+                     take it up",
+                    spec.snapstore.display(),
+                    content.catalogue.snapshots.len()
+                )));
+            }
+            make::make(spec, making, mapper, &mut header, &faults)?
+        }
+        (Some(content), _) => content,
+        (None, Some(making)) => make::make(spec, making, mapper, &mut header, &faults)?,
+        (None, None) => {
+            return Err(StoreError::Unsupported(format!(
+                "there is no snapshot store on {} (any more): is it the right device?",
+                spec.snapstore.display()
+            )));
+        }
+    };
+    let pool = assemble(spec, header, content)?;
+    let notes = spec.notes.join(pool.load_id().to_string());
+    ThinStore::open(Box::new(pool), notes, faults)
+}
+
+/// Brings the pool of a store that is there into use.
+fn assemble(spec: &VolumeSpec, header: Header, content: Content) -> Result<DmPool, StoreError> {
+    check_devices(spec, &content)?;
+    let transaction = content.transaction;
+    let mut pool = new_pool(spec, header, content)?;
+    clear_others(&pool.mapper, &pool.volume, &pool.prefix)?;
+    pool.assemble()?;
+    let said = pool.said()?;
+    // A crash may have come between the header and the pool.
+    match said.as_ref().map(|said| said.transaction) {
+        Some(there) if there == transaction => pool.current = true,
+        Some(there) if there + 1 == transaction => {
+            pool.catch_up(there, transaction)?;
+            pool.current = true;
+        }
+        Some(there) => {
+            tracing::error!(
+                volume = %spec.name,
+                header = transaction,
+                pool = there,
+                "the header and the pool of the volume are not of one moment; nothing that is unknown is deleted"
+            );
+        }
+        None => {}
+    }
+    pool.strange_hold = pool.release_stale()?;
+    pool.mark(true)?;
+    Ok(pool)
+}
+
+fn new_pool(spec: &VolumeSpec, header: Header, content: Content) -> Result<DmPool, StoreError> {
+    let prefix = pool::prefix(content.catalogue.store);
+    Ok(DmPool {
+        volume: spec.name.to_string(),
+        mapper: Mapper::open()?,
+        prefix,
+        place: spec.snapstore.clone(),
+        devices: Devices {
+            origin: spec.origin.clone(),
+            snapstore: spec.snapstore.clone(),
+            metadev: spec.metadev.clone(),
+        },
+        header: Mutex::new((header, content)),
+        known: Mutex::new(BTreeSet::new()),
+        last: Mutex::new(0),
+        holding: Mutex::new(()),
+        current: false,
+        strange_hold: false,
+    })
+}
+
+impl DmPool {
+    fn load_id(&self) -> uuid::Uuid {
+        self.header().1.catalogue.store
+    }
+}
+
+/// Makes sure that the devices are those that the volume was made of, as far as that can be told.
+fn check_devices(spec: &VolumeSpec, content: &Content) -> Result<(), StoreError> {
+    let layout = &content.layout;
+    let origin = BlockDevice::look(&spec.origin)?;
+    let other = |what: String| {
+        Err(StoreError::Unsupported(format!(
+            "{what}: the snapshots on {} share their blocks with the origin that they were taken of, and with no other",
+            spec.snapstore.display()
+        )))
+    };
+    if origin.size < layout.origin {
+        return other(format!(
+            "{} has {} bytes, and the origin of this volume {}",
+            spec.origin.display(),
+            origin.size,
+            layout.origin
+        ));
+    }
+    match (origin.identity(), &layout.identity) {
+        (Some(found), Some(expected)) if found != *expected => {
+            return other(format!(
+                "{} is {found}, and the origin of this volume is {expected}",
+                spec.origin.display()
+            ));
+        }
+        _ => {}
+    }
+    let own = layout.metadata.iter().any(|piece| piece.on == header::On::MetadataDevice);
+    match (&spec.metadev, own) {
+        (None, true) => Err(StoreError::Unsupported(
+            "this volume was defined with a metadata device: name it with `--metadev`".to_owned(),
+        )),
+        (Some(metadev), false) => Err(StoreError::Unsupported(format!(
+            "this volume keeps its metadata in the snapshot store, and not on {}: leave out `--metadev`",
+            metadev.display()
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// Makes this the only program that has the store open. udev leaves a device alone that is locked.
+fn lock(header: &Header, path: &Path) -> Result<(), StoreError> {
+    let begun = Instant::now();
+    loop {
+        match flock(header.file(), FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(()),
+            Err(Errno::WOULDBLOCK) if begun.elapsed() < PATIENCE => thread::sleep(PATIENCE / 40),
+            Err(Errno::WOULDBLOCK) => {
+                return Err(StoreError::Unsupported(format!(
+                    "the snapshot store {} is in use by another process: is a daemon running?",
+                    path.display()
+                )));
+            }
+            Err(error) => return Err(failed("locking", path)(error.into())),
+        }
+    }
+}
+
+/// How long others may look at a device, as udev does, or still have it locked after it was closed.
+const PATIENCE: Duration = Duration::from_secs(2);

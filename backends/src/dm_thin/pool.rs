@@ -1,0 +1,629 @@
+//! The pool of one volume: its devices, its messages, and what it says of itself.
+
+use std::{
+    collections::BTreeSet,
+    io,
+    path::{Path, PathBuf},
+    sync::{Mutex, MutexGuard},
+};
+
+use rustix::fs::{FlockOperation, flock};
+use uuid::Uuid;
+use zumastor_core::{SnapshotNumber, StoreError, StoreInfo};
+
+use super::{
+    devices::BlockDevice,
+    header::{Content, Header, On, Piece},
+    mapper::{Line, Mapper, dangling, link, node, unlink},
+    sizes,
+    users::users,
+};
+use crate::{
+    thin::{Access, Catalogue, Gone, Pool, PoolStatus, Room, Slot, ThinId, Users},
+    thin_metadata::ThinMetadata,
+};
+
+/// Bytes of a sector.
+pub(super) const SECTOR: u64 = 512;
+/// Bytes of a block of metadata.
+const METADATA_BLOCK: u64 = 4096;
+
+/// A pool that belongs to one volume.
+#[derive(Debug)]
+pub(super) struct DmPool {
+    pub volume: String,
+    pub mapper: Mapper,
+    /// Begins the uuid of each device.
+    pub prefix: String,
+    pub place: PathBuf,
+    pub devices: Devices,
+    pub header: Mutex<(Header, Content)>,
+    /// The thin devices that there are.
+    pub known: Mutex<BTreeSet<ThinId>>,
+    /// The number that was given last.
+    pub last: Mutex<u32>,
+    /// One moment of the metadata is held at a time.
+    pub holding: Mutex<()>,
+    /// Whether what the header says is as new as the pool.
+    pub current: bool,
+    /// Set when a moment of the metadata is held that is not ours.
+    pub strange_hold: bool,
+}
+
+/// The devices below.
+#[derive(Debug, Clone)]
+pub(super) struct Devices {
+    pub origin: PathBuf,
+    pub snapstore: PathBuf,
+    pub metadev: Option<PathBuf>,
+}
+
+impl Devices {
+    pub(super) fn path(&self, on: On) -> &Path {
+        match on {
+            On::Origin => &self.origin,
+            On::SnapshotStore => &self.snapstore,
+            On::MetadataDevice => self.metadev.as_ref().unwrap_or(&self.snapstore),
+        }
+    }
+
+    /// The table of a device that is made of pieces of these.
+    pub(super) fn table(&self, pieces: &[Piece]) -> Result<Vec<Line>, StoreError> {
+        let line = |piece: &Piece| {
+            let device = BlockDevice::look(self.path(piece.on))?;
+            if device.size < piece.begin + piece.length {
+                let path = self.path(piece.on).to_owned();
+                let what = format!(
+                    "it has {} bytes, and the volume uses {}: is it the right device?",
+                    device.size,
+                    piece.begin + piece.length
+                );
+                return Err(StoreError::Damaged { path, what });
+            }
+            let parameters = format!("{} {}", device.number, piece.begin / SECTOR);
+            Ok(Line { sectors: piece.length / SECTOR, target: "linear", parameters })
+        };
+        pieces.iter().map(line).collect()
+    }
+}
+
+/// What a pool says of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Said {
+    pub transaction: u64,
+    pub metadata: (u64, u64),
+    pub data: (u64, u64),
+    pub held: Option<u64>,
+    pub mode: String,
+    pub needs_check: bool,
+}
+
+impl Said {
+    /// Reads the status line; nothing where the pool has failed.
+    pub(super) fn parse(status: &str) -> Option<Self> {
+        let words: Vec<_> = status.split_whitespace().collect();
+        let pair = |at: usize| -> Option<(u64, u64)> {
+            let (used, total) = words.get(at)?.split_once('/')?;
+            Some((used.parse().ok()?, total.parse().ok()?))
+        };
+        Some(Self {
+            transaction: words.first()?.parse().ok()?,
+            metadata: pair(1)?,
+            data: pair(2)?,
+            held: words.get(3)?.parse().ok(),
+            mode: (*words.get(4)?).to_owned(),
+            needs_check: words.contains(&"needs_check"),
+        })
+    }
+}
+
+impl DmPool {
+    pub(super) fn name(&self, what: &str) -> String {
+        format!("{}:{what}", self.volume)
+    }
+
+    fn slot(&self, slot: Slot) -> String {
+        match slot {
+            Slot::Head => self.volume.clone(),
+            Slot::Snapshot(number) => format!("{}({number})", self.volume),
+            Slot::Staging => self.name("staging"),
+            Slot::Repair => self.name("repair"),
+            Slot::Scratch => self.name("scratch"),
+        }
+    }
+
+    pub(super) fn header(&self) -> MutexGuard<'_, (Header, Content)> {
+        self.header.lock().expect("no panic while locked")
+    }
+
+    /// Makes the devices that the pool consists of, and the pool.
+    pub(super) fn assemble(&self) -> Result<(), StoreError> {
+        let layout = self.header().1.layout.clone();
+        self.assemble_of("metadata", &layout.metadata)?;
+        self.assemble_of("data", &layout.data)?;
+        let made =
+            self.mapper.ensure(&self.name("pool"), &self.prefix, &[self.pool_line()?], Access::Writable)?;
+        link(&self.name("pool"), made.minor)
+    }
+
+    /// Makes the device that the metadata are on, and gives its path.
+    pub(super) fn assemble_metadata(&self) -> Result<PathBuf, StoreError> {
+        let pieces = self.header().1.layout.metadata.clone();
+        self.assemble_of("metadata", &pieces)?;
+        Ok(node(&self.name("metadata")))
+    }
+
+    fn assemble_of(&self, what: &str, pieces: &[Piece]) -> Result<(), StoreError> {
+        let (name, table) = (self.name(what), self.devices.table(pieces)?);
+        let made = self.mapper.ensure(&name, &self.prefix, &table, Access::Writable)?;
+        link(&name, made.minor)
+    }
+
+    fn pool_line(&self) -> Result<Line, StoreError> {
+        let layout = self.header().1.layout.clone();
+        let number = |what: &str| -> Result<String, StoreError> {
+            let name = self.name(what);
+            let there = self.mapper.find(&name)?;
+            there.map(|there| there.number).ok_or_else(|| {
+                StoreError::Unsupported(format!("the device {name} was removed by somebody else"))
+            })
+        };
+        let low = (layout.pool() / layout.chunk / 16).max(1);
+        let chunk = layout.chunk / SECTOR;
+        // To wait for room is to hang: an error is seen.
+        let parameters =
+            format!("{} {} {chunk} {low} 1 error_if_no_space", number("metadata")?, number("data")?);
+        Ok(Line { sectors: layout.pool() / SECTOR, target: "thin-pool", parameters })
+    }
+
+    fn thin_line(&self, id: ThinId, size: u64) -> Result<Line, StoreError> {
+        let name = self.name("pool");
+        let pool = self.mapper.find(&name)?.ok_or_else(|| {
+            StoreError::Unsupported(format!("the device {name} was removed by somebody else"))
+        })?;
+        let sectors = size.div_ceil(SECTOR).max(1);
+        Ok(Line { sectors, target: "thin", parameters: format!("{} {id}", pool.number) })
+    }
+
+    pub(super) fn said(&self) -> Result<Option<Said>, StoreError> {
+        Ok(Said::parse(&self.mapper.status(&self.name("pool"))?))
+    }
+
+    pub(super) fn message(&self, message: &str) -> Result<(), io::Error> {
+        self.mapper.message(&self.name("pool"), message)
+    }
+
+    fn told(&self, message: &str) -> Result<(), StoreError> {
+        self.message(message).map_err(|error| match error.raw_os_error() {
+            Some(libc::EOPNOTSUPP) => StoreError::Damaged {
+                path: self.place.clone(),
+                what: self.trouble().unwrap_or_else(|| format!("the pool refuses {message:?}")),
+            },
+            _ => StoreError::io(format!("{message} in the pool of volume {}", self.volume))(error),
+        })
+    }
+
+    /// Why nothing can be changed, and what helps.
+    fn trouble(&self) -> Option<String> {
+        let metadata = node(&self.name("metadata"));
+        let metadata = metadata.display();
+        let repair = format!(
+            "unmount the volume and its snapshots, stop the daemon, then `dmsetup remove {0}` and `thin_check {metadata}`; if \
+             that finds nothing wrong, `thin_check --clear-needs-check-flag {metadata}`, otherwise thin_repair(8); then start \
+             the daemon and make room: delete snapshots, or `zumastor resize {1} --metadata SIZE`",
+            self.name("pool"),
+            self.volume
+        );
+        match self.said() {
+            Ok(Some(said)) if said.needs_check => {
+                Some(format!("the pool wants its metadata checked, and changes nothing until then: {repair}"))
+            }
+            Ok(Some(said)) if said.mode == "ro" => {
+                Some(format!("the pool can only be read, because its metadata are full or damaged: {repair}"))
+            }
+            Ok(Some(_)) => None,
+            Ok(None) => {
+                Some(format!("the pool has failed, because its metadata could not be written: {repair}"))
+            }
+            Err(error) => Some(error.to_string()),
+        }
+    }
+
+    fn allocate(&self) -> Result<ThinId, StoreError> {
+        let known = self.known.lock().expect("no panic while locked");
+        let mut last = self.last.lock().expect("no panic while locked");
+        for _ in 0..ThinId::END {
+            *last = (*last + 1) % ThinId::END;
+            if !known.contains(&ThinId(*last)) {
+                return Ok(ThinId(*last));
+            }
+        }
+        Err(StoreError::NoSpace { what: "the pool has as many thin devices as it can".into() })
+    }
+
+    fn made(&self, id: ThinId) -> ThinId {
+        self.known.lock().expect("no panic while locked").insert(id);
+        id
+    }
+
+    /// The names of the volume's devices.
+    fn ours(&self) -> Result<Vec<String>, StoreError> {
+        named_after(&self.mapper, &self.volume)
+    }
+
+    /// Lets go of a moment that an earlier run held when it ended.
+    pub(super) fn release_stale(&self) -> Result<bool, StoreError> {
+        let Some(held) = self.said()?.and_then(|said| said.held) else { return Ok(false) };
+        if !self.header().1.open {
+            tracing::warn!(
+                volume = self.volume,
+                held,
+                "somebody else holds a moment of the pool's metadata: it keeps space, and changes cannot be found until \
+                 `dmsetup message {} 0 release_metadata_snap`",
+                self.name("pool")
+            );
+            return Ok(true);
+        }
+        self.told("release_metadata_snap").map(|()| false)
+    }
+
+    /// Writes the header with the store marked as open or not.
+    pub(super) fn mark(&self, open: bool) -> Result<(), StoreError> {
+        let mut header = self.header();
+        let (file, content) = &mut *header;
+        content.open = open;
+        file.write(content)
+    }
+
+    /// Puts the pool's transaction beside that of the header.
+    pub(super) fn catch_up(&self, from: u64, to: u64) -> Result<(), StoreError> {
+        if from == to { Ok(()) } else { self.told(&format!("set_transaction_id {from} {to}")) }
+    }
+
+    fn old_name(&self) -> Result<String, StoreError> {
+        let names = self.mapper.names()?;
+        let mut free = (1u32..).map(|n| self.name(&format!("old-{n}")));
+        Ok(free.find(|name| !names.contains(name)).expect("there is always another number"))
+    }
+}
+
+/// Begins the uuid of all our devices.
+pub(super) const PREFIX: &str = "ZUMASTOR-";
+
+/// Begins the uuid of the devices of a store.
+pub(super) fn prefix(store: Uuid) -> String {
+    format!("{PREFIX}{}-", store.simple())
+}
+
+/// Devices that a pool is made of; the pool comes first.
+const BELOW: [&str; 3] = ["pool", "data", "metadata"];
+
+/// The names of the devices that are named after a volume.
+fn named_after(mapper: &Mapper, volume: &str) -> Result<Vec<String>, StoreError> {
+    let mut names = mapper.names()?;
+    names.retain(|name| is_named_after(name, volume));
+    Ok(names)
+}
+
+fn is_named_after(name: &str, volume: &str) -> bool {
+    let rest = name.strip_prefix(volume);
+    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with([':', '(']))
+}
+
+/// Removes devices that a store left that had this name, and is another one than that whose uuids begin with `prefix`.
+pub(super) fn clear_others(mapper: &Mapper, volume: &str, prefix: &str) -> Result<(), StoreError> {
+    let below = BELOW.map(|what| format!("{volume}:{what}"));
+    let names = named_after(mapper, volume)?;
+    let above = names.iter().filter(|name| !below.contains(name));
+    for name in above.chain(&below) {
+        let Some(there) = mapper.find(name)? else { continue };
+        if there.uuid.starts_with(PREFIX)
+            && !there.uuid.starts_with(prefix)
+            && mapper.remove(name, true, false)? == Gone::Later
+        {
+            return Err(StoreError::Unsupported(format!(
+                "{} is in use, and it is of a volume that had this name before",
+                node(name).display()
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Lets a device go on, whatever happens.
+struct Suspended<'a> {
+    mapper: &'a Mapper,
+    name: String,
+}
+
+impl<'a> Suspended<'a> {
+    fn new(mapper: &'a Mapper, name: String) -> Result<Self, StoreError> {
+        let suspended = Self { mapper, name };
+        mapper.suspend(&suspended.name, true)?;
+        Ok(suspended)
+    }
+
+    fn resume(self) -> Result<(), StoreError> {
+        let resumed = self.mapper.resume(&self.name);
+        if resumed.is_ok() {
+            std::mem::forget(self);
+        }
+        resumed
+    }
+}
+
+impl Drop for Suspended<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = self.mapper.resume(&self.name) {
+            tracing::error!(%error, "the volume stands still: `dmsetup resume {}`", self.name);
+        }
+    }
+}
+
+impl Pool for DmPool {
+    fn place(&self) -> &Path {
+        &self.place
+    }
+
+    fn info(&self) -> StoreInfo {
+        let layout = &self.header().1.layout;
+        let chunk = zumastor_core::HumanBytes(layout.chunk);
+        StoreInfo { kind: format!("thin pool of its own, chunks of {chunk}"), caution: self.trouble() }
+    }
+
+    fn chunk(&self) -> u64 {
+        self.header().1.layout.chunk
+    }
+
+    fn load(&self) -> Result<Catalogue, StoreError> {
+        Ok(self.header().1.catalogue.clone())
+    }
+
+    fn save(&self, catalogue: &Catalogue) -> Result<(), StoreError> {
+        let mut header = self.header();
+        let (file, content) = &mut *header;
+        let before = content.transaction;
+        let new = Content { catalogue: catalogue.clone(), transaction: before + 1, ..content.clone() };
+        file.write(&new)?;
+        *content = new;
+        drop(header);
+        // The pool follows, so that a header which is older than the pool is noticed.
+        self.catch_up(before, before + 1)
+    }
+
+    fn thins(&self) -> Result<BTreeSet<ThinId>, StoreError> {
+        let mut found = BTreeSet::new();
+        self.read_metadata(&mut |metadata| {
+            found = metadata.devices()?.into_iter().map(|device| ThinId(device.device)).collect();
+            Ok(())
+        })?;
+        *self.last.lock().expect("no panic while locked") = found.last().map_or(0, |id| id.0);
+        self.known.lock().expect("no panic while locked").clone_from(&found);
+        Ok(found)
+    }
+
+    fn may_delete_unknown(&self) -> bool {
+        self.current
+    }
+
+    fn create(&self, _slot: Slot, _size: u64) -> Result<ThinId, StoreError> {
+        let id = self.allocate()?;
+        self.told(&format!("create_thin {id}"))?;
+        Ok(self.made(id))
+    }
+
+    fn clone_of(&self, origin: ThinId, _slot: Slot, _size: u64) -> Result<ThinId, StoreError> {
+        let id = self.allocate()?;
+        self.told(&format!("create_snap {id} {origin}"))?;
+        Ok(self.made(id))
+    }
+
+    fn clone_head(&self, head: ThinId, number: SnapshotNumber) -> Result<ThinId, StoreError> {
+        let suspended = Suspended::new(&self.mapper, self.slot(Slot::Head))?;
+        let cloned = self.clone_of(head, Slot::Snapshot(number), 0);
+        let resumed = suspended.resume();
+        if let (Ok(id), Err(_)) = (&cloned, &resumed) {
+            let _ = self.delete(*id);
+        }
+        resumed.and(cloned)
+    }
+
+    fn delete(&self, id: ThinId) -> Result<Gone, StoreError> {
+        match self.message(&format!("delete {id}")) {
+            Ok(()) => {}
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => return Ok(Gone::Later),
+            Err(error) if error.raw_os_error() == Some(libc::ENODATA) => {}
+            Err(error) => return Err(StoreError::io(format!("deleting thin device {id}"))(error)),
+        }
+        self.known.lock().expect("no panic while locked").remove(&id);
+        Ok(Gone::Yes)
+    }
+
+    fn activate(&self, slot: Slot, id: ThinId, size: u64, access: Access) -> Result<PathBuf, StoreError> {
+        let name = self.slot(slot);
+        let made = self.mapper.ensure(&name, &self.prefix, &[self.thin_line(id, size)?], access)?;
+        if matches!(slot, Slot::Staging | Slot::Repair | Slot::Scratch) {
+            return Ok(format!("/dev/dm-{}", made.minor).into());
+        }
+        link(&name, made.minor)?;
+        Ok(node(&name))
+    }
+
+    fn deactivate(&self, slot: Slot) -> Result<Gone, StoreError> {
+        let name = self.slot(slot);
+        match self.mapper.remove(&name, false, false)? {
+            Gone::Yes => Ok(Gone::Yes),
+            Gone::Later => {
+                let old = self.old_name()?;
+                unlink(&name, None);
+                self.mapper.rename(&name, &old)?;
+                self.mapper.remove(&old, false, true)
+            }
+        }
+    }
+
+    fn renumber(&self, from: SnapshotNumber, to: SnapshotNumber) -> Result<(), StoreError> {
+        let (from, to) = (self.slot(Slot::Snapshot(from)), self.slot(Slot::Snapshot(to)));
+        let Some(there) = self.mapper.find(&from)? else { return Ok(()) };
+        unlink(&from, Some(there.minor));
+        self.mapper.rename(&from, &to)?;
+        link(&to, there.minor)
+    }
+
+    fn sweep(&self, wanted: &[Slot]) -> Result<(), StoreError> {
+        let wanted: BTreeSet<_> = wanted.iter().map(|slot| self.slot(*slot)).collect();
+        let below = BELOW.map(|what| self.name(what));
+        for name in self.ours()? {
+            let ours = self.mapper.find(&name)?.is_some_and(|there| there.uuid.starts_with(&self.prefix));
+            if ours && !wanted.contains(&name) && !below.contains(&name) {
+                self.mapper.remove(&name, false, true)?;
+            }
+        }
+        dangling().into_iter().filter(|name| is_named_after(name, &self.volume)).for_each(|name| {
+            unlink(&name, None);
+        });
+        Ok(())
+    }
+
+    fn swap_head(
+        &self,
+        to: ThinId,
+        size: u64,
+        commit: &mut dyn FnMut() -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        let name = self.slot(Slot::Head);
+        let line = [self.thin_line(to, size)?];
+        let suspended = Suspended::new(&self.mapper, name.clone())?;
+        let users = self.mapper.find(&name)?.map_or(0, |there| there.users);
+        if users == 0 {
+            // Whoever opens it from now on waits for what he reads, and it comes from the new one.
+            self.mapper.load(&name, &line, Access::Writable)?;
+            if let Err(error) = commit() {
+                self.mapper.unload(&name)?;
+                return Err(error);
+            }
+            return suspended.resume();
+        }
+        // Who has it open goes on with what it was, on a device of its own.
+        let new = self.name("new");
+        let made = self.mapper.ensure(&new, &self.prefix, &line, Access::Writable)?;
+        if let Err(error) = commit() {
+            self.mapper.remove(&new, true, false)?;
+            return Err(error);
+        }
+        link(&name, made.minor)?;
+        let old = self.old_name()?;
+        suspended.resume()?;
+        self.mapper.rename(&name, &old)?;
+        self.mapper.rename(&new, &name)?;
+        self.mapper.remove(&old, false, true).map(drop)
+    }
+
+    fn head_users(&self) -> Result<Users, StoreError> {
+        let name = self.slot(Slot::Head);
+        let Some(there) = self.mapper.find(&name)? else { return Ok(Users::None) };
+        let major = there.number.split(':').next().and_then(|major| major.parse().ok()).unwrap_or(0);
+        Ok(users(major, there.minor, there.users))
+    }
+
+    fn device(&self, slot: Slot) -> PathBuf {
+        node(&self.slot(slot))
+    }
+
+    fn read_metadata(
+        &self,
+        read: &mut dyn FnMut(&ThinMetadata) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        let _one = self.holding.lock().expect("no panic while locked");
+        if self.strange_hold {
+            return Err(StoreError::Unsupported(format!(
+                "somebody else holds a moment of the metadata of volume {}: `dmsetup message {} 0 release_metadata_snap`, then \
+                 restart",
+                self.volume,
+                self.name("pool")
+            )));
+        }
+        self.told("reserve_metadata_snap")?;
+        let metadata = ThinMetadata::open_held(&node(&self.name("metadata")));
+        let done = metadata.map_err(StoreError::from).and_then(|metadata| read(&metadata));
+        let released = self.told("release_metadata_snap");
+        done.and(released)
+    }
+
+    fn status(&self) -> Result<PoolStatus, StoreError> {
+        let chunk = self.chunk();
+        let nothing = Room { used: 0, total: 0 };
+        Ok(match self.said()? {
+            Some(said) => PoolStatus {
+                data: Room { used: said.data.0 * chunk, total: said.data.1 * chunk },
+                metadata: Room {
+                    used: said.metadata.0 * METADATA_BLOCK,
+                    total: said.metadata.1 * METADATA_BLOCK,
+                },
+                trouble: self.trouble(),
+            },
+            None => PoolStatus { data: nothing, metadata: nothing, trouble: self.trouble() },
+        })
+    }
+
+    fn grow(&self, data: Option<u64>, metadata: Option<u64>) -> Result<(), StoreError> {
+        let size = |on| BlockDevice::look(self.devices.path(on)).map(|device| device.size);
+        let sizes = (size(On::SnapshotStore)?, size(On::MetadataDevice)?);
+        let mut header = self.header();
+        let (file, content) = &mut *header;
+        let layout = sizes::grown(&content.layout, sizes, data, metadata)?;
+        if layout == content.layout {
+            return Ok(());
+        }
+        let new = Content { layout, ..content.clone() };
+        // The header first: a pool that has grown cannot be assembled from less.
+        file.write(&new)?;
+        *content = new;
+        drop(header);
+        self.assemble()
+    }
+
+    fn close(&self) -> Result<(), StoreError> {
+        let below = BELOW.map(|what| self.name(what));
+        let mut all_gone = true;
+        for name in self.ours()?.into_iter().filter(|name| !below.contains(name)) {
+            let ours = self.mapper.find(&name)?.is_some_and(|there| there.uuid.starts_with(&self.prefix));
+            if ours && self.mapper.remove(&name, true, false)? == Gone::Later {
+                all_gone = false;
+                tracing::warn!(
+                    "{} is in use, so it stays, and the volume's devices with it",
+                    node(&name).display()
+                );
+            }
+        }
+        if all_gone {
+            for name in &below {
+                self.mapper.remove(name, true, false)?;
+            }
+        }
+        self.mark(false)?;
+        flock(self.header().0.file(), FlockOperation::Unlock)
+            .map_err(|error| StoreError::io(format!("unlocking {}", self.place.display()))(error.into()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_pool_says_is_understood() {
+        let line = "7 13/1024 100/2496 - rw discard_passdown error_if_no_space - 1024";
+        let said = Said::parse(line).unwrap();
+        assert_eq!(
+            (said.transaction, said.metadata, said.data, said.held),
+            (7, (13, 1024), (100, 2496), None)
+        );
+        assert!(said.mode == "rw" && !said.needs_check);
+        let line = "7 13/1024 100/2496 42 ro no_discard_passdown error_if_no_space needs_check 1024";
+        let said = Said::parse(line).unwrap();
+        assert!(said.held == Some(42) && said.mode == "ro" && said.needs_check);
+        assert_eq!(Said::parse("Fail"), None);
+        assert_eq!(Said::parse("Error"), None);
+    }
+}

@@ -1,0 +1,162 @@
+//! What two snapshots differ in, by their mappings.
+
+use std::{
+    collections::VecDeque,
+    ops::Range,
+    sync::{Arc, Mutex},
+};
+
+use zumastor_core::{Changes, Extent, SnapshotGuid, SnapshotNumber, StoreError};
+
+use super::{inner::Inner, pool::ThinId};
+use crate::thin_metadata::Difference;
+
+/// Where one snapshot differs from another, or from zeros: in chunks, ascending.
+#[derive(Debug)]
+pub(crate) struct Delta {
+    chunk: u64,
+    runs: Vec<(Range<u64>, Difference)>,
+}
+
+impl Delta {
+    pub(crate) fn new(chunk: u64, runs: Vec<(Range<u64>, Difference)>) -> Self {
+        Self { chunk, runs }
+    }
+
+    /// Chunks that are mapped in the second one, and not to the same place in the first.
+    pub(crate) fn right(&self) -> u64 {
+        let right = self.runs.iter().filter(|(_, kind)| *kind != Difference::LeftOnly);
+        right.map(|(blocks, _)| blocks.end - blocks.start).sum()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.runs.is_empty()
+    }
+
+    /// The part within a window of a snapshot of `size` bytes. A thin device may be mapped beyond its end, where it was
+    /// larger once.
+    pub(crate) fn within(&self, window: &Range<u64>, size: u64) -> Changes {
+        let (start, end) = (window.start.min(size), window.end.min(size));
+        let first = self.runs.partition_point(|(blocks, _)| blocks.end.saturating_mul(self.chunk) <= start);
+        let mut changes = Changes::new();
+        for (blocks, kind) in &self.runs[first..] {
+            let range =
+                (blocks.start * self.chunk).max(start)..blocks.end.saturating_mul(self.chunk).min(end);
+            if range.start >= end {
+                break;
+            }
+            changes.push(match kind {
+                // What is not mapped here is zeros: there is no origin below.
+                Difference::LeftOnly => Extent::zero(range),
+                Difference::Different | Difference::RightOnly => Extent::data(range),
+            });
+        }
+        changes
+    }
+}
+
+/// Deltas that were found lately: a transfer asks for many windows of one.
+#[derive(Debug, Default)]
+pub(crate) struct KnownDeltas(Mutex<VecDeque<(Pair, Arc<Delta>)>>);
+
+type Pair = (Option<SnapshotGuid>, SnapshotGuid);
+
+/// How many are remembered.
+const REMEMBERED: usize = 8;
+
+impl KnownDeltas {
+    /// Forgets all: a snapshot was repaired, and has chunks of its own now.
+    pub(crate) fn forget(&self) {
+        self.0.lock().expect("no panic while locked").clear();
+    }
+
+    fn get(&self, pair: &Pair) -> Option<Arc<Delta>> {
+        let known = self.0.lock().expect("no panic while locked");
+        known.iter().find(|(known, _)| known == pair).map(|(_, delta)| delta.clone())
+    }
+
+    fn put(&self, pair: Pair, delta: Arc<Delta>) {
+        let mut known = self.0.lock().expect("no panic while locked");
+        known.retain(|(known, _)| *known != pair);
+        known.truncate(REMEMBERED - 1);
+        known.push_front((pair, delta));
+    }
+}
+
+impl Inner {
+    pub(crate) fn changes(
+        &self,
+        base: Option<SnapshotNumber>,
+        target: SnapshotNumber,
+        window: Range<u64>,
+    ) -> Result<Changes, StoreError> {
+        let size = self.kept(target)?.record.size;
+        Ok(self.delta(base, target)?.within(&window, size))
+    }
+
+    /// Where a snapshot differs from another; without one, from zeros.
+    pub(crate) fn delta(
+        &self,
+        base: Option<SnapshotNumber>,
+        target: SnapshotNumber,
+    ) -> Result<Arc<Delta>, StoreError> {
+        let new = self.kept(target)?;
+        let old = base.map(|base| self.kept(base)).transpose()?;
+        let pair = (old.as_ref().map(|old| old.record.guid()), new.record.guid());
+        if let Some(delta) = self.known.get(&pair) {
+            return Ok(delta);
+        }
+        // Snapshots do not change, so what was found stays true.
+        let delta = Arc::new(self.compare(old.map(|old| old.thin), new.thin)?);
+        self.known.put(pair, delta.clone());
+        Ok(delta)
+    }
+
+    /// Compares the mappings of two thin devices, as they are now.
+    pub(crate) fn compare(&self, left: Option<ThinId>, right: ThinId) -> Result<Delta, StoreError> {
+        let mut runs = Vec::new();
+        self.pool.read_metadata(&mut |metadata| {
+            let all = 0..u64::MAX;
+            runs = match left {
+                Some(left) => {
+                    let runs = metadata.diff(left.0, right.0, all)?;
+                    runs.map(|run| run.map(|run| (run.begin..run.begin + run.length, run.kind)))
+                        .collect::<Result<_, _>>()?
+                }
+                None => {
+                    let runs = metadata.mappings(right.0, all)?;
+                    runs.map(|run| run.map(|run| (run.begin..run.begin + run.length, Difference::RightOnly)))
+                        .collect::<Result<_, _>>()?
+                }
+            };
+            Ok(())
+        })?;
+        Ok(Delta::new(self.pool.chunk(), runs))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn windows_are_cut_and_what_lies_beyond_the_end_is_left_out() {
+        let delta = Delta::new(
+            100,
+            vec![
+                (0..2, Difference::Different),
+                (2..3, Difference::LeftOnly),
+                (5..6, Difference::RightOnly),
+                (9..20, Difference::LeftOnly),
+            ],
+        );
+        let all: Vec<_> = delta.within(&(0..u64::MAX), 950).iter().cloned().collect();
+        let expected =
+            [Extent::data(0..200), Extent::zero(200..300), Extent::data(500..600), Extent::zero(900..950)];
+        assert_eq!(all, expected);
+        let some: Vec<_> = delta.within(&(150..510), 950).iter().cloned().collect();
+        assert_eq!(some, [Extent::data(150..200), Extent::zero(200..300), Extent::data(500..510)]);
+        assert!(delta.within(&(0..u64::MAX), 0).is_empty());
+        assert!(delta.within(&(300..500), 950).is_empty());
+    }
+}

@@ -1,0 +1,350 @@
+//! Making what is mounted what is to be mounted.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
+};
+
+use zumastor_core::SnapshotGuid;
+
+use super::{
+    Plan, Report, Shown, Snapshot,
+    file_system::{self, Identity},
+    freeze, kernel, place,
+    plan::{is_snapshot_name, snapshot_name_at},
+    table::{Mount, Table},
+    users::{self, names, users},
+};
+
+/// A mount that could not be taken away, because something uses it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Busy {
+    /// Where it is.
+    at: PathBuf,
+    /// The programs, as far as they can be told.
+    users: Vec<String>,
+}
+
+impl std::fmt::Display for Busy {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} is in use by {}", self.at.display(), names(&self.users))
+    }
+}
+
+/// What to do with a mount that something uses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum IfBusy {
+    /// It stays.
+    Keep,
+    /// If it is read only, whoever uses it keeps it until the end, and nobody else sees it.
+    Detach,
+}
+
+/// Mounts what is planned, takes away what is not, and tells what came of it.
+pub fn apply(plan: &Plan) -> Report {
+    let mut report = Report::default();
+    if let Err(error) = snapshots(plan, &mut report) {
+        report.troubles.push(format!("the snapshots are not mounted as they should be: {error}"));
+    }
+    if let Err(error) = shown(plan, &mut report) {
+        report.troubles.push(format!("the volume is not mounted at {}: {error}", plan.mountpoint.display()));
+    }
+    let [mount, snapshot] = &plan.aliases;
+    let aliases = [
+        (mount, &plan.mountpoint, report.shown.is_some()),
+        (snapshot, &plan.snappath, !report.mounted.is_empty()),
+    ];
+    for (alias, to, wanted) in aliases {
+        if let Err(error) = link(alias, to, wanted) {
+            report.troubles.push(format!("{} does not lead to {}: {error}", alias.display(), to.display()));
+        }
+    }
+    report
+}
+
+/// Takes a snapshot's mounts away, so that it can be deleted; what the volume itself shows stays.
+pub fn release(plan: &Plan, guid: SnapshotGuid, device: &Path) -> Result<(), Busy> {
+    let Ok(table) = Table::read() else { return Ok(()) };
+    let wanted = match kernel::is_block_device(device) {
+        true => Identity::of_head(device),
+        false => Identity::Snapshot(guid.to_string()),
+    };
+    let mut of_it: Vec<&Mount> =
+        table.0.iter().filter(|mount| mount.at != plan.mountpoint && Identity::of(mount) == wanted).collect();
+    of_it.sort_by_key(|mount| mount.at.starts_with(&plan.snappath));
+    for mount in of_it {
+        if !take(mount, IfBusy::Keep)? {
+            continue;
+        }
+        if mount.at.parent() == Some(&plan.snappath) {
+            let _ = fs::remove_dir(&mount.at);
+        }
+    }
+    // What was taken from under somebody before, who has not ended yet.
+    match file_system::devices_of(&guid.to_string()).first() {
+        Some(device) => Err(Busy { at: device.clone(), users: users(&device_number(device)) }),
+        None => Ok(()),
+    }
+}
+
+/// Takes away everything of a volume. What is read only and in use is kept by its users alone; what stays is told.
+pub fn unmount_all(plan: &Plan) -> Vec<Busy> {
+    let Ok(table) = Table::read() else { return Vec::new() };
+    let mut busy = Vec::new();
+    busy.extend(take_shown(plan, &table).err());
+    for mount in &table.0 {
+        if snapshot_name_at(&plan.snappath, &mount.at).is_some() {
+            busy.extend(take(mount, IfBusy::Detach).err());
+        }
+    }
+    // Directories and links go with the rest.
+    apply(&plan.nothing());
+    busy
+}
+
+/// Takes away what the volume itself shows, unless that is written to and in use.
+pub fn unmount_shown(plan: &Plan) -> Result<(), Busy> {
+    Table::read().map_or(Ok(()), |table| take_shown(plan, &table))
+}
+
+/// Takes away what is mounted below `volumes` for volumes that are not there any more.
+pub fn sweep(volumes: &Path, known: impl Fn(&str) -> bool) {
+    let Ok(table) = Table::read() else { return };
+    for mount in table.below(volumes) {
+        let Some(name) = mount.at.strip_prefix(volumes).ok().and_then(|rest| rest.iter().next()?.to_str())
+        else {
+            continue;
+        };
+        if known(name) || name.strip_suffix("-snapshots").is_some_and(&known) {
+            continue;
+        }
+        match take(mount, IfBusy::Detach) {
+            Ok(_) => drop(fs::remove_dir(&mount.at)),
+            Err(busy) => tracing::warn!("{busy}, and belongs to no volume any more"),
+        }
+    }
+}
+
+fn snapshots(plan: &Plan, report: &mut Report) -> io::Result<()> {
+    let table = Table::read()?;
+    let wanted: BTreeMap<&str, &Snapshot> =
+        plan.snapshots.iter().map(|snapshot| (snapshot.name.as_str(), snapshot)).collect();
+    for mount in &table.0 {
+        let Some(name) = snapshot_name_at(&plan.snappath, &mount.at) else { continue };
+        match wanted.get(name) {
+            Some(snapshot) if Identity::of(mount) == Identity::of_snapshot(snapshot) => {
+                report.mounted.insert(snapshot.number, mount.at.clone());
+            }
+            _ => {
+                if let Err(busy) = take(mount, IfBusy::Keep) {
+                    report.troubles.push(format!("{busy}, so it stays mounted"));
+                }
+            }
+        }
+    }
+    if !wanted.is_empty() {
+        fs::create_dir_all(&plan.snappath)?;
+    }
+    for snapshot in &plan.snapshots {
+        if report.mounted.contains_key(&snapshot.number) {
+            continue;
+        }
+        let at = plan.place(snapshot);
+        match mount_snapshot(plan, snapshot, &at) {
+            Ok(true) => drop(report.mounted.insert(snapshot.number, at)),
+            Ok(false) => report.unknown.push(snapshot.number),
+            Err(error) => {
+                report.troubles.push(format!("snapshot {} is not mounted: {error}", snapshot.number));
+                report.failed.insert(snapshot.number, error.to_string());
+            }
+        }
+    }
+    tidy(plan, report)
+}
+
+fn mount_snapshot(plan: &Plan, snapshot: &Snapshot, at: &Path) -> io::Result<bool> {
+    let Some(aside) = file_system::snapshot(snapshot, &plan.options, false)? else { return Ok(false) };
+    fs::create_dir_all(at)?;
+    aside.put(at)?;
+    Ok(true)
+}
+
+/// Directories that nothing is mounted on go, and links lead where they should.
+fn tidy(plan: &Plan, report: &Report) -> io::Result<()> {
+    let entries = match fs::read_dir(&plan.snappath) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries?,
+    };
+    let mounted = |name: &str| report.mounted.values().any(|at| at.file_name().is_some_and(|at| at == name));
+    let links: BTreeMap<&String, &String> = plan.links.iter().filter(|(_, to)| mounted(to)).collect();
+    for entry in entries {
+        let entry = entry?;
+        let name = entry.file_name();
+        let Some(name) = name.to_str() else { continue };
+        if entry.file_type()?.is_symlink() {
+            let to = fs::read_link(entry.path())?;
+            let own = to.to_str().is_some_and(is_snapshot_name);
+            if own && !links.contains_key(&name.to_owned()) {
+                fs::remove_file(entry.path())?;
+            }
+        } else if is_snapshot_name(name) && !mounted(name) {
+            // One that is still mounted stays by itself.
+            let _ = fs::remove_dir(entry.path());
+        }
+    }
+    for (name, to) in links {
+        link(&plan.snappath.join(name), Path::new(to), true)?;
+    }
+    if report.mounted.is_empty() {
+        // Only if it is empty.
+        let _ = fs::remove_dir(&plan.snappath);
+    }
+    Ok(())
+}
+
+fn shown(plan: &Plan, report: &mut Report) -> io::Result<()> {
+    let table = Table::read()?;
+    let stack = table.stack(&plan.mountpoint);
+    let Some(shown) = &plan.shown else {
+        if let Err(busy) = take_shown(plan, &table) {
+            report.troubles.push(format!("{busy}, so it stays mounted"));
+        }
+        if plan.own_mountpoint {
+            let _ = fs::remove_dir(&plan.mountpoint);
+        }
+        return Ok(());
+    };
+    let number = match shown {
+        Shown::Head(_) => None,
+        Shown::Snapshot(snapshot) => Some(snapshot.number),
+    };
+    let wanted = match shown {
+        Shown::Head(device) => Identity::of_head(device),
+        Shown::Snapshot(snapshot) => Identity::of_snapshot(snapshot),
+    };
+    let is = |mount: Option<&&Mount>| mount.is_some_and(|mount| Identity::of(mount) == wanted);
+    if is(stack.first()) {
+        if number.is_none() && freeze::thaw(&plan.mountpoint).unwrap_or(false) {
+            tracing::warn!(at = %plan.mountpoint.display(), "the file system still held still, and goes on now");
+        }
+        report.shown = Some(number);
+        return Ok(());
+    }
+    if let Some(top) = stack.first()
+        && !ours(plan, top)
+    {
+        return Err(io::Error::other(format!(
+            "{} is mounted there: `zumastor remount {} --mountpoint DIR` takes another directory",
+            top.source.display(),
+            plan.volume
+        )));
+    }
+    let replaces = stack.first().is_some_and(|top| top.read_only) && matches!(shown, Shown::Snapshot(_));
+    if replaces && is(stack.get(1)) {
+        // A flip was begun, and not ended.
+        take_shown(plan, &table).map_err(|busy| io::Error::other(busy.to_string()))?;
+        report.shown = Some(number);
+        return Ok(());
+    }
+    let aside = match shown {
+        Shown::Head(device) => {
+            // Not while something else of ours is in its place.
+            take_shown(plan, &table).map_err(|busy| io::Error::other(busy.to_string()))?;
+            file_system::head(device, &plan.options)?
+        }
+        Shown::Snapshot(snapshot) => file_system::snapshot(snapshot, &plan.options, true)?,
+    };
+    let Some(aside) = aside else {
+        return Err(io::Error::other(
+            "it holds no file system that is known here: ext2, ext3, ext4, XFS or btrfs",
+        ));
+    };
+    if replaces {
+        place::put_beneath(&aside, &plan.mountpoint)?;
+        take_shown(plan, &Table::read()?).map_err(|busy| io::Error::other(busy.to_string()))?;
+    } else {
+        take_shown(plan, &table).map_err(|busy| io::Error::other(busy.to_string()))?;
+        if plan.own_mountpoint {
+            fs::create_dir_all(&plan.mountpoint)?;
+        }
+        aside.put(&plan.mountpoint)?;
+    }
+    report.shown = Some(number);
+    Ok(())
+}
+
+/// Takes the mount away that is seen at the mountpoint, if it is ours, with what we mounted in it.
+fn take_shown(plan: &Plan, table: &Table) -> Result<(), Busy> {
+    let Some(top) = table.top(&plan.mountpoint).filter(|top| ours(plan, top)) else { return Ok(()) };
+    for mount in table.below(&plan.mountpoint) {
+        take(mount, IfBusy::Detach)?;
+    }
+    take(top, IfBusy::Detach).map(drop)
+}
+
+/// Whether a mount at the mountpoint is of this volume.
+fn ours(plan: &Plan, mount: &Mount) -> bool {
+    match Identity::of(mount) {
+        Identity::Snapshot(_) | Identity::Head(_) => true,
+        Identity::Device(_) => {
+            let name = mount.source.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            let planned = plan.shown.iter().map(|shown| match shown {
+                Shown::Head(device) => Identity::of_head(device),
+                Shown::Snapshot(snapshot) => Identity::of_snapshot(snapshot),
+            });
+            let known = plan.snapshots.iter().map(Identity::of_snapshot).chain(planned);
+            name.starts_with(plan.volume.as_str())
+                || known.into_iter().any(|known| known == Identity::of(mount))
+        }
+        Identity::Other => false,
+    }
+}
+
+/// Takes one mount away; false if it was not there any more.
+fn take(mount: &Mount, busy: IfBusy) -> Result<bool, Busy> {
+    let device = users::device(&mount.at);
+    let error = match kernel::take(&mount.at) {
+        Ok(()) => return Ok(true),
+        Err(error) => error,
+    };
+    match error.raw_os_error() {
+        Some(libc::EBUSY) => {}
+        Some(libc::EINVAL | libc::ENOENT) => return Ok(false),
+        _ => return Err(Busy { at: mount.at.clone(), users: vec![format!("an error: {error}")] }),
+    }
+    let users = users(device.as_slice());
+    if busy == IfBusy::Detach && mount.read_only && kernel::detach(&mount.at).is_ok() {
+        tracing::info!(at = %mount.at.display(), users = names(&users), "taken away; whoever uses it keeps it");
+        return Ok(true);
+    }
+    Err(Busy { at: mount.at.clone(), users })
+}
+
+/// The number that files on a device have it under.
+fn device_number(device: &Path) -> Vec<(u32, u32)> {
+    use std::os::unix::fs::MetadataExt;
+    let number = fs::metadata(device).map(|metadata| metadata.rdev());
+    number.map(|number| (rustix::fs::major(number), rustix::fs::minor(number))).into_iter().collect()
+}
+
+/// Makes a link lead somewhere, or go.
+fn link(link: &Path, to: &Path, wanted: bool) -> io::Result<()> {
+    let is = fs::read_link(link).ok();
+    if !wanted {
+        return if is.as_deref() == Some(to) { fs::remove_file(link) } else { Ok(()) };
+    }
+    if is.as_deref() == Some(to) {
+        return Ok(());
+    }
+    if let Some(directory) = link.parent() {
+        fs::create_dir_all(directory)?;
+    }
+    // In one step, also where it led elsewhere.
+    let mut new = link.as_os_str().to_owned();
+    new.push(".new");
+    let _ = fs::remove_file(&new);
+    symlink(to, &new)?;
+    fs::rename(&new, link)
+}
