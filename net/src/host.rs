@@ -29,6 +29,12 @@ pub trait Host: Send + Sync + 'static {
     /// The volume that a peer wants to read, if it is a target of it.
     async fn serve(&self, peer: &NodeName, volume: &str) -> Result<Served, Refusal>;
 
+    /// The volume whose snapshots a peer may ask for leaf by leaf, to repair its own: also the source of a volume, of what
+    /// it has sent.
+    async fn lend(&self, peer: &NodeName, volume: &str) -> Result<Served, Refusal> {
+        self.serve(peer, volume).await
+    }
+
     /// A peer says that it has something new. If it is the source of that volume, a pull is begun (or the one that
     /// runs goes on) and what it does can be followed.
     async fn announced(

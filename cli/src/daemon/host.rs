@@ -66,6 +66,31 @@ impl Host for Answers {
         Ok(Served { store, holds: Arc::new(holds), epoch, offer, compression, limiter, meter })
     }
 
+    async fn lend(&self, peer: &NodeName, volume: &str) -> Result<Served, Refusal> {
+        let refused = match self.serve(peer, volume).await {
+            Err(refusal) if refusal.code == RefusalCode::NotAllowed => refusal,
+            served => return served,
+        };
+        let Some(volume) = self.volume(volume) else { return Err(refused) };
+        if volume.config().source.is_none_or(|source| source.host != *peer) {
+            return Err(refused);
+        }
+        self.not_stopped(&volume, &Part::Source)?;
+        let store = volume.store().await.map_err(|error| {
+            Refusal::new(RefusalCode::Failed, format!("at {}: {}", self.0.name, chain(&error)))
+        })?;
+        let holds = PairHolds::new(self.0.state.clone(), volume, peer.clone(), Side::Downstream);
+        Ok(Served {
+            store,
+            holds: Arc::new(holds),
+            epoch: 0,
+            offer: Offer::default(),
+            compression: None,
+            limiter: None,
+            meter: Arc::default(),
+        })
+    }
+
     async fn announced(
         &self,
         peer: &NodeName,

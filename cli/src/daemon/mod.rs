@@ -29,6 +29,7 @@ mod retention;
 mod revert;
 mod rotations;
 mod schedule;
+mod scrub;
 mod snapshots;
 mod snapshotter;
 mod space;

@@ -66,11 +66,14 @@ pub async fn serve(
             plan_for(channel, served, &want, patience).await
         }
         Request::Fetch(fetch) => {
-            let served = host.serve(peer, &fetch.volume).await;
+            let served = match &fetch.what {
+                FetchWhat::Changes { .. } => host.serve(peer, &fetch.volume).await,
+                FetchWhat::Leaves(_) => host.lend(peer, &fetch.volume).await,
+            };
             send_data(channel, served, fetch, patience).await
         }
         Request::Walk(walk) => {
-            let served = host.serve(peer, &walk.volume).await;
+            let served = host.lend(peer, &walk.volume).await;
             let reply = match hashes(served, &walk).await {
                 Ok(hashes) => WalkReply::Hashes(hashes),
                 Err(refusal) => WalkReply::Refused(refusal),

@@ -4,6 +4,7 @@
 
 mod epochs;
 mod schedules;
+mod scrubs;
 mod windows;
 
 #[cfg(test)]
@@ -87,6 +88,7 @@ impl State {
             txn.open_table(LINEAGES)?;
             txn.open_table(NUMBERS)?;
             txn.open_table(epochs::EPOCHS)?;
+            txn.open_table(scrubs::SCRUBS)?;
             txn.open_table(windows::WINDOWS)?;
             schedules::make_tables(txn)
         })?;
@@ -211,6 +213,7 @@ impl State {
             txn.open_table(CURSORS)?.retain(|(of, _), _| of != volume)?;
             txn.open_table(HISTORY)?.retain(|(of, _), _| of != volume)?;
             txn.open_table(LINEAGES)?.remove(volume)?;
+            txn.open_table(scrubs::SCRUBS)?.retain(|(of, _), _| of != volume)?;
             schedules::forget_volume(txn, volume)
         })
     }
