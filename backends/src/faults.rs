@@ -8,7 +8,7 @@ use std::{
     },
 };
 
-use zumastor_core::StoreError;
+use zumastor_core::{StoreError, steps};
 
 /// Steps at which a store may be made to stop. In production there are none.
 ///
@@ -49,6 +49,7 @@ impl Faults {
 
     /// Passes a step, or stops there.
     pub(crate) fn at(&self, step: &'static str) -> Result<(), StoreError> {
+        steps::pass(step);
         let Some(plan) = &self.0 else { return Ok(()) };
         // Whoever is dead stays dead: another thread must not go on where a crash would have ended it.
         if !plan.stopped.load(Ordering::Relaxed) && (plan.stop.lock().expect("no panic while locked"))(step) {

@@ -1,6 +1,9 @@
 //! A client of the daemon's control socket. Everything that a command does, it does through this.
 
-use std::path::{Path, PathBuf};
+use std::{
+    marker::PhantomData,
+    path::{Path, PathBuf},
+};
 
 use bytes::{Bytes, BytesMut};
 use http_body_util::{BodyExt, Full};
@@ -13,8 +16,8 @@ use zumastor_core::{GroupName, NodeName, SnapshotNumber, VolumeName};
 use crate::{
     api::{
         AddPeer, DefineMaster, DefineRotations, DefineSource, DefineTarget, DefineVolume, DeleteSnapshots,
-        Destroy, History, Mounts, Outcome, Part, PeerStatus, Replicate, ReplicateEvent, Resize,
-        SnapshotReport, Status, TakeSnapshot, TakenGroup, TakenSnapshot, VolumePlan,
+        Destroy, History, Mounts, Outcome, Part, PeerStatus, Replicate, ReplicateEvent, Resize, Scrub,
+        ScrubEvent, SnapshotReport, Status, TakeSnapshot, TakenGroup, TakenSnapshot, VolumePlan,
     },
     exit::Failure,
     paths::{Paths, check_socket_path},
@@ -233,11 +236,25 @@ impl Client {
         &self,
         volume: &VolumeName,
         asked: &Replicate,
-    ) -> Result<Events, Failure> {
+    ) -> Result<Events<ReplicateEvent>, Failure> {
         let body = Replicate { wait: true, ..asked.clone() };
-        let response =
-            self.send(Method::POST, &format!("/v1/volumes/{volume}/replicate"), Some(&body)).await?;
-        Ok(Events { body: good(response).await?.into_body(), buffer: BytesMut::new() })
+        self.follow(&format!("/v1/volumes/{volume}/replicate"), &body).await
+    }
+
+    /// `scrub`, without waiting for it.
+    pub async fn scrub(&self, volume: &VolumeName, asked: &Scrub) -> Result<Outcome, Failure> {
+        let body = Scrub { wait: false, ..asked.clone() };
+        self.call(Method::POST, &format!("/v1/volumes/{volume}/scrub"), Some(&body)).await
+    }
+
+    /// `scrub`: the events, to be followed to the last.
+    pub async fn scrub_and_follow(
+        &self,
+        volume: &VolumeName,
+        asked: &Scrub,
+    ) -> Result<Events<ScrubEvent>, Failure> {
+        let body = Scrub { wait: true, ..asked.clone() };
+        self.follow(&format!("/v1/volumes/{volume}/scrub"), &body).await
     }
 
     /// `peer list`.
@@ -264,6 +281,11 @@ impl Client {
         let response = good(self.send(method, path, body).await?).await?;
         let bytes = response.into_body().collect().await.map_err(|_| cut_off())?.to_bytes();
         serde_json::from_slice(&bytes).map_err(Failure::doing("the daemon's answer could not be read"))
+    }
+
+    async fn follow<B: Serialize, T>(&self, path: &str, body: &B) -> Result<Events<T>, Failure> {
+        let response = good(self.send(Method::POST, path, Some(body)).await?).await?;
+        Ok(Events { body: response.into_body(), buffer: BytesMut::new(), of: PhantomData })
     }
 
     async fn send<B: Serialize>(
@@ -310,16 +332,17 @@ impl Client {
     }
 }
 
-/// What happens during a replication.
+/// What happens while something is being done.
 #[derive(Debug)]
-pub struct Events {
+pub struct Events<T> {
     body: Incoming,
     buffer: BytesMut,
+    of: PhantomData<T>,
 }
 
-impl Events {
+impl<T: DeserializeOwned> Events<T> {
     /// The next event. `Done` or `Failed` is the last; a connection that ends before is an error.
-    pub async fn next(&mut self) -> Result<ReplicateEvent, Failure> {
+    pub async fn next(&mut self) -> Result<T, Failure> {
         loop {
             if let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
                 let line = self.buffer.split_to(end + 1);

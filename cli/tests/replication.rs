@@ -2,8 +2,10 @@
 
 mod common;
 
+use std::fs;
+
 use common::{Node, image, introduce, master_and_replica, ran, wait_for, write};
-use zumastor::api::{HeadStatus, Health, WorkState};
+use zumastor::api::{HeadStatus, Health, VolumeStatus, WorkState};
 use zumastor_core::SnapshotNumber;
 
 const MIB: u64 = 1 << 20;
@@ -50,9 +52,7 @@ fn push_and_pull_by_command() {
 fn a_period_on_the_source_pulls() {
     let dir = tempfile::tempdir().unwrap();
     let (alpha, beta) = master_and_replica(dir.path(), MIB, &[], &["--period", "1"]);
-    let shows = |number| {
-        move |v: &zumastor::api::VolumeStatus| v.head == Some(HeadStatus::Snapshot(SnapshotNumber(number)))
-    };
+    let shows = |number| move |v: &VolumeStatus| v.head == Some(HeadStatus::Snapshot(SnapshotNumber(number)));
     beta.wait_until("v", "the first snapshot", shows(0));
     write(&alpha.path("v.img"), 5000, b"x");
     alpha.ok(&["snapshot", "v"]);
@@ -67,13 +67,11 @@ fn a_period_on_the_target_pushes_along_a_chain() {
     let gamma = Node::start(dir.path(), "gamma");
     introduce(&beta, &gamma);
     image(&gamma.path("mirror.img"), MIB, 1);
-    std::fs::remove_file(gamma.path("mirror.img")).unwrap();
+    fs::remove_file(gamma.path("mirror.img")).unwrap();
     gamma.define("mirror");
     gamma.ok(&["define", "source", "mirror", "beta", "--name", "v"]);
     beta.ok(&["define", "target", "v", "gamma", "--period", "1", "--name", "mirror"]);
-    let shows = |number| {
-        move |v: &zumastor::api::VolumeStatus| v.head == Some(HeadStatus::Snapshot(SnapshotNumber(number)))
-    };
+    let shows = |number| move |v: &VolumeStatus| v.head == Some(HeadStatus::Snapshot(SnapshotNumber(number)));
     gamma.wait_until("mirror", "the first snapshot", shows(0));
 
     // What is missed while a node is away is made up for when it is back.
@@ -142,9 +140,7 @@ fn a_killed_upstream_is_waited_for() {
 fn a_replica_that_was_written_to_stops_until_a_person_decides() {
     let dir = tempfile::tempdir().unwrap();
     let (mut alpha, mut beta) = master_and_replica(dir.path(), MIB, &[], &["--period", "1"]);
-    let shows = |number| {
-        move |v: &zumastor::api::VolumeStatus| v.head == Some(HeadStatus::Snapshot(SnapshotNumber(number)))
-    };
+    let shows = |number| move |v: &VolumeStatus| v.head == Some(HeadStatus::Snapshot(SnapshotNumber(number)));
     beta.wait_until("v", "the first snapshot", shows(0));
     write(&beta.path("v.img"), 100, b"mine");
     let stopped = beta.wait_until("v", "the stop", |v| v.health == Health::Stopped);
@@ -160,7 +156,7 @@ fn a_replica_that_was_written_to_stops_until_a_person_decides() {
 
     // Moved away, and shown again, although the upstream is not there.
     assert_eq!((alpha.down(), beta.down()), (0, 0));
-    std::fs::rename(beta.path("v.img"), beta.path("mine.img")).unwrap();
+    fs::rename(beta.path("v.img"), beta.path("mine.img")).unwrap();
     beta.up();
     beta.wait_until("v", "the old snapshot", shows(0));
     alpha.up();
@@ -172,11 +168,9 @@ fn a_replica_that_was_written_to_stops_until_a_person_decides() {
 fn a_push_that_stopped_goes_on_when_the_other_node_is_well_again() {
     let dir = tempfile::tempdir().unwrap();
     let (alpha, beta) = master_and_replica(dir.path(), MIB, &["--period", "1"], &[]);
-    let shows = |number| {
-        move |v: &zumastor::api::VolumeStatus| v.head == Some(HeadStatus::Snapshot(SnapshotNumber(number)))
-    };
-    let stopped = |v: &zumastor::api::VolumeStatus| v.targets[0].work.state == WorkState::Stopped;
-    let well = |v: &zumastor::api::VolumeStatus| v.health == Health::Ok && v.targets[0].lag.behind == 0;
+    let shows = |number| move |v: &VolumeStatus| v.head == Some(HeadStatus::Snapshot(SnapshotNumber(number)));
+    let stopped = |v: &VolumeStatus| v.targets[0].work.state == WorkState::Stopped;
+    let well = |v: &VolumeStatus| v.health == Health::Ok && v.targets[0].lag.behind == 0;
     beta.wait_until("v", "the first snapshot", shows(0));
     for (round, snapshot) in [(0, 1), (1, 4)] {
         write(&beta.path("v.img"), 100, b"mine");
@@ -188,7 +182,7 @@ fn a_push_that_stopped_goes_on_when_the_other_node_is_well_again() {
         let volume = alpha.wait_until("v", "the stop", stopped);
         assert!(volume.targets[0].work.next.is_some());
         assert!(alpha.ok(&["status"]).contains("`zumastor replicate v beta`; without it, next in "));
-        std::fs::rename(beta.path("v.img"), beta.path("mine.img")).unwrap();
+        fs::rename(beta.path("v.img"), beta.path("mine.img")).unwrap();
         if round == 0 {
             // The replica asks by itself.
             beta.ok(&["replicate", "v", "alpha", "--wait"]);
@@ -224,7 +218,7 @@ fn at_most_eight_volumes_are_received_at_a_time() {
     }
     let status = wait_for("a full house", || {
         let status = beta.status();
-        let running = |v: &&zumastor::api::VolumeStatus| {
+        let running = |v: &&VolumeStatus| {
             v.source.as_ref().is_some_and(|source| source.work.state == WorkState::Transferring)
         };
         let count = status.volumes.iter().filter(running).count();
@@ -267,4 +261,44 @@ fn what_is_being_received_is_not_called_up_to_date() {
     beta.ok(&["define", "source", "v", "alpha", "--period", "3600"]);
     beta.ok(&["replicate", "v", "alpha", "--wait"]);
     assert_eq!(beta.volume("v").source.unwrap().lag.behind, 0);
+}
+
+#[test]
+fn an_interval_that_is_not_smaller_than_the_push_period_is_warned_of() {
+    let dir = tempfile::tempdir().unwrap();
+    let (alpha, beta) = master_and_replica(dir.path(), MIB, &["--period", "600"], &[]);
+    let warning = "alpha sends by itself every 10 min, so asking every";
+    let ran = beta.run(&["define", "source", "v", "alpha", "--period", "600"]);
+    assert!(
+        ran.code == 0 && ran.err.contains(warning) && ran.err.contains("give a smaller interval"),
+        "{ran:?}"
+    );
+    assert!(beta.ok(&["status"]).contains(warning));
+    let ran = beta.run(&["define", "source", "v", "alpha", "--period", "599"]);
+    assert!(ran.code == 0 && !ran.err.contains("sends by itself"), "{ran:?}");
+    assert!(!beta.ok(&["status"]).contains("sends by itself"));
+    // Found out later, when the source cannot be asked at once; and where it sends nothing by itself, nothing is said.
+    alpha.ok(&["forget", "target", "v", "beta"]);
+    let ran = beta.run(&["define", "source", "v", "alpha", "--period", "1"]);
+    assert!(ran.code == 0 && !ran.err.contains("sends by itself"), "{ran:?}");
+    alpha.ok(&["define", "target", "v", "beta", "--period", "1"]);
+    beta.wait_until("v", "the warning", |v| v.source.as_ref().unwrap().caution.is_some());
+    assert!(fs::read_to_string(beta.path("log")).unwrap().contains("alpha sends by itself every 1 s"));
+}
+
+#[test]
+fn the_upstream_is_asked_when_the_volume_is_started() {
+    let dir = tempfile::tempdir().unwrap();
+    let (alpha, mut beta) = master_and_replica(dir.path(), MIB, &[], &["--period", "86400"]);
+    let shows = |number| move |v: &VolumeStatus| v.head == Some(HeadStatus::Snapshot(SnapshotNumber(number)));
+    beta.wait_until("v", "the first snapshot", shows(0));
+    // Its interval is a day: the daemon asks as it starts, and so does a volume that is started.
+    beta.down();
+    alpha.ok(&["snapshot", "v"]);
+    beta.up();
+    beta.wait_until("v", "the second snapshot", shows(1));
+    beta.ok(&["stop", "volume", "v"]);
+    alpha.ok(&["snapshot", "v"]);
+    beta.ok(&["start", "volume", "v"]);
+    beta.wait_until("v", "the third snapshot", shows(2));
 }

@@ -13,6 +13,8 @@ use rustix::{
     io::Errno,
 };
 
+use crate::steps;
+
 /// Makes the entries of a directory durable: what was created, renamed or removed in it.
 pub fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
@@ -31,7 +33,9 @@ pub fn write_atomically(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> 
     }
     file.write_all(bytes)?;
     file.sync_all()?;
+    steps::pass("file: before rename");
     fs::rename(&temporary, path)?;
+    steps::pass("file: after rename");
     sync_dir(dir)
 }
 

@@ -17,6 +17,7 @@ mod rotation;
 pub mod schedule;
 pub mod scrub;
 mod selection;
+pub mod steps;
 mod store;
 mod units;
 

@@ -29,6 +29,12 @@ pub trait Host: Send + Sync + 'static {
     /// The volume that a peer wants to read, if it is a target of it.
     async fn serve(&self, peer: &NodeName, volume: &str) -> Result<Served, Refusal>;
 
+    /// The volume whose snapshots a peer may ask for leaf by leaf, to repair its own: also the source of a volume, of what
+    /// it has sent.
+    async fn lend(&self, peer: &NodeName, volume: &str) -> Result<Served, Refusal> {
+        self.serve(peer, volume).await
+    }
+
     /// A peer says that it has something new. If it is the source of that volume, a pull is begun (or the one that
     /// runs goes on) and what it does can be followed.
     async fn announced(
@@ -67,6 +73,8 @@ pub struct Served {
     pub epoch: u64,
     /// What of the volume that peer is to have.
     pub offer: Offer,
+    /// Seconds between two replications that this node begins; none if it begins none.
+    pub period: Option<u64>,
     /// How what is sent is compressed; none to send it as it is.
     pub compression: Option<Arc<Compression>>,
     /// Bounds what is sent to that peer for this volume.
@@ -130,6 +138,11 @@ impl Meter {
 pub trait Link: Send + Sync {
     /// Opens a bidirectional stream.
     async fn open(&self) -> std::io::Result<Channel>;
+
+    /// What the peer can do beyond the revision of the protocol that is spoken, a bit each.
+    fn features(&self) -> u64 {
+        0
+    }
 }
 
 /// A bidirectional stream.

@@ -17,6 +17,6 @@ pub use progress::{Phase, Progress, PullSummary, Reporter};
 pub use rate::RateLimiter;
 pub use security::{IdentityError, InvalidKey, InvalidTicket, NodeKey, PublicKey, Ticket};
 pub use transfer::{
-    AnnounceError, Epochs, ForgetfulEpochs, Offer, Patience, PullError, Replica, announce, believable,
-    finish, pull, serve,
+    AnnounceError, Epochs, ForgetfulEpochs, Mended, Mending, Offer, Patience, PullError, Replica, announce,
+    believable, finish, mend, pull, push_period, serve,
 };

@@ -101,6 +101,11 @@ impl Reporter {
         *self.0.borrow()
     }
 
+    /// It is so far now.
+    pub fn set(&self, progress: Progress) {
+        self.0.send_replace(progress);
+    }
+
     pub(crate) fn update(&self, change: impl FnOnce(&mut Progress)) {
         self.0.send_modify(change);
     }

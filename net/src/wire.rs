@@ -21,6 +21,9 @@ pub const ALPN: &[u8] = b"zumastor/1";
 /// Oldest and newest revision of the protocol that this program speaks.
 pub const PROTOCOL: (u16, u16) = (1, 1);
 
+/// Feature bit of a node's greeting: it answers [`Request::Terms`].
+pub const FEATURE_TERMS: u64 = 1;
+
 /// Largest volume that can be replicated: 128 TiB.
 pub const MAX_VOLUME: u64 = 128 << 40;
 /// Largest control message, in bytes: a `Want` with [`MAX_HAVE`] snapshots, or the `Plan` of the largest volume.
@@ -61,6 +64,9 @@ pub enum Request {
     Walk(Walk),
     /// Downstream to upstream: this snapshot is committed here, durably. Answered by one [`CommittedReply`].
     Committed(Committed),
+    /// Downstream to upstream: what do you do by yourself? Answered by one [`TermsReply`]. Only for nodes that have
+    /// [`FEATURE_TERMS`].
+    Terms(Terms),
 }
 
 /// There is something new in a volume.
@@ -299,6 +305,25 @@ pub enum CommittedReply {
     Refused(Refusal),
 }
 
+/// What the upstream does by itself for this downstream.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Terms {
+    /// The volume's name at the upstream.
+    pub volume: String,
+}
+
+/// Answer to [`Terms`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TermsReply {
+    /// This.
+    Terms {
+        /// Seconds between two replications that it begins; nothing if it begins none.
+        period: Option<u64>,
+    },
+    /// No.
+    Refused(Refusal),
+}
+
 /// Why a peer will not do what it was asked. Clear enough to be shown to a person as it is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{text}")]
@@ -462,6 +487,9 @@ mod tests {
             postcard::to_stdvec(&WantReply::UpToDate { number: SnapshotNumber(3), epoch: 9 }).unwrap(),
             [2, 3, 9]
         );
+        let terms = Request::Terms(Terms { volume: "v".into() });
+        assert_eq!(postcard::to_stdvec(&terms).unwrap(), [5, 1, b'v']);
+        assert_eq!(postcard::to_stdvec(&TermsReply::Terms { period: Some(60) }).unwrap(), [0, 1, 60]);
         assert_eq!(
             postcard::to_stdvec(&Refusal::new(RefusalCode::Stopped, "no")).unwrap(),
             [5, 2, b'n', b'o']

@@ -22,6 +22,9 @@ enum Command {
     /// One process of the raw QUIC contender
     #[command(subcommand, hide = true)]
     Raw(bench::raw::Role),
+    /// One process of a benchmark of device-mapper
+    #[command(subcommand, hide = true)]
+    Kernel(bench::Kernel),
 }
 
 fn main() -> ExitCode {
@@ -29,6 +32,7 @@ fn main() -> ExitCode {
         Command::Test(args) => suite::run(args).map(ExitCode::from),
         Command::Bench(args) => bench::run(args).map(|()| ExitCode::SUCCESS),
         Command::Raw(role) => bench::raw::play(role).map(|()| ExitCode::SUCCESS),
+        Command::Kernel(role) => bench::play(role).map(|()| ExitCode::SUCCESS),
     };
     result.unwrap_or_else(|failure| {
         eprintln!("error: {}", failure.error);

@@ -25,6 +25,7 @@
 //! | `POST /volumes/VOLUME/snapshots/NUMBER/revert` | | [`Outcome`] |
 //! | `PUT /volumes/VOLUME/size` | [`Resize`] | [`Outcome`] |
 //! | `POST /volumes/VOLUME/replicate` | [`Replicate`] | [`Outcome`]; with `wait`, lines of [`ReplicateEvent`] |
+//! | `POST /volumes/VOLUME/scrub` | [`Scrub`] | [`Outcome`]; with `wait`, lines of [`ScrubEvent`] |
 //! | `POST /destroy` | [`Destroy`] | [`Outcome`] |
 //! | `POST /reload` | | [`Outcome`] |
 //! | `GET /peers` | | a list of [`PeerStatus`] |
@@ -36,6 +37,7 @@
 mod history;
 mod hooks;
 mod schedule;
+mod scrub;
 mod status;
 
 use std::path::PathBuf;
@@ -47,6 +49,7 @@ use zumastor_net::{Progress, PullSummary};
 pub use history::*;
 pub use hooks::*;
 pub use schedule::*;
+pub use scrub::*;
 pub use status::*;
 
 use crate::exit::Failure;

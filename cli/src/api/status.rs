@@ -11,7 +11,7 @@ use zumastor_core::{
 };
 use zumastor_net::{Progress, PullSummary};
 
-use super::{HookRun, Part, ScheduleStatus, VolumeEvent};
+use super::{HookRun, Part, ScheduleStatus, ScrubReport, VolumeEvent};
 
 /// Version of [`Status`]: raised when a field changes its meaning or goes away.
 pub const STATUS_SCHEMA: u32 = 1;
@@ -95,6 +95,9 @@ pub struct VolumeStatus {
     /// What a person stopped.
     #[serde(default)]
     pub stopped: Vec<Part>,
+    /// How far a scrub is that runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scrub: Option<Progress>,
     /// What happened to its snapshots, the newest first.
     #[serde(default)]
     pub events: Vec<VolumeEvent>,
@@ -162,6 +165,8 @@ pub enum Health {
     Full,
     /// A person has to decide.
     Stopped,
+    /// A scrub found bad bytes in a snapshot, and they are bad still.
+    Damaged,
     /// Its store cannot be opened.
     Unavailable,
 }
@@ -227,6 +232,9 @@ pub struct SnapshotStatus {
     pub digest: Option<Digest>,
     /// Why it must stay.
     pub holds: Vec<Hold>,
+    /// What came of the last scrub of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scrub: Option<ScrubReport>,
     /// Where it is mounted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mounted: Option<PathBuf>,
@@ -271,6 +279,9 @@ pub struct SourceStatus {
     pub config: SourceConfig,
     /// Address of the connection, if there is one.
     pub connected: Option<SocketAddr>,
+    /// What is to be said of how it is defined.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub caution: Option<String>,
     /// What both have, and how far this node is behind.
     pub lag: Lag,
     /// What is going on.

@@ -1,10 +1,10 @@
 //! `zumastor daemon`
 
-use std::{net::SocketAddr, time::Duration};
+use std::{fs, net::SocketAddr, path::PathBuf, sync::Mutex, time::Duration};
 
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::process::{Resource, Rlimit, Signal, getpid, getrlimit, kill_process, setrlimit};
 use tracing_subscriber::EnvFilter;
-use zumastor_core::NodeName;
+use zumastor_core::{NodeName, steps};
 
 use super::node_name;
 use crate::{
@@ -40,11 +40,32 @@ pub fn run(args: Args) -> Result<(), Failure> {
         .init();
     let paths = Paths::from_env()?;
     raise_file_limit();
+    if let Some(file) = std::env::var_os("ZUMASTOR_TEST_KILL") {
+        killed_at_a_step(file.into());
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.map_err(Failure::doing("starting"))?;
     let result = runtime.block_on(daemon::run(paths, Settings { listen: args.listen, name: args.name }));
     runtime.shutdown_timeout(GRACE);
     result
+}
+
+/// For tests of crashes: while there is a file with a number, it is counted down at each step, and the program ends at 0 as a
+/// crash would end it. Only programs that are built for debugging pass steps.
+fn killed_at_a_step(file: PathBuf) {
+    let counting = Mutex::new(());
+    steps::watch(move |step| {
+        let _counting = counting.lock().expect("no panic while locked");
+        let Some(left) = fs::read_to_string(&file).ok().and_then(|text| text.trim().parse::<u32>().ok())
+        else {
+            return;
+        };
+        if left <= 1 {
+            tracing::warn!(step, "ended by a test");
+            let _ = kill_process(getpid(), Signal::KILL);
+        }
+        let _ = fs::write(&file, (left - 1).to_string());
+    });
 }
 
 /// Many volumes have many files. The soft limit is low only for programs that use select(2).

@@ -23,6 +23,7 @@ mod replicate;
 mod resize;
 mod revert;
 mod rotations;
+mod scrub;
 mod snapshot;
 mod status;
 
@@ -62,6 +63,7 @@ enum Command {
     Revert(revert::Args),
     Remount(remount::Args),
     Resize(resize::Args),
+    Scrub(scrub::Args),
     Status(status::Args),
     History(history::Args),
     Peer(peer::Args),
@@ -93,6 +95,7 @@ pub fn run() -> ExitCode {
         Command::Revert(args) => with_client(async |client| revert::run(args, client).await),
         Command::Remount(args) => with_client(async |client| remount::run(args, client).await),
         Command::Resize(args) => with_client(async |client| resize::run(args, client).await),
+        Command::Scrub(args) => with_client(async |client| scrub::run(args, client).await),
         Command::Status(args) => with_client(async |client| status::run(args, client).await),
         Command::History(args) => with_client(async |client| history::run(args, client).await),
         Command::Peer(args) => with_client(async |client| peer::run(args, client).await),

@@ -9,8 +9,8 @@ use zumastor_core::{HumanBytes, NodeName, SnapshotNumber, VolumeName};
 use super::{hook_lines, snapshot_number, volume_name};
 use crate::{
     api::{
-        CacheStatus, EventKind, HeadStatus, Health, Lag, Role, SnapshotReport, SnapshotStatus, Status,
-        VolumeEvent, VolumeStatus, WorkState, WorkStatus,
+        CacheStatus, EventKind, HeadStatus, Health, Lag, Role, ScrubResult, SnapshotReport, SnapshotStatus,
+        Status, VolumeEvent, VolumeStatus, WorkState, WorkStatus,
     },
     client::Client,
     exit::Failure,
@@ -158,6 +158,7 @@ fn volume_lines(out: &mut Lines, volume: &VolumeStatus, one: bool, now: Timestam
     let all = volume.all_snapshots.map(|all| format!(", all together free {}", HumanBytes(all)));
     out.line(1, format!("snapshots  {}{newest}{}", volume.snapshots.len(), all.unwrap_or_default()));
     schedule_lines(out, volume, now);
+    scrub_lines(out, volume, now);
     mount_lines(out, volume);
     for (indent, line) in hook_lines::lines(volume, one, now) {
         out.line(indent, line);
@@ -177,6 +178,9 @@ fn volume_lines(out: &mut Lines, volume: &VolumeStatus, one: bool, now: Timestam
                 lag(&source.lag, &source.work, now)
             ),
         );
+        if let Some(caution) = &source.caution {
+            out.line(3, format!("caution: {caution}"));
+        }
         work_lines(out, &source.work, &volume.name, &source.config.host, now);
     }
     for target in &volume.targets {
@@ -217,6 +221,24 @@ fn schedule_lines(out: &mut Lines, volume: &VolumeStatus, now: Timestamp) {
     if !volume.stopped.is_empty() {
         let stopped: Vec<_> = volume.stopped.iter().map(ToString::to_string).collect();
         out.line(1, format!("stopped    {}", stopped.join(", ")));
+    }
+}
+
+/// How far a scrub is, what the last one found, and what is bad still.
+fn scrub_lines(out: &mut Lines, volume: &VolumeStatus, now: Timestamp) {
+    if let Some(progress) = &volume.scrub {
+        out.line(1, format!("scrub      {}", ui::transfer_line(progress)));
+    }
+    let reports = || volume.snapshots.iter().filter_map(|snapshot| snapshot.scrub.as_ref());
+    let last =
+        reports().max_by_key(|report| report.at).filter(|report| report.result != ScrubResult::Damaged);
+    let damaged = reports().filter(|report| report.result == ScrubResult::Damaged);
+    for report in last.into_iter().chain(damaged) {
+        let ago = Span(seconds(report.at, now));
+        out.line(1, format!("scrubbed   {} ({ago} ago)", super::scrub::line(report)));
+        for trouble in report.troubles.iter().chain(&report.head) {
+            out.line(3, trouble);
+        }
     }
 }
 
@@ -278,6 +300,7 @@ fn health(health: Health) -> &'static str {
         Health::Late => "LATE",
         Health::Full => "SPACE IS SHORT",
         Health::Stopped => "STOPPED",
+        Health::Damaged => "DAMAGED",
         Health::Unavailable => "UNAVAILABLE",
     }
 }

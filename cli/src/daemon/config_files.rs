@@ -19,6 +19,7 @@ use zumastor_core::{
     VolumeName,
     config::{NodeConfig, PeersConfig, VolumeConfig},
     files::{sync_dir, write_atomically},
+    steps,
 };
 
 pub use check::{nested, options};
@@ -85,7 +86,9 @@ impl ConfigFiles {
         let path = self.paths.volume_toml(name);
         let mut known = self.known.lock().expect("no panic while locked");
         if unchanged(&known, &path)?.is_some() {
+            steps::pass("configuration: before removal");
             fs::remove_file(&path).map_err(Failure::doing(path.display()))?;
+            steps::pass("configuration: after removal");
             sync_dir(&self.paths.volumes()).map_err(Failure::doing(path.display()))?;
         }
         known.remove(&path);

@@ -20,7 +20,7 @@ use zumastor_core::{NodeName, SnapshotNumber, VolumeName};
 
 use super::{Daemon, replicate::follow};
 use crate::{
-    api::{DeleteSnapshots, Outcome, Part, Replicate, ReplicateEvent, TakeSnapshot},
+    api::{DeleteSnapshots, Outcome, Part, Replicate, ReplicateEvent, Scrub, TakeSnapshot},
     exit::{Exit, Failure, chain},
 };
 
@@ -44,6 +44,7 @@ pub async fn serve(listener: UnixListener, daemon: Arc<Daemon>, mut stop: watch:
         .route("/snapshots/{number}/holds/{hold}", put(hold).delete(release))
         .route("/snapshots/{number}/revert", post(revert))
         .route("/size", put(resize))
+        .route("/scrub", post(scrub))
         .route("/replicate", post(replicate));
     let v1 = Router::new()
         .route("/status", get(status_of_all))
@@ -249,16 +250,27 @@ async fn replicate(State(daemon): Shared, Path(volume): Path<String>, body: Byte
     if !asked.wait {
         return answer(Ok::<Outcome, Failure>(outcome));
     }
-    let (events, mut source) = mpsc::channel::<ReplicateEvent>(1);
+    let (events, source) = mpsc::channel::<ReplicateEvent>(1);
     match state {
         Some(state) => {
             drop(tokio::spawn(follow(format!("volume {volume} and {}", asked.host), state, events)))
         }
         None => events.send(ReplicateEvent::Already(outcome)).await.expect("the channel is new"),
     }
+    Ok(lines_of(source))
+}
+
+async fn scrub(State(daemon): Shared, Path(volume): Path<String>, body: Bytes) -> Answer {
+    let asked: Scrub = or_default(&body)?;
+    let (outcome, events) = daemon.scrub(&parse(&volume)?, &asked).await?;
+    if asked.wait { Ok(lines_of(events)) } else { answer(Ok::<Outcome, Failure>(outcome)) }
+}
+
+/// Events as lines of JSON, as they come.
+fn lines_of<T: Serialize + Send + 'static>(mut events: mpsc::Receiver<T>) -> Response {
     let (mut lines, body) = Channel::<Bytes, Infallible>::new(1);
     tokio::spawn(async move {
-        while let Some(event) = source.recv().await {
+        while let Some(event) = events.recv().await {
             let mut line = serde_json::to_vec(&event).expect("an event is always JSON");
             line.push(b'\n');
             if lines.send_data(Bytes::from(line)).await.is_err() {
@@ -266,7 +278,7 @@ async fn replicate(State(daemon): Shared, Path(volume): Path<String>, body: Byte
             }
         }
     });
-    Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], Body::new(body)).into_response())
+    ([(header::CONTENT_TYPE, "application/x-ndjson")], Body::new(body)).into_response()
 }
 
 async fn peers(State(daemon): Shared) -> Answer {

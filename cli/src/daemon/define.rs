@@ -3,12 +3,14 @@
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
+use tokio::time::timeout;
 use zumastor_backends::Making;
 use zumastor_core::{
     ByteSize, HumanBytes, NodeName, VolumeName,
-    config::{MasterConfig, ScheduleConfig, SourceConfig, VolumeConfig},
+    config::{MasterConfig, SourceConfig, VolumeConfig},
 };
 
 use super::{
@@ -17,7 +19,7 @@ use super::{
     destroy,
     holds::blocking,
     initialize,
-    puller::Pull,
+    puller::{Pull, compare},
     pusher::Push,
     rotations::with_rotations,
     sizes, snapshotter,
@@ -26,7 +28,7 @@ use super::{
     worker::Wish,
 };
 use crate::{
-    api::{DefineMaster, DefineSource, DefineTarget, DefineVolume, Mounts, Outcome, Part, Rotation},
+    api::{DefineMaster, DefineSource, DefineTarget, DefineVolume, Mounts, Outcome, Part},
     exit::Failure,
 };
 
@@ -184,34 +186,33 @@ impl Daemon {
             no_snapmount: no_snapmount.unwrap_or(master.no_snapmount),
             ..master
         };
-        let outcome = self.make_master(&volume, rotations, options).await?;
-        if group.is_none() && !no_group {
-            return Ok(outcome);
+        let mut config = volume.config();
+        let (scheduled, before) = (!rotations.is_empty(), config.group.clone());
+        config.schedule = with_rotations(&config.schedule, rotations)?;
+        if group.is_some() || no_group {
+            config.group = group;
         }
-        let regrouped = self.set_group(&volume, group).await?;
-        Ok(match regrouped {
-            Some(note) if outcome.changed => outcome.note(note),
-            Some(note) => Outcome::changed(format!("volume {name} has another group")).note(note),
-            None => outcome,
-        })
+        let regrouped = config.group != before;
+        let same = config.master.as_ref().is_some_and(|master| options(master.clone()) == *master);
+        if same && config == volume.config() {
+            return Ok(Outcome::already(format!("this node is the master of volume {name} already")));
+        }
+        let outcome = self.make_master(&volume, config, options).await?;
+        let outcome = if scheduled { self.told(outcome, &volume) } else { outcome };
+        Ok(if regrouped { outcome.note(self.group_note(&volume, before.as_ref())) } else { outcome })
     }
 
+    /// Makes this node the master with that configuration, in one write.
     async fn make_master(
         self: &Arc<Self>,
         volume: &Arc<Volume>,
-        rotations: Vec<Rotation>,
+        mut config: VolumeConfig,
         options: impl Fn(MasterConfig) -> MasterConfig,
     ) -> Result<Outcome, Failure> {
         let name = &volume.name;
-        let mut config = volume.config();
-        let scheduled = !rotations.is_empty();
-        let schedule = with_rotations(&config.schedule, rotations)?;
-        let same = config.master.as_ref().is_some_and(|master| options(master.clone()) == *master);
-        if same && schedule == config.schedule {
-            return Ok(Outcome::already(format!("this node is the master of volume {name} already")));
-        }
         if config.source.is_some() {
-            return self.take_over_with(volume, schedule, options).await;
+            config.master = Some(options(config.master.unwrap_or_default()));
+            return self.take_over(volume, config).await;
         }
         if !exists(config.origin.clone()).await {
             let origin = config.origin.display();
@@ -226,34 +227,15 @@ impl Daemon {
         };
         if config.master.is_none() && epoch.latest > epoch.here {
             // It was defined anew; in between, another node was made the master.
-            return self.take_over_with(volume, schedule, options).await;
+            config.master = Some(options(config.master.unwrap_or_default()));
+            return self.take_over(volume, config).await;
         }
         let before = config.master.take();
         let now = before.unwrap_or_else(|| MasterConfig { epoch: epoch.here, ..MasterConfig::default() });
         config.master = Some(options(now));
-        config.schedule = schedule;
         self.set_schedule(volume, config).await?;
         let outcome = Outcome::changed(format!("this node is the master of volume {name}"));
-        let outcome = self.mounted(outcome, volume).await;
-        Ok(if scheduled { self.told(outcome, volume) } else { outcome })
-    }
-
-    /// Takes over, and puts a schedule into force.
-    async fn take_over_with(
-        self: &Arc<Self>,
-        volume: &Arc<Volume>,
-        schedule: ScheduleConfig,
-        options: impl Fn(MasterConfig) -> MasterConfig,
-    ) -> Result<Outcome, Failure> {
-        let outcome = self.take_over(volume).await?;
-        let config = volume.config();
-        let master = config.master.clone().map(options);
-        if schedule == config.schedule && master == config.master {
-            return Ok(outcome);
-        }
-        self.set_schedule(volume, VolumeConfig { schedule, master, ..config }).await?;
-        self.mount(volume).await;
-        Ok(self.told(outcome, volume))
+        Ok(self.mounted(outcome, volume).await)
     }
 
     /// `define source`.
@@ -343,7 +325,18 @@ impl Daemon {
         let outcome = notes.into_iter().fold(outcome, Outcome::note);
         let outcome = self.mounted(outcome, &volume).await;
         let note = format!("there, it must be sent: `zumastor define target {remote} {}`", self.name);
-        Ok(outcome.note(note))
+        let outcome = outcome.note(note);
+        Ok(self.compared(&volume, &source).await.into_iter().fold(outcome, Outcome::note))
+    }
+
+    /// What is to be said of a source's interval, if the source answers at once; otherwise it is found out later.
+    async fn compared(&self, volume: &Volume, source: &SourceConfig) -> Option<String> {
+        source.period?;
+        let ask = async {
+            let link = self.node().link(&source.host).await.ok()?;
+            compare(volume, source, &*link).await.ok()?
+        };
+        timeout(PROMPTLY, ask).await.ok().flatten()
     }
 
     /// `define target`.
@@ -434,7 +427,8 @@ impl Daemon {
         let volume = self.volume(name)?;
         let mut config = volume.config();
         let Some(source) = config.source.take() else {
-            return Err(Failure::failed(format!("volume {name} has no source")));
+            return Err(Failure::failed(format!("volume {name} has no source"))
+                .remedy(format!("`zumastor status {name}` shows what it has")));
         };
         self.write_volume(name, &config).await?;
         volume.set_config(config);
@@ -466,7 +460,8 @@ impl Daemon {
                     "what was held of volume {name} for {host} is held no more"
                 )));
             }
-            return Err(Failure::failed(format!("volume {name} is not sent to {host}")));
+            return Err(Failure::failed(format!("volume {name} is not sent to {host}"))
+                .remedy(format!("`zumastor status {name}` shows where it is sent")));
         }
         self.write_volume(name, &config).await?;
         volume.set_config(config);
@@ -483,6 +478,9 @@ impl Daemon {
         Ok(blocking(move || state.forget_pair(&name, &host)).await?)
     }
 }
+
+/// How long a command waits for a peer that has something to say about it.
+const PROMPTLY: Duration = Duration::from_secs(2);
 
 fn check_options(period: Option<u64>, ratelimit: Option<u64>, name: Option<&str>) -> Result<(), Failure> {
     options(period, ratelimit, name).map_or(Ok(()), |(_, reason)| Err(Failure::usage(reason)))

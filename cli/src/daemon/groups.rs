@@ -8,7 +8,6 @@ use jiff::Timestamp;
 use tokio::sync::MutexGuard;
 use zumastor_core::{
     GroupName, RotationName,
-    config::VolumeConfig,
     schedule::{Tick, plan_tick},
 };
 
@@ -154,38 +153,21 @@ impl Daemon {
         volumes
     }
 
-    /// Puts a volume into a group, or takes it out of one. The answer is what is good to know about it; nothing where that
-    /// changes nothing. To be called with `editing` held.
-    pub async fn set_group(
-        &self,
-        volume: &Volume,
-        group: Option<GroupName>,
-    ) -> Result<Option<String>, Failure> {
-        let config = volume.config();
-        if config.group == group {
-            return Ok(None);
-        }
-        let before = config.group.clone();
-        let config = VolumeConfig { group, ..config };
-        self.write_volume(&volume.name, &config).await?;
-        volume.set_config(config.clone());
-        let Some(group) = &config.group else {
-            return Ok(before.map(|before| format!("it is not of group {before} any more")));
+    /// What is good to know when the group of a volume has changed.
+    pub fn group_note(&self, volume: &Volume, before: Option<&GroupName>) -> String {
+        let Some(group) = volume.config().group else {
+            return before.map_or_else(String::new, |before| format!("it is not of group {before} any more"));
         };
-        let others: Vec<_> = self
-            .group(group)
-            .iter()
-            .filter(|other| other.name != volume.name)
-            .map(|o| o.name.to_string())
-            .collect();
-        Ok(Some(match others.as_slice() {
+        let others: Vec<_> = self.group(&group).iter().map(|other| other.name.to_string()).collect();
+        let others: Vec<_> = others.into_iter().filter(|other| *other != volume.name.as_str()).collect();
+        match others.as_slice() {
             [] => format!("it is the only volume of group {group} yet"),
             others => format!(
                 "its scheduled snapshots are taken together with those of {} that are due at the same time; `zumastor \
                  snapshot --group {group}` takes one of each",
                 others.join(", ")
             ),
-        }))
+        }
     }
 }
 

@@ -41,7 +41,7 @@ impl Host for Answers {
         };
         let volume = self.volume(volume).ok_or_else(refused)?;
         let config = volume.config();
-        config.target.get(peer).ok_or_else(refused)?;
+        let period = config.target.get(peer).ok_or_else(refused)?.period;
         self.not_stopped(&volume, &Part::Target(peer.clone()))?;
         let (compression, limiter, meter, offer) = volume
             .with_target(peer, |target| {
@@ -63,7 +63,33 @@ impl Host for Answers {
         }
         let epoch = self.0.epoch(&volume).await.map_err(failed)?.map_or(0, |(_, epoch)| epoch);
         let holds = PairHolds::new(self.0.state.clone(), volume.clone(), peer.clone(), Side::Upstream);
-        Ok(Served { store, holds: Arc::new(holds), epoch, offer, compression, limiter, meter })
+        Ok(Served { store, holds: Arc::new(holds), epoch, offer, period, compression, limiter, meter })
+    }
+
+    async fn lend(&self, peer: &NodeName, volume: &str) -> Result<Served, Refusal> {
+        let refused = match self.serve(peer, volume).await {
+            Err(refusal) if refusal.code == RefusalCode::NotAllowed => refusal,
+            served => return served,
+        };
+        let Some(volume) = self.volume(volume) else { return Err(refused) };
+        if volume.config().source.is_none_or(|source| source.host != *peer) {
+            return Err(refused);
+        }
+        self.not_stopped(&volume, &Part::Source)?;
+        let store = volume.store().await.map_err(|error| {
+            Refusal::new(RefusalCode::Failed, format!("at {}: {}", self.0.name, chain(&error)))
+        })?;
+        let holds = PairHolds::new(self.0.state.clone(), volume, peer.clone(), Side::Downstream);
+        Ok(Served {
+            store,
+            holds: Arc::new(holds),
+            epoch: 0,
+            offer: Offer::default(),
+            period: None,
+            compression: None,
+            limiter: None,
+            meter: Arc::default(),
+        })
     }
 
     async fn announced(

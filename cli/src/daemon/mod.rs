@@ -30,6 +30,7 @@ mod retention;
 mod revert;
 mod rotations;
 mod schedule;
+mod scrub;
 mod sizes;
 mod snapshots;
 mod snapshotter;

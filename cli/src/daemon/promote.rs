@@ -5,7 +5,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use zumastor_core::{
     HeadState, Lineage, NewSnapshot, SnapshotNumber, SnapshotRecord, StoreError, VolumeName,
-    config::MasterConfig,
+    config::{MasterConfig, VolumeConfig},
 };
 
 use super::{
@@ -33,13 +33,18 @@ impl Daemon {
                 Err(Failure::refused(format!("volume {name} is neither master nor replica on this node"))
                     .remedy(format!("`zumastor define master {name}` makes it the master")))
             }
-            Role::Master | Role::Replica => self.take_over(&volume).await,
+            Role::Master | Role::Replica => self.take_over(&volume, volume.config()).await,
         }
     }
 
-    /// Makes this node the master of a volume that another one masters. To be called with `editing` held. The one write of
+    /// Makes this node the master of a volume that another one masters, with what else `config` says. To be called with
+    /// `editing` held. The one write of
     /// the configuration decides: before it nothing has happened, after it all has.
-    pub async fn take_over(self: &Arc<Self>, volume: &Arc<Volume>) -> Result<Outcome, Failure> {
+    pub async fn take_over(
+        self: &Arc<Self>,
+        volume: &Arc<Volume>,
+        config: VolumeConfig,
+    ) -> Result<Outcome, Failure> {
         let (name, before) = (&volume.name, volume.config());
         if !exists(before.origin.clone()).await {
             let origin = before.origin.display();
@@ -50,7 +55,7 @@ impl Daemon {
         self.settle(volume).await?;
         // Nothing may arrive meanwhile.
         volume.set_puller(|| None).await;
-        let taken = self.enter_new_epoch(volume).await;
+        let taken = self.enter_new_epoch(volume, config).await;
         if let Err(failure) = taken {
             // Once it is written, it has happened.
             if volume.config().source.is_some()
@@ -74,12 +79,11 @@ impl Daemon {
         )))
     }
 
-    async fn enter_new_epoch(&self, volume: &Arc<Volume>) -> Result<(), Failure> {
+    async fn enter_new_epoch(&self, volume: &Arc<Volume>, mut config: VolumeConfig) -> Result<(), Failure> {
         let (name, store) = (&volume.name, volume.store().await?);
-        let mut config = volume.config();
         let lineage = match volume.newest().await? {
             Some(newest) => {
-                if config.master.is_none() {
+                if volume.config().master.is_none() {
                     show_newest(volume, newest.number()).await?;
                 }
                 newest.new.lineage

@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use tokio::sync::watch;
 use zumastor_core::{HeadState, SnapshotNumber, SnapshotRecord, StoreError, config::SourceConfig};
 use zumastor_net::{
-    Patience, Progress, PullError, PullSummary, Replica, Reporter, finish, pull,
+    Link, Patience, Progress, PullError, PullSummary, Replica, Reporter, finish, pull, push_period,
     wire::{Refusal, RefusalCode},
 };
 
@@ -26,6 +26,7 @@ use super::{
 use crate::{
     api::{Direction, Part},
     exit::chain,
+    ui::Span,
 };
 
 /// Pulls one volume from its source.
@@ -37,6 +38,8 @@ pub struct Pull {
     fresh: AtomicBool,
     /// Whether it waits for its turn.
     queued: AtomicBool,
+    /// Whether the source has been asked how often it sends by itself.
+    compared: AtomicBool,
 }
 
 impl Pull {
@@ -52,7 +55,9 @@ impl Pull {
             source: source.clone(),
             fresh: AtomicBool::new(true),
             queued: AtomicBool::new(false),
+            compared: AtomicBool::new(false),
         };
+        *volume.source_caution.lock().expect("no panic while locked") = None;
         volume.set_puller(|| Some(Worker::spawn(Arc::new(job), source.period, true))).await;
     }
 
@@ -82,6 +87,10 @@ impl Pull {
             refusal: Refusal::new(RefusalCode::Failed, chain(&error)),
             passing: true,
         })?;
+        if !self.compared.load(Ordering::Relaxed) {
+            let compared = compare(&self.volume, &self.source, &*link).await;
+            self.compared.store(compared.is_ok(), Ordering::Relaxed);
+        }
         let (patience, reporter) = (Patience::default(), Reporter::new());
         let mut changes = reporter.subscribe();
         let mut pull = pin!(pull(&*link, &replica, &patience, &reporter));
@@ -126,6 +135,32 @@ impl Job for Pull {
             Err(_) => {}
         }
     }
+}
+
+/// Asks the source how often it sends by itself: who asks for news no more often than that asks for nothing. The answer is
+/// what is to be said about it.
+pub async fn compare(
+    volume: &Volume,
+    source: &SourceConfig,
+    link: &dyn Link,
+) -> Result<Option<String>, PullError> {
+    let Some(period) = source.period else { return Ok(None) };
+    let remote = source.name.as_deref().unwrap_or(volume.name.as_str());
+    let sends = push_period(link, remote, &Patience::default()).await?.filter(|sends| period >= *sends);
+    let caution = sends.map(|sends| {
+        let (name, host) = (&volume.name, &source.host);
+        format!(
+            "{host} sends by itself every {}, so asking every {} is never first: give a smaller interval (`zumastor define \
+             source {name} {host} --period SECONDS`), or none",
+            Span(sends),
+            Span(period)
+        )
+    });
+    if let Some(caution) = &caution {
+        tracing::warn!(volume = %volume.name, "{caution}");
+    }
+    volume.source_caution.lock().expect("no panic while locked").clone_from(&caution);
+    Ok(caution)
 }
 
 /// Whether a transfer or a flip was broken off.

@@ -2,7 +2,7 @@
 
 use std::{fs::File, io, ops::Range, os::unix::fs::FileExt, path::PathBuf, sync::Arc};
 
-use zumastor_core::{HeadState, HumanBytes, VolumeName, files::data_ranges, is_zero};
+use zumastor_core::{HeadState, HumanBytes, VolumeName, files::data_ranges, is_zero, steps};
 use zumastor_net::wire::MAX_VOLUME;
 
 use super::Daemon;
@@ -31,7 +31,8 @@ impl Daemon {
         };
         self.check_master(&volume, "change its size").await?;
         if size == 0 || size > MAX_VOLUME {
-            return Err(Failure::usage("a volume has 1 byte to 128 TiB"));
+            return Err(Failure::usage("a volume has 1 byte to 128 TiB")
+                .remedy(format!("for example: `zumastor resize {name} --origin 40G`")));
         }
         let store = volume.store().await?;
         let before = store.geometry()?.size;
@@ -60,7 +61,9 @@ impl Daemon {
                 kept = Some(self.keep_head(&volume, &*store).await?);
             }
         }
+        steps::pass("resize: before");
         store.resize(size).await?;
+        steps::pass("resize: after");
         if let Some(image) = image {
             let grown = tokio::task::spawn_blocking(move || mounts::grown(&image)).await;
             grown

@@ -49,7 +49,8 @@ impl Daemon {
         let volume = self.volume(name)?;
         let mut config = volume.config();
         if config.schedule.is_empty() {
-            return Err(Failure::failed(format!("volume {name} has no schedule")));
+            return Err(Failure::failed(format!("volume {name} has no schedule"))
+                .remedy(format!("`zumastor status {name}` shows what it has")));
         }
         config.schedule = ScheduleConfig::default();
         self.set_schedule(&volume, config).await?;

@@ -5,8 +5,8 @@ use std::{sync::Arc, time::Duration};
 use jiff::{Timestamp, tz::TimeZone};
 use tokio::time::timeout;
 use zumastor_core::{
-    HeadState, Hold, NodeName, SnapshotNumber, SnapshotRecord, SnapshotStore, StoreError, VolumeName,
-    config::VolumeConfig,
+    HeadState, Hold, NodeName, SnapshotGuid, SnapshotNumber, SnapshotRecord, SnapshotStore, StoreError,
+    VolumeName, config::VolumeConfig,
 };
 
 use super::{
@@ -19,8 +19,9 @@ use super::{
 };
 use crate::{
     api::{
-        HeadStatus, Health, NodeStatus, Part, STATUS_SCHEMA, ScheduleStatus, SnapshotStatus, SourceStatus,
-        Status, TargetStatus, TransferRecord, VolumeEvent, VolumeStatus, WorkState, WorkStatus,
+        HeadStatus, Health, NodeStatus, Part, STATUS_SCHEMA, ScheduleStatus, ScrubReport, ScrubResult,
+        SnapshotStatus, SourceStatus, Status, TargetStatus, TransferRecord, VolumeEvent, VolumeStatus,
+        WorkState, WorkStatus, left,
     },
     exit::{Failure, chain},
 };
@@ -102,7 +103,8 @@ impl Daemon {
                 (None, _) => 0,
             };
             add_remedy(&mut work, &volume.name, &source.host);
-            SourceStatus { connected, config: source, lag, work }
+            let caution = volume.source_caution.lock().expect("no panic while locked").clone();
+            SourceStatus { connected, config: source, caution, lag, work }
         });
         let targets: Vec<_> = config
             .target
@@ -159,6 +161,16 @@ impl Daemon {
             Health::Unavailable => None,
             _ => self.superseded(volume).await?,
         };
+        let mut snapshots = seen.snapshots(&remembered.holds);
+        for snapshot in &mut snapshots {
+            snapshot.scrub = remembered.scrub(snapshot);
+            snapshot.mounted = mounts.report.mounted.get(&snapshot.number).cloned();
+        }
+        if matches!(health, Health::Ok | Health::Retrying | Health::Late)
+            && let Some(damaged) = damaged(&volume.name, &snapshots)
+        {
+            (health, trouble) = (Health::Damaged, Some(damaged));
+        }
         if let Some(superseded) = &superseded {
             (health, trouble) = (Health::Stopped, Some(superseded_text(&volume.name, superseded)));
         }
@@ -170,14 +182,8 @@ impl Daemon {
             trouble,
             origin: config.origin,
             snapstore: config.snapstore,
-            snapshots: seen
-                .snapshots(&remembered.holds)
-                .into_iter()
-                .map(|snapshot| SnapshotStatus {
-                    mounted: mounts.report.mounted.get(&snapshot.number).cloned(),
-                    ..snapshot
-                })
-                .collect(),
+            snapshots,
+            scrub: volume.scrubber.progress(),
             store: seen.store,
             size: seen.size,
             used: seen.used,
@@ -218,7 +224,8 @@ impl Daemon {
             let events = state.events(&name, HISTORY_SHOWN)?;
             // Where there is no schedule, nothing is to be remembered of it.
             let since = if config.schedule.is_empty() { now } else { state.since(&name, now)? };
-            Ok(Remembered { holds, cursors, history, events, since })
+            let scrubs = state.scrubs(&name)?;
+            Ok(Remembered { holds, cursors, history, events, since, scrubs })
         };
         Ok(blocking(read).await?)
     }
@@ -231,11 +238,18 @@ struct Remembered {
     history: Vec<TransferRecord>,
     events: Vec<VolumeEvent>,
     since: Timestamp,
+    scrubs: Vec<(SnapshotGuid, ScrubReport)>,
 }
 
 impl Remembered {
     fn cursor(&self, host: &NodeName) -> Option<Cursor> {
         self.cursors.iter().find(|(of, _)| of == host).map(|(_, cursor)| *cursor)
+    }
+
+    fn scrub(&self, snapshot: &SnapshotStatus) -> Option<ScrubReport> {
+        let (_, report) = self.scrubs.iter().find(|(of, _)| *of == snapshot.guid)?;
+        // It may have another number since.
+        Some(ScrubReport { number: snapshot.number, ..report.clone() })
     }
 }
 
@@ -308,10 +322,24 @@ pub fn snapshot_status(record: &SnapshotRecord, holds: &[Hold]) -> SnapshotStatu
         size: record.size,
         digest: record.digest,
         holds: holds.iter().filter(|hold| hold.number == record.number()).cloned().collect(),
+        scrub: None,
         mounted: None,
         device: None,
         usage: None,
     }
+}
+
+/// What to say of snapshots that were found to be bad.
+fn damaged(name: &VolumeName, snapshots: &[SnapshotStatus]) -> Option<String> {
+    let reports = snapshots.iter().filter_map(|snapshot| snapshot.scrub.as_ref());
+    let damaged: Vec<_> = reports.filter(|report| report.result == ScrubResult::Damaged).collect();
+    let first = damaged.first()?;
+    let more = if damaged.len() > 1 { format!(", and {} others", damaged.len() - 1) } else { String::new() };
+    let number = first.number;
+    Some(format!(
+        "snapshot {number} is damaged{more}: {}; `zumastor scrub {name} {number}` repairs it from a node that has it too",
+        left(first)
+    ))
 }
 
 /// Says what to do about an error.

@@ -40,6 +40,7 @@ impl Daemon {
         let snapshot = SnapshotStatus {
             device: store.device(Some(number)),
             usage: space,
+            scrub: self.last_scrub(name, record).await?,
             ..snapshot_status(record, &self.holds_of(name).await?)
         };
         Ok(SnapshotReport {

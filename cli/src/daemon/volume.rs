@@ -17,8 +17,8 @@ use zumastor_core::{
 use zumastor_net::{Compression, Meter, Offer, RateLimiter};
 
 use super::{
-    cache, hooks::Hooks, mounting::Mounting, snapshotter::Snapshotter, space::SpaceWatch, state::Window,
-    worker::Worker,
+    cache, hooks::Hooks, mounting::Mounting, scrub::Scrubber, snapshotter::Snapshotter, space::SpaceWatch,
+    state::Window, worker::Worker,
 };
 use crate::api::{Part, Role};
 
@@ -37,6 +37,10 @@ pub struct Volume {
     pub mounting: Mounting,
     /// Snapshots that are being deleted: nobody may hold them any more.
     pub doomed: Arc<Mutex<BTreeSet<SnapshotNumber>>>,
+    /// What is to be said of how its source is defined.
+    pub source_caution: Mutex<Option<String>>,
+    /// Reads its snapshots against their digests.
+    pub scrubber: Scrubber,
     /// What is run around its snapshots and its replication.
     pub hooks: Hooks,
     /// Snapshots from this number on may be taken back yet: their group is not complete.
@@ -96,6 +100,8 @@ impl Volume {
             space: SpaceWatch::default(),
             mounting: Mounting::default(),
             doomed: Arc::default(),
+            source_caution: Mutex::default(),
+            scrubber: Scrubber::default(),
             hooks: Hooks::default(),
             unsettled: Mutex::default(),
             left: Mutex::default(),
@@ -249,6 +255,7 @@ impl Volume {
     pub async fn stop(&self) {
         self.mounting.stop().await;
         self.snapshotter.stop().await;
+        self.scrubber.stop().await;
         // A snapshot that is being taken is taken to the end, with its hooks.
         drop(self.snapshotting.lock().await);
         self.set_puller(|| None).await;

@@ -76,6 +76,33 @@ impl Node {
         rustix::process::kill_process(pid, rustix::process::Signal::HUP).unwrap();
     }
 
+    /// Has the daemon end at so many steps from now, as by a power cut.
+    pub fn kill_at(&self, steps: u32) {
+        fs::write(self.root.join("kill"), steps.to_string()).unwrap();
+    }
+
+    /// Whether the daemon was ended at a step while a command ran that came to this; if it was not, it will not be any
+    /// more. One that was can be started.
+    pub fn was_killed(&mut self, code: i32) -> bool {
+        let mut answers = code == 0;
+        if answers {
+            let _ = fs::remove_file(self.root.join("kill"));
+            // Who was about to be ended has been by then.
+            answers = self.run(&["status"]).code == 0;
+        }
+        let daemon = self.daemon.as_mut().unwrap();
+        let ended = match answers {
+            true => daemon.try_wait().unwrap(),
+            false => Some(wait_for("the daemon's end", || daemon.try_wait().unwrap())),
+        };
+        assert!(ended.is_none_or(|status| status.code().is_none()), "it ended by itself: {ended:?}");
+        let _ = fs::remove_file(self.root.join("kill"));
+        if ended.is_some() {
+            self.daemon = None;
+        }
+        ended.is_some()
+    }
+
     /// Ends the daemon as a power cut does.
     pub fn kill(&mut self) {
         let mut child = self.daemon.take().unwrap();
@@ -154,6 +181,7 @@ impl Node {
     fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_zumastor"));
         command.args(args).env("ZUMASTOR_ROOT", &self.root).env("TZ", "UTC").env_remove("RUST_LOG");
+        command.env("ZUMASTOR_TEST_KILL", self.root.join("kill"));
         command
     }
 }

@@ -25,7 +25,7 @@ use crate::{
     host::{Channel, Host, Link},
     security::{NodeKey, PublicKey, Trust, client_config, peer_key, server_config},
     transfer::{Patience, serve},
-    wire::PROTOCOL,
+    wire::{FEATURE_TERMS, PROTOCOL},
 };
 
 /// A trusted node.
@@ -65,7 +65,7 @@ pub struct Node {
 struct State {
     peers: HashMap<NodeName, Peer>,
     /// Live connections, the newest last.
-    connections: HashMap<NodeName, Vec<Connection>>,
+    connections: HashMap<NodeName, Vec<QuicLink>>,
     /// Held while a peer is dialled, so that it is dialled once.
     dialling: HashMap<NodeName, Arc<tokio::sync::Mutex<()>>>,
 }
@@ -169,7 +169,7 @@ impl Node {
         let endpoint = endpoint(listen, socket::endpoint_config(&key), Some(server))
             .map_err(|source| NodeError::Listen { address: listen, source })?;
         let state = Mutex::default();
-        let hello = Hello { protocol, features: 0, name };
+        let hello = Hello { protocol, features: FEATURE_TERMS, name };
         let node = Arc::new(Self { endpoint, key, hello, host, trust, patience: Patience::default(), state });
         tokio::spawn(Arc::clone(&node).accept());
         Ok(node)
@@ -192,7 +192,7 @@ impl Node {
             if !same {
                 connections
                     .iter()
-                    .for_each(|connection| connection.close(code::NOT_TRUSTED, b"not trusted any more"));
+                    .for_each(|link| link.connection.close(code::NOT_TRUSTED, b"not trusted any more"));
             }
             same
         });
@@ -203,8 +203,8 @@ impl Node {
     pub async fn link(&self, name: &NodeName) -> Result<Arc<dyn Link>, ConnectError> {
         let dialling = Arc::clone(self.lock().dialling.entry(name.clone()).or_default());
         let _turn = dialling.lock().await;
-        if let Some(connection) = self.live(name) {
-            return Ok(Arc::new(QuicLink(connection)));
+        if let Some(link) = self.live(name) {
+            return Ok(Arc::new(link));
         }
         let peer = self.lock().peers.get(name).cloned().ok_or_else(|| ConnectError::Unknown(name.clone()))?;
         let mut last = ConnectError::NoAddress(name.clone());
@@ -218,7 +218,7 @@ impl Node {
             };
             for address in found {
                 match self.dial(&peer, address).await {
-                    Ok(connection) => return Ok(Arc::new(QuicLink(connection))),
+                    Ok(link) => return Ok(Arc::new(link)),
                     Err(error) => last = error,
                 }
             }
@@ -228,7 +228,7 @@ impl Node {
 
     /// Where a peer is connected from, if it is.
     pub fn connected(&self, name: &NodeName) -> Option<SocketAddr> {
-        self.live(name).map(|connection| connection.remote_address())
+        self.live(name).map(|link| link.connection.remote_address())
     }
 
     /// Closes all connections and stops listening.
@@ -237,7 +237,7 @@ impl Node {
         let _ = timeout(Duration::from_secs(2), self.endpoint.wait_idle()).await;
     }
 
-    async fn dial(&self, peer: &Peer, address: SocketAddr) -> Result<Connection, ConnectError> {
+    async fn dial(&self, peer: &Peer, address: SocketAddr) -> Result<QuicLink, ConnectError> {
         let failed = |source| ConnectError::Failed { address, source };
         let crypto = client_config(&self.key, peer.key).map_err(|error| failed(error.into()))?;
         let mut config = quinn::ClientConfig::new(Arc::new(crypto));
@@ -261,8 +261,9 @@ impl Node {
                     return Err(ConnectError::Version { name, theirs: theirs.protocol, ours });
                 }
                 tracing::debug!(peer = %peer.name, %address, "connected");
-                match self.keep(peer.name.clone(), connection.clone()) {
-                    true => Ok(connection),
+                let link = QuicLink { connection, features: theirs.features };
+                match self.keep(peer.name.clone(), link.clone()) {
+                    true => Ok(link),
                     false => Err(ConnectError::Unknown(peer.name.clone())),
                 }
             }
@@ -326,7 +327,8 @@ impl Node {
             return Err(reason.into());
         }
         tracing::debug!(peer = %name, address = %connection.remote_address(), "accepted");
-        if self.keep(name, connection) { Ok(()) } else { Err("its key is not trusted any more".into()) }
+        let link = QuicLink { connection, features: theirs.features };
+        if self.keep(name, link) { Ok(()) } else { Err("its key is not trusted any more".into()) }
     }
 
     /// Who is at the other end, if it is still trusted.
@@ -335,24 +337,25 @@ impl Node {
     }
 
     /// Answers on a connection from now on, and uses it; unless its key has lost the trust it had at the beginning.
-    fn keep(&self, name: NodeName, connection: Connection) -> bool {
+    fn keep(&self, name: NodeName, link: QuicLink) -> bool {
         let mut state = self.lock();
-        let key = key_of(&connection);
+        let connection = &link.connection;
+        let key = key_of(connection);
         if key.is_none() || state.peers.get(&name).map(|peer| peer.key) != key {
             connection.close(code::NOT_TRUSTED, b"not trusted any more");
             return false;
         }
         tokio::spawn(answer(connection.clone(), name.clone(), Arc::clone(&self.host), self.patience));
         let connections = state.connections.entry(name).or_default();
-        connections.retain(|connection| connection.close_reason().is_none());
-        connections.push(connection);
+        connections.retain(|link| link.connection.close_reason().is_none());
+        connections.push(link);
         true
     }
 
-    fn live(&self, name: &NodeName) -> Option<Connection> {
+    fn live(&self, name: &NodeName) -> Option<QuicLink> {
         let mut state = self.lock();
         let connections = state.connections.get_mut(name)?;
-        connections.retain(|connection| connection.close_reason().is_none());
+        connections.retain(|link| link.connection.close_reason().is_none());
         connections.last().cloned()
     }
 
@@ -382,13 +385,22 @@ fn channel(connection: &Connection, send: quinn::SendStream, recv: quinn::RecvSt
     Channel { send: Box::new(send), recv: Box::new(recv), capacity: Some(Arc::new(capacity)) }
 }
 
-struct QuicLink(Connection);
+/// A connection to a peer, with what the peer said it can do.
+#[derive(Clone)]
+struct QuicLink {
+    connection: Connection,
+    features: u64,
+}
 
 #[async_trait]
 impl Link for QuicLink {
     async fn open(&self) -> io::Result<Channel> {
-        let (send, recv) = self.0.open_bi().await?;
-        Ok(channel(&self.0, send, recv))
+        let (send, recv) = self.connection.open_bi().await?;
+        Ok(channel(&self.connection, send, recv))
+    }
+
+    fn features(&self) -> u64 {
+        self.features
     }
 }
 
@@ -536,7 +548,7 @@ mod tests {
         one.set_peers(vec![two_peer]);
         two.set_peers(vec![one_peer]);
         let link = one.link(&"two".parse().unwrap()).await.unwrap();
-        let connection = one.live(&"two".parse().unwrap()).unwrap();
+        let connection = one.live(&"two".parse().unwrap()).unwrap().connection;
         // Discovery goes on as long as packets do; loopback takes 64 KiB.
         let found = async {
             while connection.stats().path.current_mtu < 8000 {

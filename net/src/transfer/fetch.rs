@@ -269,19 +269,12 @@ impl Job<'_> {
         count: u64,
         expected: u64,
     ) -> Result<Vec<Hash>, PullError> {
-        let walk = Walk { volume: self.volume.to_owned(), target: self.target, level, first, count };
-        let mut channel = self.ask(&Request::Walk(walk)).await?;
-        let limits = Limits { header: MAX_CONTROL, payload: 0 };
-        match frame::read(&mut channel.recv, limits, self.patience.stall).await?.0 {
-            WalkReply::Hashes(hashes) if hashes.len() as u64 == expected => Ok(hashes),
-            WalkReply::Hashes(_) => Err(PullError::Malformed("the wrong number of hashes")),
-            WalkReply::Refused(refusal) => Err(PullError::Refused(refusal)),
-        }
+        walk(self.link, self.patience, self.volume, self.target, level, first, count, expected).await
     }
 
     /// Fetches and stages; returns the leaf hashes, and the leaves that did not match theirs. `progress` are the segments
     /// to count.
-    async fn fetch(
+    pub async fn fetch(
         &self,
         what: FetchWhat,
         progress: &[ChangedSegment],
@@ -357,6 +350,28 @@ async fn read_back(reading: &mut Option<JoinHandle<Result<(), StoreError>>>) -> 
     }
 }
 
+/// Asks for hashes: as many as are expected.
+#[allow(clippy::too_many_arguments)]
+pub(super) async fn walk(
+    link: &dyn Link,
+    patience: &Patience,
+    volume: &str,
+    target: SnapshotGuid,
+    level: WalkLevel,
+    first: SegmentIndex,
+    count: u64,
+    expected: u64,
+) -> Result<Vec<Hash>, PullError> {
+    let walk = Walk { volume: volume.to_owned(), target, level, first, count };
+    let mut channel = ask(link, &Request::Walk(walk), patience).await?;
+    let limits = Limits { header: MAX_CONTROL, payload: 0 };
+    match frame::read(&mut channel.recv, limits, patience.stall).await?.0 {
+        WalkReply::Hashes(hashes) if hashes.len() as u64 == expected => Ok(hashes),
+        WalkReply::Hashes(_) => Err(PullError::Malformed("the wrong number of hashes")),
+        WalkReply::Refused(refusal) => Err(PullError::Refused(refusal)),
+    }
+}
+
 /// Opens a stream and sends a request on it.
 pub(super) async fn ask(
     link: &dyn Link,
@@ -410,7 +425,7 @@ fn runs(segments: Vec<ChangedSegment>, streams: usize) -> VecDeque<Vec<ChangedSe
     runs
 }
 
-fn leaf_sets(mut leaves: Vec<LeafIndex>) -> Vec<SegmentLeafSet> {
+pub(super) fn leaf_sets(mut leaves: Vec<LeafIndex>) -> Vec<SegmentLeafSet> {
     leaves.sort_unstable();
     leaves.dedup();
     let mut sets: BTreeMap<SegmentIndex, Vec<u16>> = BTreeMap::new();

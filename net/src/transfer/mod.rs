@@ -5,14 +5,18 @@ mod choose;
 mod downstream;
 mod era;
 mod fetch;
+mod mend;
 mod patience;
 mod receive;
 mod send;
+mod terms;
 mod upstream;
 mod verify;
 
 pub use choose::Offer;
 pub use downstream::{PullError, Replica, finish, pull};
 pub use era::{Epochs, ForgetfulEpochs, believable};
+pub use mend::{Mended, Mending, mend};
 pub use patience::Patience;
+pub use terms::push_period;
 pub use upstream::{AnnounceError, announce, serve};

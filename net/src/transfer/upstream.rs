@@ -22,8 +22,8 @@ use crate::{
     progress::{Progress, PullSummary},
     wire::{
         Announce, AnnounceReply, ChangedSegment, Committed, CommittedReply, Fetch, FetchReply, FetchWhat,
-        MAX_HAVE, MAX_REQUEST, MAX_VOLUME, Plan, Refusal, RefusalCode, Request, Walk, WalkLevel, WalkReply,
-        Want, WantReply,
+        MAX_HAVE, MAX_REQUEST, MAX_VOLUME, Plan, Refusal, RefusalCode, Request, TermsReply, Walk, WalkLevel,
+        WalkReply, Want, WantReply,
     },
 };
 
@@ -66,11 +66,14 @@ pub async fn serve(
             plan_for(channel, served, &want, patience).await
         }
         Request::Fetch(fetch) => {
-            let served = host.serve(peer, &fetch.volume).await;
+            let served = match &fetch.what {
+                FetchWhat::Changes { .. } => host.serve(peer, &fetch.volume).await,
+                FetchWhat::Leaves(_) => host.lend(peer, &fetch.volume).await,
+            };
             send_data(channel, served, fetch, patience).await
         }
         Request::Walk(walk) => {
-            let served = host.serve(peer, &walk.volume).await;
+            let served = host.lend(peer, &walk.volume).await;
             let reply = match hashes(served, &walk).await {
                 Ok(hashes) => WalkReply::Hashes(hashes),
                 Err(refusal) => WalkReply::Refused(refusal),
@@ -82,6 +85,13 @@ pub async fn serve(
             let reply = match note(served, &committed).await {
                 Ok(()) => CommittedReply::Noted,
                 Err(refusal) => CommittedReply::Refused(refusal),
+            };
+            frame::write(&mut channel.send, &frame::encode(&reply, &[]), patience.stall).await
+        }
+        Request::Terms(terms) => {
+            let reply = match host.serve(peer, &terms.volume).await {
+                Ok(served) => TermsReply::Terms { period: served.period },
+                Err(refusal) => TermsReply::Refused(refusal),
             };
             frame::write(&mut channel.send, &frame::encode(&reply, &[]), patience.stall).await
         }

@@ -94,6 +94,7 @@ impl Host for Upstream {
             return Err(Refusal::new(RefusalCode::NotAllowed, format!("{volume} is not for {peer}")));
         }
         Ok(Served {
+            period: None,
             store: Arc::clone(&self.serving),
             holds: Arc::clone(&self.holds) as _,
             epoch: self.epoch.load(Ordering::SeqCst),

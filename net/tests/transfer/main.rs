@@ -5,4 +5,5 @@ mod epochs;
 mod faults;
 mod harness;
 mod histories;
+mod mends;
 mod transfers;

@@ -1,4 +1,4 @@
-//! `zumastor-testbed bench`: Zumastor beside raw QUIC and rsync, in one run.
+//! `zumastor-testbed bench`: Zumastor beside raw QUIC and rsync in one run, and beside other tools what it knows of device-mapper.
 
 mod content;
 mod isolate;
@@ -7,6 +7,8 @@ mod ours;
 pub mod raw;
 mod report;
 mod rsync;
+mod thin_metadata;
+mod thin_snapshots;
 
 use std::{
     fs::{self, File},
@@ -16,7 +18,7 @@ use std::{
 
 use zumastor::exit::Failure;
 use zumastor_core::{HumanBytes, parse_size};
-use zumastor_testbed::{FileSystem, Scratch};
+use zumastor_testbed::{FileSystem, Scratch, lab};
 
 use self::{
     measure::Sample,
@@ -27,7 +29,7 @@ use self::{
 /// Measure Zumastor beside raw QUIC and rsync
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// What to measure [default: both]
+    /// What to measure [default: full and incremental]
     #[arg(value_enum)]
     what: Vec<What>,
     /// Size of the volume
@@ -57,6 +59,59 @@ enum What {
     Full,
     /// One in a hundred chunks of 64 KiB has changed
     Incremental,
+    /// What differs between snapshots of a thin volume, beside thin_delta; in the kernel lab
+    ThinMetadata,
+    /// Random writes to volumes with snapshots, dm-thin beside dm-snapshot; in the kernel lab
+    ThinSnapshots,
+}
+
+/// One process of a benchmark of device-mapper; started by it, never by a person.
+#[derive(Debug, Clone, clap::Subcommand)]
+pub enum Kernel {
+    /// In a guest: makes snapshots of a large thin volume.
+    Metadata,
+    /// In a guest: writes.
+    Writes {
+        /// How often.
+        rounds: u32,
+    },
+    /// Tells what two devices differ in.
+    Walk {
+        /// The metadata.
+        metadata: PathBuf,
+        /// One device.
+        left: u32,
+        /// Another.
+        right: u32,
+    },
+}
+
+/// Does what such a process does.
+pub fn play(role: Kernel) -> Result<(), Failure> {
+    match role {
+        Kernel::Metadata => thin_metadata::in_guest(),
+        Kernel::Writes { rounds } => thin_snapshots::in_guest(rounds),
+        Kernel::Walk { metadata, left, right } => thin_metadata::walk_here(&metadata, left, right),
+    }
+}
+
+/// Those that take a kernel of their own.
+fn in_the_lab(args: &Args) -> Result<(), Failure> {
+    let wanted = |what| args.what.contains(&what);
+    let bench = |tools: &[&str], run: fn(u32) -> Result<String, Failure>| {
+        if !lab::ready(tools) {
+            return Err(Failure::failed("the kernel lab is not complete here"));
+        }
+        println!("{}", run(args.rounds)?);
+        Ok(())
+    };
+    if wanted(What::ThinMetadata) {
+        bench(&thin_metadata::TOOLS, thin_metadata::run)?;
+    }
+    if wanted(What::ThinSnapshots) {
+        bench(&thin_snapshots::TOOLS, thin_snapshots::run)?;
+    }
+    Ok(())
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -67,6 +122,10 @@ enum Fs {
 
 /// Runs the benchmark.
 pub fn run(args: Args) -> Result<(), Failure> {
+    in_the_lab(&args)?;
+    if !args.what.is_empty() && !args.what.iter().any(|what| matches!(what, What::Full | What::Incremental)) {
+        return Ok(());
+    }
     let zumastor = match &args.zumastor {
         Some(path) => std::path::absolute(path).map_err(Failure::doing(path.display()))?,
         None => isolate::build()?,

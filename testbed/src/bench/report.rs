@@ -153,7 +153,7 @@ fn rows(table: &Table) -> Vec<Vec<String>> {
 }
 
 /// A Markdown table whose columns stand one below the other.
-fn align(lines: &[Vec<String>]) -> String {
+pub fn align(lines: &[Vec<String>]) -> String {
     let columns = lines.first().map_or(0, Vec::len);
     let width = |at: usize| lines.iter().map(|line| line[at].chars().count()).max().unwrap_or(0).max(3);
     let widths: Vec<usize> = (0..columns).map(width).collect();

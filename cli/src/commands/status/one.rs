@@ -34,6 +34,11 @@ pub fn text(report: &SnapshotReport, now: Timestamp) -> String {
     out.line(1, format!("digest     {digest}"));
     let device = snapshot.device.as_ref().map(|device| device.display().to_string());
     out.line(1, format!("device     {}", device.as_deref().unwrap_or("none: its content lies in layers")));
+    if let Some(scrub) = &snapshot.scrub {
+        let ago = Span(seconds(scrub.at, now));
+        out.line(1, format!("scrubbed   {} ago: {}", ago, crate::commands::scrub::line(scrub)));
+        scrub.troubles.iter().chain(&scrub.head).for_each(|trouble| out.line(3, trouble));
+    }
     match snapshot.holds.is_empty() {
         true => out.line(1, "held by    nobody"),
         false => snapshot.holds.iter().for_each(|hold| out.line(1, hold_text(hold, now))),

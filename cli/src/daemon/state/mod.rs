@@ -4,6 +4,7 @@
 
 mod epochs;
 mod schedules;
+mod scrubs;
 mod windows;
 
 #[cfg(test)]
@@ -20,7 +21,7 @@ use std::{
 use jiff::Timestamp;
 use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use zumastor_core::{Hold, HoldOwner, Lineage, NodeName, SnapshotNumber, VolumeName};
+use zumastor_core::{Hold, HoldOwner, Lineage, NodeName, SnapshotNumber, VolumeName, steps};
 
 pub use self::{
     epochs::Era,
@@ -87,6 +88,7 @@ impl State {
             txn.open_table(LINEAGES)?;
             txn.open_table(NUMBERS)?;
             txn.open_table(epochs::EPOCHS)?;
+            txn.open_table(scrubs::SCRUBS)?;
             txn.open_table(windows::WINDOWS)?;
             schedules::make_tables(txn)
         })?;
@@ -211,6 +213,7 @@ impl State {
             txn.open_table(CURSORS)?.retain(|(of, _), _| of != volume)?;
             txn.open_table(HISTORY)?.retain(|(of, _), _| of != volume)?;
             txn.open_table(LINEAGES)?.remove(volume)?;
+            txn.open_table(scrubs::SCRUBS)?.retain(|(of, _), _| of != volume)?;
             schedules::forget_volume(txn, volume)
         })
     }
@@ -295,7 +298,9 @@ impl State {
         let mut txn = self.0.begin_write()?;
         txn.set_durability(Durability::Immediate)?;
         let result = work(&txn)?;
+        steps::pass("state: before commit");
         txn.commit()?;
+        steps::pass("state: after commit");
         Ok(result)
     }
 }
