@@ -69,7 +69,7 @@ pub(crate) fn remove(origin: &Path, snapstore: &Path, faults: &Faults) -> Result
         faults.at("destroy: a directory")?;
         gone(fs::remove_dir_all(&dir)).map_err(failed("removing", &dir))?;
     }
-    let files = [layout.head(), layout.alternate(), layout.lock(), layout.condemned()];
+    let files = [layout.held(), layout.head(), layout.alternate(), layout.lock(), layout.condemned()];
     // All but the last leave something that is condemned.
     for file in files {
         faults.at("destroy: a file")?;

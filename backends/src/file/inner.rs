@@ -25,6 +25,7 @@ use super::{
     draft::Draft,
     head::{HeadMarker, Shown, Stamp, boot_id},
     header::{self, Header},
+    held::Held,
     known::KnownChanges,
     layered::{Descriptor, Layers},
     layout::{Described, Layout, failed, numbered, sync_dir},
@@ -53,7 +54,7 @@ pub(crate) struct Inner {
     /// Held while leaf trees are computed, so that two who ask do not both compute.
     pub computing: Mutex<()>,
     /// Bytes that a snapshot holds and the next does not share: counted once, for `usage`.
-    held: Mutex<BTreeMap<(SnapshotNumber, SnapshotNumber), u64>>,
+    held: Mutex<Held>,
     /// A clone for what is received next; from which time on it is worth making one, and whether it is.
     ready: Mutex<Option<Ready>>,
     pub clones_ahead: Option<Duration>,
@@ -212,7 +213,7 @@ impl Inner {
         self.state.lock().expect("no panic while locked")
     }
 
-    pub(crate) fn held(&self) -> MutexGuard<'_, BTreeMap<(SnapshotNumber, SnapshotNumber), u64>> {
+    pub(crate) fn held(&self) -> MutexGuard<'_, Held> {
         self.held.lock().expect("no panic while locked")
     }
 

@@ -6,6 +6,7 @@
 //! lock              held by the process that has the store open
 //! head              which snapshot the origin shows, and how to tell that it was not written since
 //! alternate         what the second image beside the origin holds (layered mode)
+//! held              how much of each image the next one does not share (reflink mode; only saves work)
 //! snapshots/N/      one directory per snapshot: `record`, `leaves`, in reflink mode `image`, while it is mended `repair`
 //! layers/ID         a layer's descriptor (layered mode)
 //! data/ID           a layer's leaves, each at its own offset in a sparse file (layered mode)
@@ -56,6 +57,10 @@ impl Layout {
 
     pub(crate) fn alternate(&self) -> PathBuf {
         self.root.join("alternate")
+    }
+
+    pub(crate) fn held(&self) -> PathBuf {
+        self.root.join("held")
     }
 
     pub(crate) fn snapshots(&self) -> PathBuf {

@@ -8,6 +8,7 @@ mod fiemap;
 mod flip;
 mod head;
 mod header;
+mod held;
 mod inner;
 mod known;
 mod layered;

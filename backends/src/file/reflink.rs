@@ -1,7 +1,6 @@
 //! Snapshots that share the origin's blocks (`FICLONE`).
 
 use std::{
-    collections::BTreeMap,
     fs::{self, File, OpenOptions, Permissions},
     io,
     ops::Range,
@@ -10,9 +9,7 @@ use std::{
 };
 
 use rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags};
-use zumastor_core::{
-    Changes, Extent, ExtentKind, NewSnapshot, SnapshotNumber, SnapshotRecord, StoreError, files,
-};
+use zumastor_core::{Changes, Extent, NewSnapshot, SnapshotNumber, SnapshotRecord, StoreError, files};
 
 use super::{
     fiemap,
@@ -58,6 +55,7 @@ impl Inner {
         RecordFile { record: record.clone(), layer: None }.write_new(&dir.join("record"))?;
         sync_dir(dir)?;
         self.publish(dir, record.clone(), None)?;
+        self.note_held(record.number());
         Ok((record, (settled && before == after && before.size == size).then_some(before)))
     }
 
@@ -93,39 +91,6 @@ impl Inner {
         }
         Ok(changes)
     }
-
-    /// Bytes that the images hold and the next ones do not share: what an image shares with the next is counted there,
-    /// if at all. What the newest does not share with the head is not looked for: the head may be large and is written.
-    pub(super) fn held_by_images(&self) -> Result<u64, StoreError> {
-        let numbers: Vec<SnapshotNumber> = self.state().snapshots.keys().copied().collect();
-        let mut counted = BTreeMap::new();
-        for pair in numbers.windows(2).map(|pair| (pair[0], pair[1])) {
-            // Images do not change; what is deleted meanwhile takes nothing.
-            let known = self.held().get(&pair).copied();
-            let held = match known {
-                Some(held) => held,
-                None => {
-                    let (Ok(image), Ok(next)) = (self.image(pair.0), self.image(pair.1)) else { continue };
-                    not_shared(&image, &next).map_err(failed("mapping", &self.layout.image(pair.0)))?
-                }
-            };
-            counted.insert(pair, held);
-        }
-        let total = counted.values().sum();
-        *self.held() = counted;
-        Ok(total)
-    }
-}
-
-/// Bytes of an image that another does not share.
-fn not_shared(image: &ImageReader, other: &ImageReader) -> io::Result<u64> {
-    use zumastor_core::SnapshotReader as _;
-    let window = 0..image.size();
-    let (theirs, ours) =
-        (fiemap::map_synced(other.file(), &window)?, fiemap::map_synced(image.file(), &window)?);
-    let mut changes = Changes::new();
-    fiemap::differences(&theirs, &ours, window, &mut changes);
-    Ok(changes.iter().filter(|extent| extent.kind == ExtentKind::Data).map(Extent::len).sum())
 }
 
 /// Where `target` differs from `base`, by the blocks that hold them.

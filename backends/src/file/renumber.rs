@@ -34,7 +34,6 @@ impl Inner {
         state.snapshots.remove(&from);
         state.snapshots.insert(to, kept);
         drop(state);
-        self.held().clear();
         *self.draft() = None;
         Ok(())
     }
