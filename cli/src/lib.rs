@@ -8,6 +8,7 @@ pub mod client;
 mod commands;
 mod daemon;
 pub mod exit;
+mod exports;
 mod mounts;
 pub mod paths;
 mod ui;

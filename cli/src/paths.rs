@@ -135,6 +135,11 @@ impl Paths {
         ["mount", "snapshot"].map(|kind| self.runtime.join(kind).join(volume.as_str()))
     }
 
+    /// What Samba is told of volumes that are shared.
+    pub fn samba_conf(&self) -> PathBuf {
+        self.runtime.join("samba.conf")
+    }
+
     /// The control socket.
     pub fn socket(&self) -> PathBuf {
         self.runtime.join("control.sock")

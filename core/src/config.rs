@@ -157,6 +157,15 @@ pub struct MasterConfig {
     /// Do not mount the snapshots.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub no_snapmount: bool,
+    /// Let the snapshots be seen as `.snapshot` in the volume.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub dotsnapshot: bool,
+    /// Share the volume by Samba, with its snapshots as previous versions.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub samba: bool,
+    /// Who may mount the volume and its snapshots by NFS, read only, as exports(5) names clients.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub export: Vec<String>,
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
@@ -179,6 +188,9 @@ pub struct SourceConfig {
     /// Mount the snapshots that are received.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub mount_snap: bool,
+    /// Who may mount the volume and its snapshots by NFS, read only, as exports(5) names clients.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub export: Vec<String>,
     /// Seconds beyond the period that nothing may be heard before this replica is called late; half the period, and at least
     /// a minute, when absent. Without a period all the time that is allowed, and then a day when absent.
     #[serde(skip_serializing_if = "Option::is_none")]

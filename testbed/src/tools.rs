@@ -19,7 +19,7 @@ pub struct Tool {
 }
 
 /// What the tests use, beyond what every Debian has.
-pub const TOOLS: [Tool; 18] = [
+pub const TOOLS: [Tool; 21] = [
     Tool { name: "mkfs.xfs", package: "xfsprogs" },
     Tool { name: "mkfs.btrfs", package: "btrfs-progs" },
     Tool { name: "mkfs.ext4", package: "e2fsprogs" },
@@ -38,6 +38,9 @@ pub const TOOLS: [Tool; 18] = [
     Tool { name: "thin_check", package: "thin-provisioning-tools" },
     Tool { name: "lvm", package: "lvm2" },
     Tool { name: "ping", package: "iputils-ping" },
+    Tool { name: "exportfs", package: "nfs-kernel-server" },
+    Tool { name: "smbd", package: "samba" },
+    Tool { name: "smbclient", package: "smbclient" },
 ];
 
 /// Where a program is. Ordinary users often have no sbin in their `PATH`.

@@ -5,163 +5,24 @@ mod common;
 use std::{
     fs::{self, File},
     io::Read,
-    os::fd::AsFd,
-    path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    thread,
-    time::{Duration, Instant},
 };
 
-use common::{PROGRAM, root_with};
-use rustix::fs::{Mode, OFlags, openat};
-use zumastor::{
-    api::{EventKind, VolumeStatus},
-    exit::Failure,
+use common::{
+    PROGRAM,
+    mounted::{
+        Place, Standing, generation, make, master, mounted_pair, reader, refused, replicated, snapshots,
+        wait_for, wait_until, write,
+    },
+    root_with,
 };
+use zumastor::{api::EventKind, exit::Failure};
 use zumastor_core::SnapshotNumber;
-use zumastor_testbed::{FileSystem, Node, Scratch, introduce, output, own_mounts};
-
-/// A place whose files can share blocks, and a volume's image with a file system in it.
-struct Place {
-    scratch: Scratch,
-    _dir: tempfile::TempDir,
-}
-
-impl Place {
-    fn new() -> Result<Self, Failure> {
-        own_mounts()?;
-        let dir = tempfile::tempdir().map_err(Failure::doing("a directory"))?;
-        let scratch = Scratch::mount(FileSystem::Xfs, 8 << 30, dir.path())?;
-        Ok(Self { scratch, _dir: dir })
-    }
-
-    fn path(&self) -> &Path {
-        self.scratch.path()
-    }
-
-    /// The loop devices of files here, but for the one that this place itself is on.
-    fn loops(&self) -> Vec<String> {
-        let files =
-            output("losetup", |losetup| losetup.args(["--list", "--noheadings", "--output", "BACK-FILE"]));
-        let here = self.path().to_str().expect("a plain path").to_owned();
-        files.unwrap_or_default().lines().filter(|file| file.contains(&here)).map(str::to_owned).collect()
-    }
-
-    /// What is mounted below here.
-    fn mounts(&self) -> Vec<String> {
-        let table = fs::read_to_string("/proc/thread-self/mountinfo").expect("there are mounts");
-        let here = format!("{}/", self.path().display());
-        let at = table.lines().filter_map(|line| line.split(' ').nth(4)).filter(|at| at.starts_with(&here));
-        at.map(str::to_owned).collect()
-    }
-
-    #[track_caller]
-    fn nothing_is_left(&self) {
-        assert_eq!(self.mounts(), Vec::<String>::new());
-        wait_for("loop devices to go", || self.loops().is_empty().then_some(()));
-    }
-}
-
-/// Makes a file system in an image.
-fn make(kind: &str, image: &Path) -> Result<(), Failure> {
-    let size = if kind == "ext4" { 64 << 20 } else { 320 << 20 };
-    File::create(image).and_then(|file| file.set_len(size)).map_err(Failure::doing(image.display()))?;
-    let force: &[&str] = if kind == "ext4" { &["-F"] } else { &[] };
-    output(&format!("mkfs.{kind}"), |mkfs| mkfs.arg("-q").args(force).arg(image)).map(drop)
-}
-
-/// A node with volume `v`, mounted at `at`, of which it is the master.
-fn master(place: &Place, kind: &str, options: &[&str]) -> Result<(Node, PathBuf), Failure> {
-    let node = Node::start(Path::new(PROGRAM), place.path(), "alpha")?;
-    let (image, snapshots, at) = (node.path("v.img"), node.path("v.snaps"), node.path("at"));
-    make(kind, &image)?;
-    fs::create_dir(&at).map_err(Failure::doing(at.display()))?;
-    let paths = [&image, &snapshots, &at].map(|path| path.to_str().expect("a plain path").to_owned());
-    node.ok(&["define", "volume", "v", &paths[0], &paths[1], "--mountpoint", &paths[2]])?;
-    node.ok(&[&["define", "master", "v"], options].concat())?;
-    Ok((node, at))
-}
-
-/// Writes generation `number` of everything: two files, each of which names it.
-fn write(at: &Path, number: u64) {
-    for name in FILES {
-        let content = format!("{number}\n").repeat(20_000);
-        fs::write(at.join(name), content).unwrap();
-    }
-}
-
-const FILES: [&str; 2] = ["first", "second"];
-
-/// The generation that a directory holds: all of it is of one.
-#[track_caller]
-fn generation(at: &Path) -> u64 {
-    read(at).unwrap()
-}
-
-fn read(at: &Path) -> std::io::Result<u64> {
-    // One look at the directory, then only what was seen there.
-    let directory = rustix::fs::open(at, OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
-    let mut numbers = Vec::new();
-    for name in FILES {
-        let mut text = String::new();
-        let file = openat(directory.as_fd(), name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
-        File::from(file).read_to_string(&mut text)?;
-        let (number, length) = (text.lines().next().unwrap_or_default().to_owned(), text.lines().count());
-        assert!(length == 20_000 && text.lines().all(|line| line == number), "a mix in {name}");
-        numbers.push(number.parse::<u64>().unwrap());
-    }
-    assert!(numbers.iter().all(|number| *number == numbers[0]), "a mix of generations: {numbers:?}");
-    Ok(numbers[0])
-}
-
-fn snapshots(node: &Node) -> Result<PathBuf, Failure> {
-    Ok(node.volume("v")?.mounts.and_then(|mounts| mounts.snappath).expect("snapshots are mounted"))
-}
-
-#[track_caller]
-fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let start = Instant::now();
-    loop {
-        if let Some(found) = look() {
-            return found;
-        }
-        assert!(start.elapsed() < Duration::from_secs(60), "waited too long for {what}");
-        thread::sleep(Duration::from_millis(20));
-    }
-}
-
-#[track_caller]
-fn wait_until(node: &Node, what: &str, as_wanted: impl Fn(&VolumeStatus) -> bool) -> VolumeStatus {
-    wait_for(what, || node.volume("v").ok().filter(&as_wanted))
-}
-
-/// A program that stands in a directory until it is dropped.
-struct Standing(Child);
-
-impl Standing {
-    fn in_directory(at: &Path) -> Self {
-        let child = Command::new("sleep").arg("1000").current_dir(at).stdin(Stdio::null()).spawn().unwrap();
-        Self(child)
-    }
-}
-
-impl Drop for Standing {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-#[track_caller]
-fn refused(node: &Node, args: &[&str]) -> String {
-    let ran = node.run(args).unwrap();
-    assert_eq!(ran.code, 3, "{ran:?}");
-    ran.err
-}
+use zumastor_testbed::{Node, output};
 
 fn all_of(kind: &str) -> Result<(), Failure> {
     if !root_with(&["mkfs.xfs", &format!("mkfs.{kind}"), "mount", "losetup"]) {
@@ -437,39 +298,14 @@ fn root_a_journal_is_played_back_beside_the_snapshot_on_xfs() -> Result<(), Fail
     owned_by_others("xfs")
 }
 
-/// Reads a directory again and again, and gives what it saw, one after the other.
-fn reader(at: PathBuf, stop: Arc<AtomicBool>) -> thread::JoinHandle<Vec<u64>> {
-    thread::spawn(move || {
-        let mut seen = Vec::new();
-        while !stop.load(Ordering::Relaxed) {
-            let number = read(&at).expect("there is always one generation to be read");
-            if seen.last() != Some(&number) {
-                seen.push(number);
-            }
-        }
-        seen
-    })
-}
-
 fn flips(kind: &str, count: u64) -> Result<(), Failure> {
     if !root_with(&["mkfs.xfs", &format!("mkfs.{kind}"), "mount", "losetup"]) {
         return Ok(());
     }
     let place = Place::new()?;
-    let (alpha, at) = master(&place, kind, &["--no-snapmount"])?;
-    let mut beta = Node::start(Path::new(PROGRAM), place.path(), "beta")?;
-    introduce(&alpha, &beta)?;
-    let shown = beta.path("shown");
-    fs::create_dir(&shown).unwrap();
-    let paths = [beta.path("v.img"), beta.path("v.snaps"), shown.clone()]
-        .map(|path| path.to_str().unwrap().to_owned());
-    beta.ok(&["define", "volume", "v", &paths[0], &paths[1], "--mountpoint", &paths[2]])?;
-    alpha.ok(&["define", "target", "v", "beta"])?;
-    beta.ok(&["define", "source", "v", "alpha", "--mount-snap"])?;
+    let (alpha, mut beta, at, shown) = mounted_pair(&place, kind, &["--mount-snap"])?;
     let replicate = |beta: &Node, number: u64| -> Result<(), Failure> {
-        write(&at, number);
-        alpha.ok(&["snapshot", "v"])?;
-        beta.ok(&["replicate", "v", "alpha", "--wait"])?;
+        replicated(&alpha, beta, &at, number)?;
         assert_eq!(generation(&shown), number, "the replica shows another generation than it has");
         Ok(())
     };

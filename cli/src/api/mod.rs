@@ -114,6 +114,9 @@ pub struct DefineSource {
     /// Mount the snapshots that are received.
     #[serde(default)]
     pub mount_snap: bool,
+    /// Who may mount the volume and its snapshots by NFS.
+    #[serde(default)]
+    pub export: Vec<String>,
     /// Seconds beyond the period that nothing may be heard before it is called late.
     #[serde(default)]
     pub margin: Option<u64>,

@@ -26,6 +26,15 @@ pub struct DefineMaster {
     /// Do not mount the snapshots.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub no_snapmount: Option<bool>,
+    /// Let the snapshots be seen as `.snapshot` in the volume.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dotsnapshot: Option<bool>,
+    /// Share the volume by Samba, with its snapshots as previous versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub samba: Option<bool>,
+    /// Who may mount the volume and its snapshots by NFS; nobody when empty.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub export: Option<Vec<String>>,
 }
 
 /// `define schedule`. Rotations that are not named stay as they are.

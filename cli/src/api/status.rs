@@ -121,6 +121,12 @@ pub struct MountStatus {
     pub shows: Option<SnapshotNumber>,
     /// Below which directory its snapshots are mounted.
     pub snappath: Option<PathBuf>,
+    /// How many of these directories are exported by NFS.
+    #[serde(default)]
+    pub exported: usize,
+    /// Whether Samba shares the volume.
+    #[serde(default)]
+    pub shared: bool,
     /// What is not mounted as it should be, and why. It is tried again and again.
     pub troubles: Vec<String>,
     /// What is good to know about it.

@@ -76,6 +76,16 @@ pub struct Master {
     /// Do not mount the snapshots; `--no-snapmount=false` mounts them again
     #[arg(short, long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     no_snapmount: Option<bool>,
+    /// Let the snapshots be seen as .snapshot in the volume; `--dotsnapshot=false` ends that
+    #[arg(short = 's', long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    dotsnapshot: Option<bool>,
+    /// Share the volume by Samba, with its snapshots as previous versions; `--samba=false` ends that
+    #[arg(short = 'p', long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    samba: Option<bool>,
+    /// Export the volume and its snapshots by NFS, read only, to these clients (exports(5)) [default: to all]; `--export=` ends
+    /// that
+    #[arg(short, long, value_name = "CLIENT,…", num_args = 0..=1, default_missing_value = "*", require_equals = true)]
+    export: Option<String>,
     /// Take its snapshots together with those of the other volumes of this group
     #[arg(short, long)]
     group: Option<GroupName>,
@@ -115,6 +125,9 @@ pub struct Source {
     /// Mount the snapshots that are received
     #[arg(short, long)]
     mount_snap: bool,
+    /// Export the volume and its snapshots by NFS, read only, to these clients (exports(5)) [default: to all]
+    #[arg(short, long, value_name = "CLIENT,…", num_args = 0..=1, default_missing_value = "*", require_equals = true)]
+    export: Option<String>,
     /// Call this replica late when nothing was heard for the period and so many seconds [default: half the period, at least
     /// 60; without a period, a day in all]
     #[arg(long, value_name = "SECONDS")]
@@ -188,16 +201,29 @@ pub async fn run(args: Args, client: Client) -> Result<(), Failure> {
                 async |yes| client.define_volume(&volume, &DefineVolume { yes, ..define.clone() }).await;
             confirmed(yes, attempt).await?
         }
-        What::Master(Master { volume, rotations, no_snapmount, group, no_group }) => {
+        What::Master(Master {
+            volume,
+            rotations,
+            no_snapmount,
+            dotsnapshot,
+            samba,
+            export,
+            group,
+            no_group,
+        }) => {
             let rotations = rotations.define().rotations;
-            let define = DefineMaster { rotations, group, no_group, no_snapmount };
+            let export = export.as_deref().map(clients);
+            let define =
+                DefineMaster { rotations, group, no_group, no_snapmount, dotsnapshot, samba, export };
             client.define_master(&volume, &define).await?
         }
         What::Schedule(Schedule { volume, rotations }) => {
             client.define_schedule(&volume, &rotations.define()).await?
         }
-        What::Source(Source { volume, host, period, name, mount_snap, margin, yes }) => {
-            let define = DefineSource { host, period, name: name.map(String::from), mount_snap, margin, yes };
+        What::Source(Source { volume, host, period, name, mount_snap, export, margin, yes }) => {
+            let export = export.as_deref().map(clients).unwrap_or_default();
+            let name = name.map(String::from);
+            let define = DefineSource { host, period, name, mount_snap, export, margin, yes };
             let attempt =
                 async |yes| client.define_source(&volume, &DefineSource { yes, ..define.clone() }).await;
             confirmed(yes, attempt).await?
@@ -259,6 +285,11 @@ fn size(text: &str) -> Result<u64, String> {
 
 fn chunk(text: &str) -> Result<u64, String> {
     check_chunk(size(text)?).map_err(|error| error.to_string())
+}
+
+/// The clients of an export.
+fn clients(text: &str) -> Vec<String> {
+    text.split(',').map(str::trim).filter(|client| !client.is_empty()).map(str::to_owned).collect()
 }
 
 fn rate(text: &str) -> Result<u64, String> {

@@ -253,6 +253,14 @@ fn mount_lines(out: &mut Lines, volume: &VolumeStatus) {
         let count = volume.snapshots.iter().filter(|snapshot| snapshot.mounted.is_some()).count();
         out.line(1, format!("mounted    {count} snapshots below {}", snappath.display()));
     }
+    match (mounts.exported, mounts.shared) {
+        (0, false) => {}
+        (0, true) => out.line(1, "offered    by Samba"),
+        (count, shared) => {
+            let samba = if shared { ", and by Samba" } else { "" };
+            out.line(1, format!("offered    {count} directories by NFS{samba}"));
+        }
+    }
     for trouble in mounts.troubles.iter().filter(|trouble| volume.trouble.as_ref() != Some(trouble)) {
         out.line(3, format!("error: {trouble}"));
     }

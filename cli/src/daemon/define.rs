@@ -30,6 +30,7 @@ use super::{
 use crate::{
     api::{DefineMaster, DefineSource, DefineTarget, DefineVolume, Mounts, Outcome, Part},
     exit::Failure,
+    exports,
 };
 
 impl Daemon {
@@ -178,12 +179,16 @@ impl Daemon {
     ) -> Result<Outcome, Failure> {
         let _editing = self.editing.lock().await;
         let volume = self.volume(name)?;
-        let DefineMaster { rotations, group, no_group, no_snapmount } = define;
+        let DefineMaster { rotations, group, no_group, no_snapmount, dotsnapshot, samba, export } = define;
+        export.as_deref().map_or(Ok(()), check_clients)?;
         if group.is_some() && no_group {
             return Err(Failure::usage("a group and no group cannot both be wanted"));
         }
         let options = |master: MasterConfig| MasterConfig {
             no_snapmount: no_snapmount.unwrap_or(master.no_snapmount),
+            dotsnapshot: dotsnapshot.unwrap_or(master.dotsnapshot),
+            samba: samba.unwrap_or(master.samba),
+            export: export.clone().unwrap_or(master.export),
             ..master
         };
         let mut config = volume.config();
@@ -198,6 +203,14 @@ impl Daemon {
             return Ok(Outcome::already(format!("this node is the master of volume {name} already")));
         }
         let outcome = self.make_master(&volume, config, options).await?;
+        let outcome = match volume.config().master {
+            Some(MasterConfig { no_snapmount: true, dotsnapshot, samba, export, .. })
+                if dotsnapshot || samba || !export.is_empty() =>
+            {
+                outcome.note("the snapshots are not mounted, so nothing is exported or shared, and there is no .snapshot")
+            }
+            _ => outcome,
+        };
         let outcome = if scheduled { self.told(outcome, &volume) } else { outcome };
         Ok(if regrouped { outcome.note(self.group_note(&volume, before.as_ref())) } else { outcome })
     }
@@ -247,6 +260,7 @@ impl Daemon {
         let _editing = self.editing.lock().await;
         let volume = self.volume(name)?;
         check_options(define.period, None, define.name.as_deref())?;
+        check_clients(&define.export)?;
         let mut config = volume.config();
         let (host, address) = self.resolve_host(&define.host)?;
         if let Some(there) = config.source.as_ref().filter(|there| there.host != host) {
@@ -278,6 +292,7 @@ impl Daemon {
             period: define.period,
             name: define.name.filter(|remote| remote != name.as_str()),
             mount_snap: define.mount_snap,
+            export: define.export,
             margin: define.margin,
         };
         self.remember(&host, address).await?;
@@ -477,6 +492,12 @@ impl Daemon {
         let (state, name, host) = (self.state.clone(), name.clone(), host.clone());
         Ok(blocking(move || state.forget_pair(&name, &host)).await?)
     }
+}
+
+/// Refuses what names no clients of an export.
+fn check_clients(clients: &[String]) -> Result<(), Failure> {
+    let bad = clients.iter().find_map(|client| client.parse::<exports::Client>().err());
+    bad.map_or(Ok(()), |error| Err(Failure::usage(error.to_string())))
 }
 
 /// How long a command waits for a peer that has something to say about it.

@@ -135,6 +135,7 @@ mod tests {
                 period: None,
                 name: None,
                 mount_snap: false,
+                export: Vec::new(),
                 margin: None,
             }),
             target: [("beta".parse().unwrap(), TargetConfig::default())].into(),

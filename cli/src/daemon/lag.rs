@@ -172,7 +172,7 @@ mod tests {
     fn a_replica_is_late_when_it_has_not_heard_from_its_source() {
         let source = |period, margin| {
             let host = "alpha".parse().unwrap();
-            SourceConfig { host, period, name: None, margin, mount_snap: false }
+            SourceConfig { host, period, name: None, margin, mount_snap: false, export: Vec::new() }
         };
         let lag =
             |now, source, connected| from_source(&link(now), has(2, 7200), &records(), &source, connected);

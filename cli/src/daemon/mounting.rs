@@ -12,12 +12,14 @@ use std::{
 
 use jiff::tz::TimeZone;
 use tokio::{task::JoinHandle, time::sleep};
+use uuid::Uuid;
 use zumastor_core::{HeadState, SnapshotNumber, SnapshotRecord, SnapshotStore, config::VolumeConfig};
 
 use super::{Daemon, define::resolved, status::snapshot_name, volume::Volume};
 use crate::{
     api::{MountStatus, Outcome, Part, Role},
     exit::{Failure, chain},
+    exports::{self, Client, Export, Own, Share},
     mounts::{self, Busy, Frozen, Options, Plan, Report, Shown, Snapshot},
 };
 
@@ -34,6 +36,8 @@ pub struct Mounting {
     last: Arc<Mutex<Option<Plan>>>,
     /// Snapshots of which it was told already that they stay because something uses them.
     kept: Mutex<BTreeSet<SnapshotNumber>>,
+    /// What other machines were offered last.
+    offered: Arc<Mutex<Offer>>,
     /// Nothing is mounted any more: the daemon ends, or the volume is forgotten.
     closed: Arc<AtomicBool>,
     task: Mutex<Option<JoinHandle<()>>>,
@@ -47,6 +51,8 @@ pub struct View {
     mountpoint: PathBuf,
     snappath: PathBuf,
     notes: Vec<String>,
+    share: Option<Share>,
+    exported: usize,
 }
 
 impl View {
@@ -58,6 +64,8 @@ impl View {
             shows: report.shown.flatten(),
             snappath: (!report.mounted.is_empty()).then(|| self.snappath.clone()),
             troubles: report.troubles.clone(),
+            exported: self.exported,
+            shared: self.share.is_some(),
             notes: self.notes.clone(),
         };
         (status != MountStatus::default()).then_some(status)
@@ -148,35 +156,57 @@ impl Daemon {
                 return;
             }
         };
-        let Some(Planned { plan, refused, notes }) = planned else { return };
+        let Some(Planned { plan, refused, notes, offer }) = planned else { return };
         let (last, closed) = (volume.mounting.last.clone(), volume.mounting.closed.clone());
+        let offered = volume.mounting.offered.clone();
         let carry_out = move || {
             let mut last = last.lock().expect("no panic while locked");
             if closed.load(Ordering::Relaxed) {
                 return View::default();
             }
+            let offered_before = offered.lock().expect("no panic while locked").clone();
+            if let Some(before) = last.as_ref().filter(|_| offered_before.clients != offer.clients) {
+                offered_before.take_back(before);
+            }
             if let Some(before) = last.as_ref().filter(|before| !before.same_places(&plan)) {
+                offered_before.take_back(before);
                 for busy in mounts::unmount_all(before) {
                     tracing::warn!("{busy}, so it stays mounted there");
                 }
             }
-            let report = mounts::apply(&plan);
+            offer.prune(&plan);
+            let mut report = mounts::apply(&plan);
+            if report.flipped
+                && let Err(error) = exports::flush()
+            {
+                report.troubles.push(error);
+            }
+            let exported = offer.exports(&plan, &report);
+            let done = if offered_before.clients == offer.clients { offered_before.done } else { Vec::new() };
+            report.troubles.extend(exports::sync(&exported, &offer.clients, &done));
+            if offer.replica && report.shown.is_some() && exports::is_exported(&plan.mountpoint) {
+                report.notes.extend(exports::leases_trouble().map(str::to_owned));
+            }
             let view = View {
+                share: offer.share(&plan, &report),
+                notes: std::mem::take(&mut report.notes),
+                exported: exported.len(),
                 report,
                 mountpoint: plan.mountpoint.clone(),
                 snappath: plan.snappath.clone(),
-                notes: Vec::new(),
             };
             *last = Some(plan);
+            *offered.lock().expect("no panic while locked") = Offer { done: exported, ..offer };
             view
         };
         let mut view = tokio::task::spawn_blocking(carry_out).await.expect("mounting does not panic");
-        view.notes = notes;
+        view.notes.extend(notes);
         view.report.troubles.extend(refused);
         let before = std::mem::replace(
             &mut *volume.mounting.view.lock().expect("no panic while locked"),
             view.clone(),
         );
+        self.write_shares().await;
         for trouble in &view.report.troubles {
             // Told once, not with each try.
             if !before.report.troubles.contains(trouble) {
@@ -209,15 +239,34 @@ impl Daemon {
             return Vec::new();
         }
         let Ok(nothing) = self.nothing(volume, &volume.config()).await else { return Vec::new() };
-        let last = volume.mounting.last.clone();
+        let (last, offered) = (volume.mounting.last.clone(), volume.mounting.offered.clone());
         let carry_out = move || {
             let mut last = last.lock().expect("no panic while locked");
             let before = last.take().unwrap_or(nothing);
+            offered.lock().expect("no panic while locked").take_back(&before);
             mounts::unmount_all(&before)
         };
         let busy = tokio::task::spawn_blocking(carry_out).await.expect("unmounting does not panic");
         *volume.mounting.view.lock().expect("no panic while locked") = View::default();
+        self.write_shares().await;
         busy
+    }
+
+    /// Tells Samba of the volumes that are shared now.
+    async fn write_shares(&self) {
+        static TURN: Mutex<()> = Mutex::new(());
+        let (volumes, file) = (self.all_volumes(), self.files.paths().samba_conf());
+        let write = move || {
+            // So that the last who writes has seen all.
+            let _turn = TURN.lock().expect("no panic while locked");
+            let shares: Vec<Share> =
+                volumes.iter().filter_map(|volume| volume.mounting.view().share).collect();
+            exports::write_shares(&file, &shares)
+        };
+        let written = tokio::task::spawn_blocking(write).await;
+        if let Err(error) = written.expect("writing a file does not panic") {
+            tracing::warn!(%error, "Samba could not be told of what is shared");
+        }
     }
 
     /// Takes the head away if it is mounted, so that nobody writes to it and all that was written is in the store.
@@ -228,6 +277,10 @@ impl Daemon {
         let last = volume.mounting.last.clone();
         let carry_out = move || {
             let last = last.lock().expect("no panic while locked");
+            // An NFS server holds on to what it has served.
+            if let Err(error) = exports::flush() {
+                tracing::warn!("{error}");
+            }
             last.as_ref().map_or(Ok(()), mounts::unmount_shown)
         };
         let done = tokio::task::spawn_blocking(carry_out).await.expect("unmounting does not panic");
@@ -245,7 +298,13 @@ impl Daemon {
         let (last, guid) = (volume.mounting.last.clone(), record.guid());
         let carry_out = move || {
             let last = last.lock().expect("no panic while locked");
-            mounts::release(last.as_ref().unwrap_or(&nothing), guid, &device)
+            let plan = last.as_ref().unwrap_or(&nothing);
+            for snapshot in plan.snapshots.iter().filter(|snapshot| snapshot.guid == guid) {
+                if let Err(error) = exports::retract(&plan.place(snapshot)) {
+                    tracing::warn!("{error}");
+                }
+            }
+            mounts::release(plan, guid, &device)
         };
         tokio::task::spawn_blocking(carry_out).await.expect("unmounting does not panic")
     }
@@ -288,6 +347,8 @@ impl Daemon {
             shown: None,
             snapshots: Vec::new(),
             links: BTreeMap::new(),
+            dotsnapshot: false,
+            views: BTreeMap::new(),
             aliases: paths.mount_links(name),
         })
     }
@@ -304,7 +365,8 @@ impl Daemon {
             return Ok(None);
         }
         if volume.is_stopped(&Part::Volume) || volume.role() == Role::Undecided {
-            return Ok(Some(Planned { plan: nothing, refused: Vec::new(), notes: Vec::new() }));
+            let offer = Offer::default();
+            return Ok(Some(Planned { plan: nothing, refused: Vec::new(), notes: Vec::new(), offer }));
         }
         let store = volume.store().await?;
         let records = store.snapshots().await.map_err(|error| Failure::failed(chain(&error)))?;
@@ -318,13 +380,15 @@ struct Planned {
     plan: Plan,
     refused: Vec<String>,
     notes: Vec<String>,
+    offer: Offer,
 }
 
 /// Whether somebody asked for mounts, and is to be told why there are none.
 fn asked(config: &VolumeConfig) -> bool {
     config.mountpoint.is_some()
         || config.snappath.is_some()
-        || config.source.as_ref().is_some_and(|source| source.mount_snap)
+        || config.source.as_ref().is_some_and(|source| source.mount_snap || !source.export.is_empty())
+        || config.master.as_ref().is_some_and(|m| m.dotsnapshot || m.samba || !m.export.is_empty())
 }
 
 async fn plan(
@@ -382,7 +446,94 @@ async fn plan(
     }
     let snapshots = if wanted { all.split_off(all.len().saturating_sub(MOST)) } else { Vec::new() };
     let links = links(records, &snapshots);
-    Ok(Planned { plan: Plan { shown, snapshots, links, ..nothing }, refused, notes })
+    let master = config.master.as_ref().filter(|master| !master.no_snapmount);
+    let samba = master.is_some_and(|master| master.samba);
+    let views = if samba { views(records, &snapshots) } else { BTreeMap::new() };
+    let dotsnapshot = master.is_some_and(|master| master.dotsnapshot);
+    let clients = match (&config.source, master) {
+        (Some(source), _) => &source.export[..],
+        (None, Some(master)) => &master.export[..],
+        (None, None) => &[],
+    };
+    let lineage = records.last().map(|record| record.new.lineage);
+    let offer = Offer {
+        clients: clients.iter().filter_map(|client| client.parse().ok()).collect(),
+        fsid: lineage.map(|lineage| exports::volume_fsid(lineage.0, nothing.volume.as_str())),
+        samba,
+        replica: config.source.is_some(),
+        done: Vec::new(),
+    };
+    let plan = Plan { shown, snapshots, links, dotsnapshot, views, ..nothing };
+    Ok(Planned { plan, refused, notes, offer })
+}
+
+/// `@GMT-…` for each snapshot that is mounted; of two of one second, the first.
+fn views(records: &[SnapshotRecord], snapshots: &[Snapshot]) -> BTreeMap<String, String> {
+    let mut views = BTreeMap::new();
+    for snapshot in snapshots {
+        let Some(record) = records.iter().find(|record| record.number() == snapshot.number) else { continue };
+        let time = snapshot_name(record.new.created, &TimeZone::UTC);
+        views.entry(format!("@GMT-{time}")).or_insert_with(|| snapshot.name.clone());
+    }
+    views
+}
+
+/// What other machines are offered of a volume.
+#[derive(Debug, Clone, Default)]
+struct Offer {
+    /// Who may mount it by NFS.
+    clients: Vec<Client>,
+    /// What NFS knows the volume itself by.
+    fsid: Option<Uuid>,
+    /// Whether Samba shares it.
+    samba: bool,
+    /// Whether it is a replica.
+    replica: bool,
+    /// What was exported of it.
+    done: Vec<Export>,
+}
+
+impl Offer {
+    fn own<'a>(&self, plan: &'a Plan) -> Own<'a> {
+        Own { snappath: &plan.snappath, fsid: self.fsid }
+    }
+
+    /// What is exported of what is mounted.
+    fn exports(&self, plan: &Plan, report: &Report) -> Vec<Export> {
+        if self.clients.is_empty() {
+            return Vec::new();
+        }
+        let volume = report.shown.and(self.fsid).map(|fsid| Export { path: plan.mountpoint.clone(), fsid });
+        let mounted = plan.snapshots.iter().filter(|snapshot| report.mounted.contains_key(&snapshot.number));
+        let snapshot = |snapshot: &Snapshot| Export { path: plan.place(snapshot), fsid: snapshot.guid.0 };
+        volume.into_iter().chain(mounted.map(snapshot)).collect()
+    }
+
+    /// Takes back what is not to be mounted any more, so that it can be unmounted.
+    fn prune(&self, plan: &Plan) {
+        let all = plan.snapshots.iter().map(|snapshot| (snapshot.number, plan.place(snapshot))).collect();
+        let report = Report { shown: plan.shown.as_ref().map(|_| None), mounted: all, ..Report::default() };
+        let planned = self.exports(plan, &report);
+        if exports::take_back(&planned, self.clients.len(), &self.own(plan)) {
+            let _ = exports::flush();
+        }
+    }
+
+    /// Takes back everything.
+    fn take_back(&self, plan: &Plan) {
+        if exports::take_back(&[], 0, &self.own(plan)) {
+            let _ = exports::flush();
+        }
+    }
+
+    fn share(&self, plan: &Plan, report: &Report) -> Option<Share> {
+        (self.samba && report.shown.is_some()).then(|| Share {
+            name: plan.volume.to_string(),
+            path: plan.mountpoint.clone(),
+            snappath: plan.snappath.clone(),
+            writable: matches!(plan.shown, Some(Shown::Head(_))) && !plan.options.read_only,
+        })
+    }
 }
 
 /// `hourly.0` leads to the newest hourly snapshot, `hourly.1` to the one before.

@@ -7,12 +7,15 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use rustix::mount::{MountPropagationFlags, mount_change};
 use zumastor_core::SnapshotGuid;
 
 use super::{
     Plan, Report, Shown, Snapshot,
     file_system::{self, Identity},
-    freeze, kernel, place,
+    freeze,
+    kernel::{self, Aside},
+    place,
     plan::{is_snapshot_name, snapshot_name_at},
     table::{Mount, Table},
     users::{self, names, users},
@@ -51,6 +54,12 @@ pub fn apply(plan: &Plan) -> Report {
     if let Err(error) = shown(plan, &mut report) {
         report.troubles.push(format!("the volume is not mounted at {}: {error}", plan.mountpoint.display()));
     }
+    if report.shown.is_some()
+        && let Err(error) = views(plan, &mut report)
+    {
+        let at = plan.mountpoint.display();
+        report.troubles.push(format!("the snapshots are not seen in {at} as they should be: {error}"));
+    }
     let [mount, snapshot] = &plan.aliases;
     let aliases = [
         (mount, &plan.mountpoint, report.shown.is_some()),
@@ -78,7 +87,7 @@ pub fn release(plan: &Plan, guid: SnapshotGuid, device: &Path) -> Result<(), Bus
         if !take(mount, IfBusy::Keep)? {
             continue;
         }
-        if mount.at.parent() == Some(&plan.snappath) {
+        if mount.at.parent() == Some(&plan.snappath) || view_name(plan, &mount.at).is_some() {
             let _ = fs::remove_dir(&mount.at);
         }
     }
@@ -245,7 +254,7 @@ fn shown(plan: &Plan, report: &mut Report) -> io::Result<()> {
     if replaces && is(stack.get(1)) {
         // A flip was begun, and not ended.
         take_shown(plan, &table).map_err(|busy| io::Error::other(busy.to_string()))?;
-        report.shown = Some(number);
+        (report.shown, report.flipped) = (Some(number), true);
         return Ok(());
     }
     let aside = match shown {
@@ -264,6 +273,7 @@ fn shown(plan: &Plan, report: &mut Report) -> io::Result<()> {
     if replaces {
         place::put_beneath(&aside, &plan.mountpoint)?;
         take_shown(plan, &Table::read()?).map_err(|busy| io::Error::other(busy.to_string()))?;
+        report.flipped = true;
     } else {
         take_shown(plan, &table).map_err(|busy| io::Error::other(busy.to_string()))?;
         if plan.own_mountpoint {
@@ -275,11 +285,89 @@ fn shown(plan: &Plan, report: &mut Report) -> io::Result<()> {
     Ok(())
 }
 
+/// Lets the snapshots be seen in the volume itself.
+fn views(plan: &Plan, report: &mut Report) -> io::Result<()> {
+    let table = Table::read()?;
+    let mounted = |name: &str| report.mounted.values().any(|at| at.file_name().is_some_and(|at| at == name));
+    let wanted: BTreeMap<&String, &String> = plan.views.iter().filter(|(_, name)| mounted(name)).collect();
+    let dot = plan.mountpoint.join(DOTSNAPSHOT);
+    for mount in table.below(&plan.mountpoint) {
+        let Some(name) = view_name(plan, &mount.at) else { continue };
+        let stays =
+            if name == DOTSNAPSHOT { plan.dotsnapshot } else { wanted.contains_key(&name.to_owned()) };
+        if !stays {
+            take(mount, IfBusy::Detach).map_err(|busy| io::Error::other(busy.to_string()))?;
+            let _ = fs::remove_dir(&mount.at);
+        }
+    }
+    if plan.dotsnapshot && table.top(&dot).is_none() && !report.mounted.is_empty() {
+        if let Some(holding) = table.holding(&plan.snappath.join("any")).filter(|holding| !holding.shared) {
+            // Otherwise what is mounted from now on would not appear there.
+            mount_change(&holding.at, MountPropagationFlags::SHARED)?;
+        }
+        if directory(&dot)? {
+            Aside::bind(&plan.snappath, true)?.put(&dot)?;
+            // What is taken away there stays in its own place.
+            mount_change(&dot, MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)?;
+        } else {
+            report.notes.push(format!(
+                "there is no directory {DOTSNAPSHOT} in the volume, which cannot be written to here: make one on the master"
+            ));
+        }
+    }
+    let mut missing = 0;
+    for (view, name) in wanted {
+        let at = plan.mountpoint.join(view);
+        if table.top(&at).is_some() {
+            continue;
+        }
+        if directory(&at)? {
+            Aside::bind(&plan.snappath.join(name), false)?.put(&at)?;
+        } else {
+            missing += 1;
+        }
+    }
+    if missing > 0 {
+        report.notes.push(format!(
+            "{missing} snapshots are not seen as @GMT-… in the volume, which cannot be written to here; Samba finds all of them \
+             in {}",
+            plan.snappath.display()
+        ));
+    }
+    Ok(())
+}
+
+/// The name of a directory in the volume in which snapshots are seen.
+fn view_name<'a>(plan: &Plan, at: &'a Path) -> Option<&'a str> {
+    let name = at.file_name()?.to_str()?;
+    (at.parent() == Some(&plan.mountpoint) && (name == DOTSNAPSHOT || name.starts_with("@GMT-")))
+        .then_some(name)
+}
+
+/// Whether there is such a directory, made if that can be done.
+fn directory(at: &Path) -> io::Result<bool> {
+    match fs::create_dir(at) {
+        Ok(()) => Ok(true),
+        Err(_) if fs::symlink_metadata(at).is_ok_and(|there| there.is_dir()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Where the snapshots are seen in the volume.
+const DOTSNAPSHOT: &str = ".snapshot";
+
 /// Takes the mount away that is seen at the mountpoint, if it is ours, with what we mounted in it.
 fn take_shown(plan: &Plan, table: &Table) -> Result<(), Busy> {
     let Some(top) = table.top(&plan.mountpoint).filter(|top| ours(plan, top)) else { return Ok(()) };
     for mount in table.below(&plan.mountpoint) {
+        let view = view_name(plan, &mount.at).is_some();
+        let at = mount.at.clone();
         take(mount, IfBusy::Detach)?;
+        if view {
+            // The directory was made for this.
+            let _ = fs::remove_dir(at);
+        }
     }
     take(top, IfBusy::Detach).map(drop)
 }

@@ -28,6 +28,10 @@ pub struct Plan {
     pub snapshots: Vec<Snapshot>,
     /// Links beside them, each with the name of the snapshot it leads to.
     pub links: BTreeMap<String, String>,
+    /// Whether the snapshots are seen as `.snapshot` in the volume.
+    pub dotsnapshot: bool,
+    /// Directories in the volume that are views of snapshots, each with the name of the snapshot.
+    pub views: BTreeMap<String, String>,
     /// Links to the two directories that are kept where the words of old lead to them.
     pub aliases: [PathBuf; 2],
 }
@@ -65,6 +69,10 @@ pub struct Report {
     pub unknown: Vec<SnapshotNumber>,
     /// Why snapshots are not mounted.
     pub failed: BTreeMap<SnapshotNumber, String>,
+    /// Whether the volume shows another snapshot than before.
+    pub flipped: bool,
+    /// What is good to know.
+    pub notes: Vec<String>,
     /// What could not be done, each in a sentence.
     pub troubles: Vec<String>,
 }
@@ -72,7 +80,8 @@ pub struct Report {
 impl Plan {
     /// The same places with nothing in them.
     pub fn nothing(&self) -> Self {
-        Self { shown: None, snapshots: Vec::new(), links: BTreeMap::new(), ..self.clone() }
+        let (snapshots, links, views) = (Vec::new(), BTreeMap::new(), BTreeMap::new());
+        Self { shown: None, snapshots, links, views, dotsnapshot: false, ..self.clone() }
     }
 
     /// Whether it is about the same places.
@@ -83,7 +92,7 @@ impl Plan {
     }
 
     /// Where a snapshot is mounted.
-    pub(super) fn place(&self, snapshot: &Snapshot) -> PathBuf {
+    pub fn place(&self, snapshot: &Snapshot) -> PathBuf {
         self.snappath.join(&snapshot.name)
     }
 }

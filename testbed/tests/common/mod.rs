@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "not every scenario needs everything")]
 
+pub mod mounted;
+
 use std::path::Path;
 
 use zumastor::{

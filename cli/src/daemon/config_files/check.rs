@@ -10,8 +10,7 @@ use zumastor_core::{
 use zumastor_net::PublicKey;
 
 use super::super::cache;
-
-use crate::mounts::Options;
+use crate::{exports::Client, mounts::Options};
 
 /// What is wrong, and where.
 #[derive(Debug, PartialEq, Eq)]
@@ -82,6 +81,16 @@ pub fn volume(config: &VolumeConfig, others: &[(VolumeName, VolumeConfig)]) -> O
     }
     if let Some(Err(error)) = config.mountopts.as_deref().map(Options::parse) {
         return problem(&["mountopts"], error.to_string());
+    }
+    let exports = [
+        ("master", config.master.as_ref().map(|master| &master.export)),
+        ("source", config.source.as_ref().map(|source| &source.export)),
+    ];
+    for (table, clients) in exports {
+        let bad = clients.into_iter().flatten().find_map(|client| client.parse::<Client>().err());
+        if let Some(error) = bad {
+            return problem(&[table, "export"], error.to_string());
+        }
     }
     for (host, target) in &config.target {
         if let Some((key, reason)) = options(target.period, target.ratelimit, target.name.as_deref()) {

@@ -45,8 +45,14 @@ fn what_is_written_is_read_back() {
     config.master = None;
     config.target.clear();
     let (host, name_there) = ("alpha".parse().unwrap(), Some("w".into()));
-    config.source =
-        Some(SourceConfig { host, period: None, name: name_there, margin: None, mount_snap: true });
+    config.source = Some(SourceConfig {
+        host,
+        period: None,
+        name: name_there,
+        margin: None,
+        mount_snap: true,
+        export: Vec::new(),
+    });
     files.write_volume(&name, &config).unwrap();
     assert_eq!(load(&paths).volumes, [(name.clone(), config)]);
     files.remove_volume(&name).unwrap();

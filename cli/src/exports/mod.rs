@@ -1,0 +1,10 @@
+//! What is mounted, offered to other machines: by NFS through `exportfs`, by Samba through a file that `smb.conf` includes.
+//! Everything here blocks.
+
+mod nfs;
+mod samba;
+
+pub use nfs::{
+    Client, Export, Own, flush, is_exported, leases_trouble, retract, sync, take_back, volume_fsid,
+};
+pub use samba::{Share, write_shares};
