@@ -68,7 +68,8 @@ mod tests {
             snappath: "/run/s".into(),
             writable: false,
         };
-        assert!(write_shares(&file, &[share.clone()]).unwrap() && !write_shares(&file, &[share]).unwrap());
+        let shares = [share];
+        assert!(write_shares(&file, &shares).unwrap() && !write_shares(&file, &shares).unwrap());
         let text = fs::read_to_string(&file).unwrap();
         assert!(text.contains("\n[disk]\n") && text.contains("\n    shadow:snapdir = /run/s\n"), "{text}");
         assert!(write_shares(&file, &[]).unwrap());
