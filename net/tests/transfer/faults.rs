@@ -222,7 +222,8 @@ async fn cut_until_done(upstream: &Arc<Upstream>, downstream: &Downstream, budge
     for cuts in 0.. {
         match downstream.pull(&Pipes::breaking_after(upstream, budget)).await {
             Ok(_) => return (upstream.meter.data() - sent_before, cuts),
-            Err(PullError::Frame(_) | PullError::Link(_)) => assert!(cuts < 100, "no progress"),
+            // How much is durable before the cut depends on how busy the machine is.
+            Err(PullError::Frame(_) | PullError::Link(_)) => assert!(cuts < 1000, "no progress"),
             Err(error) => panic!("{error}"),
         }
     }
