@@ -222,8 +222,7 @@ async fn cut_until_done(upstream: &Arc<Upstream>, downstream: &Downstream, budge
     for cuts in 0.. {
         match downstream.pull(&Pipes::breaking_after(upstream, budget)).await {
             Ok(_) => return (upstream.meter.data() - sent_before, cuts),
-            // How much is durable before the cut depends on how busy the machine is.
-            Err(PullError::Frame(_) | PullError::Link(_)) => assert!(cuts < 1000, "no progress"),
+            Err(PullError::Frame(_) | PullError::Link(_)) => assert!(cuts < 100, "no progress"),
             Err(error) => panic!("{error}"),
         }
     }
@@ -289,7 +288,10 @@ async fn a_broken_digest_walk_resumes() {
         seeded
             .write_head(start as u64, &upstream.store.head_content()[start..start + (SEGMENT / 2) as usize]);
     }
-    let downstream = Downstream::with(seeded);
+    let mut downstream = Downstream::with(seeded);
+    // The halves of four segments arrive side by side, and more of them than are let through: what of them is kept must not
+    // depend on how fast they come.
+    downstream.replica.checkpoint = Duration::ZERO;
     let (sent, cuts) = cut_until_done(&upstream, &downstream, (3 * SEGMENT / 2) as i64).await;
     assert!(cuts >= 1, "the connection was never cut");
     assert!(sent <= size / 2 + cuts as u64 * 4 * SEGMENT, "{sent}");
