@@ -132,6 +132,27 @@ fn lab_the_manuals_session_on_devices() -> Result<(), Failure> {
     Ok(())
 }
 
+/// The same on two nodes with a kernel each, from the making of the file system to the forgetting.
+#[test]
+fn lab_the_manuals_session_on_two_nodes() -> Result<(), Failure> {
+    if !lab::ready_for_network(TOOLS) {
+        return Ok(());
+    }
+    let lab = Lab::with_network(&["alpha", "beta"])?;
+    let boot = |name: &str| {
+        let machine = Machine::new(name).memory(768).modules(&["dm-thin-pool"]);
+        let machine = machine.disk(&lab.disk(&format!("{name}-origin"), 64 << 20)?);
+        let machine = machine.disk(&lab.disk(&format!("{name}-snapshots"), 256 << 20)?);
+        lab.boot(&machine, &Job::session("two_nodes.sh").env("ZUMASTOR", PROGRAM))
+    };
+    let (alpha, beta) = (boot("alpha")?, boot("beta")?);
+    for guest in [alpha, beta] {
+        let log = guest.wait()?.passed()?;
+        assert!(log.contains("all of the session held"), "{log}");
+    }
+    Ok(())
+}
+
 /// A power cut in the middle of each operation, at each of its steps: the volume comes back as it was before or after.
 #[test]
 fn lab_power_cuts_leave_before_or_after() -> Result<(), Failure> {
