@@ -17,7 +17,7 @@ use zumastor_core::{
 use super::{
     Patience,
     era::{self, Epochs, ForgetfulEpochs},
-    fetch::{Find, Job, Writers, ask},
+    fetch::{Find, Job, Unrecorded, Writers, ask},
     upstream::describe,
     verify::Checked,
 };
@@ -261,11 +261,18 @@ async fn pull_one(
         resumed,
         refetched: AtomicU64::new(0),
         writers: Writers::new(),
+        unrecorded: Unrecorded::default(),
         checked: Checked::new(base_leaves.clone()),
     };
     let fetched = fetch_all(&job, replica, find, plan.changed, base_leaves, digest).await;
     job.writers.ended().await;
-    fetched?;
+    if let Err(error) = fetched {
+        if let Err(error) = job.keep().await {
+            // It is fetched again.
+            tracing::debug!(error = %describe(&error), "what came last could not be kept");
+        }
+        return Err(error);
+    }
     let refetched = job.refetched.into_inner();
     let staging = Arc::into_inner(job.staging).expect("all streams have ended");
     let record = blocking(move || staging.commit(digest)).await?;

@@ -45,6 +45,7 @@ pub(super) struct Job<'a> {
     pub resumed: bool,
     pub refetched: AtomicU64,
     pub writers: Writers,
+    pub unrecorded: Unrecorded,
     /// What was read back on the way.
     pub checked: Checked,
 }
@@ -67,6 +68,27 @@ impl Writers {
     pub async fn ended(&self) {
         self.0.lock().expect("no panic while locked").take();
         while self.1.lock().await.recv().await.is_some() {}
+    }
+}
+
+/// Leaf hashes of what was checked and written, and is not recorded yet. Whatever ends a stream, they are here; clones share
+/// them.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Unrecorded(Arc<Mutex<Leaves>>);
+
+impl Unrecorded {
+    /// Takes out those of some segments, as far as they are here.
+    fn take<'s>(&self, segments: impl IntoIterator<Item = &'s SegmentIndex>) -> Leaves {
+        let mut all = self.0.lock().expect("no panic while locked");
+        segments.into_iter().filter_map(|segment| all.remove_entry(segment)).collect()
+    }
+
+    fn put(&self, leaves: Leaves) {
+        self.0.lock().expect("no panic while locked").extend(leaves);
+    }
+
+    fn take_all(&self) -> Leaves {
+        std::mem::take(&mut *self.0.lock().expect("no panic while locked"))
     }
 }
 
@@ -98,9 +120,9 @@ impl Job<'_> {
                     Some(run) => run,
                     None => return read_back(&mut reading).await,
                 };
-                let leaves = self.fetch_run(find, run).await?;
+                self.fetch_run(find, run).await?;
                 let segments: Vec<_> = run.iter().map(|changed| changed.segment).collect();
-                checkpoints.add(leaves, segments.iter().copied()).await?;
+                checkpoints.add(segments.iter().copied()).await?;
                 read_back(&mut reading).await?;
                 reading = Some(self.check(segments));
             }
@@ -174,8 +196,20 @@ impl Job<'_> {
         tokio::task::spawn_blocking(work).await.expect("stores do not panic")
     }
 
-    /// Fetches a run and returns the leaf hashes of what was staged.
-    async fn fetch_run(&self, find: Find, run: &[ChangedSegment]) -> Result<Leaves, PullError> {
+    /// Makes durable what streams that were broken off have brought, so that the next attempt need not fetch it again however
+    /// soon each of them is cut. To be called when all writers have ended.
+    pub async fn keep(&self) -> Result<(), StoreError> {
+        let leaves: Vec<_> = self.unrecorded.take_all().into_iter().collect();
+        if leaves.is_empty() {
+            return Ok(());
+        }
+        let staging = Arc::clone(&self.staging);
+        let checkpoint = move || staging.checkpoint(&leaves, &[]);
+        tokio::task::spawn_blocking(checkpoint).await.expect("checkpoints do not panic")
+    }
+
+    /// Fetches a run and stages it.
+    async fn fetch_run(&self, find: Find, run: &[ChangedSegment]) -> Result<(), PullError> {
         let (what, run) = match find {
             Find::Changes(base) => {
                 let segments = run.iter().map(|changed| changed.segment).collect();
@@ -187,7 +221,7 @@ impl Job<'_> {
                 (FetchWhat::Leaves(sets), run)
             }
         };
-        let (leaves, mismatches) = self.fetch(what, &run, Leaves::new()).await?;
+        let mismatches = self.fetch(what, &run).await?;
         // A leaf may have been built on pages that are damaged here, or read wrongly there. Once more, in full.
         if !mismatches.is_empty() {
             tracing::warn!(
@@ -195,30 +229,26 @@ impl Job<'_> {
                 "leaves did not match their hash, fetching them again in full"
             );
         }
-        self.fetch_in_full(mismatches, leaves).await
+        self.fetch_in_full(mismatches).await
     }
 
     /// Fetches leaves once more, whatever is staged in their place, and makes them durable.
     pub async fn refetch(&self, leaves: Vec<LeafIndex>) -> Result<(), PullError> {
-        let entered: Vec<_> = self.fetch_in_full(leaves, Leaves::new()).await?.into_iter().collect();
+        self.fetch_in_full(leaves).await?;
+        let entered: Vec<_> = self.unrecorded.take_all().into_iter().collect();
         Ok(self.with_staged(move |staging| staging.checkpoint(&entered, &[])).await?)
     }
 
-    /// Fetches these leaves entirely and adds their hashes to those of what was staged before.
-    async fn fetch_in_full(
-        &self,
-        mismatches: Vec<LeafIndex>,
-        mut leaves: Leaves,
-    ) -> Result<Leaves, PullError> {
+    /// Fetches these leaves entirely and stages them.
+    async fn fetch_in_full(&self, mismatches: Vec<LeafIndex>) -> Result<(), PullError> {
         self.refetched.fetch_add(mismatches.len() as u64, Ordering::Relaxed);
         for sets in leaf_sets(mismatches).chunks(MAX_LEAF_SEGMENTS as usize) {
-            let still;
-            (leaves, still) = self.fetch(FetchWhat::Leaves(sets.to_vec()), &[], leaves).await?;
+            let still = self.fetch(FetchWhat::Leaves(sets.to_vec()), &[]).await?;
             if let Some(leaf) = still.first() {
                 return Err(PullError::Corrupt { offset: leaf.range(u64::MAX).start });
             }
         }
-        Ok(leaves)
+        Ok(())
     }
 
     /// What a comparison of hashes has shown to be here already needs no fetching: counts it as done by an earlier run,
@@ -272,14 +302,13 @@ impl Job<'_> {
         walk(self.link, self.patience, self.volume, self.target, level, first, count, expected).await
     }
 
-    /// Fetches and stages; returns the leaf hashes, and the leaves that did not match theirs. `progress` are the segments
-    /// to count.
+    /// Fetches and stages; returns the leaves that did not match their hash. `progress` are the segments to count. The hashes
+    /// of the others are [`unrecorded`](Self::unrecorded) then, also of those that came before an error.
     pub async fn fetch(
         &self,
         what: FetchWhat,
         progress: &[ChangedSegment],
-        leaves: Leaves,
-    ) -> Result<(Leaves, Vec<LeafIndex>), PullError> {
+    ) -> Result<Vec<LeafIndex>, PullError> {
         let mut left: VecDeque<SegmentIndex> = match &what {
             FetchWhat::Changes { segments, .. } => segments.iter().copied().collect(),
             FetchWhat::Leaves(sets) => sets.iter().map(|set| set.segment).collect(),
@@ -290,16 +319,20 @@ impl Job<'_> {
         };
         let mut counted = Counted::new(self.reporter, progress);
         if left.is_empty() {
-            return Ok((leaves, Vec::new()));
+            return Ok(Vec::new());
         }
         let request = Fetch { volume: self.volume.to_owned(), target: self.target, what };
         let mut channel = self.ask(&Request::Fetch(request)).await?;
         let (queue, orders) = mpsc::channel(QUEUE);
         let staging = Arc::clone(&self.staging);
         let (running, checkpoint) = (self.writers.enter(), self.checkpoint);
+        let (unrecorded, segments) = (self.unrecorded.clone(), left.clone());
         let writer = tokio::task::spawn_blocking(move || {
             let _running = running;
-            write_batches(&**staging, checkpoint, leaves, asked, orders)
+            let leaves = unrecorded.take(&segments);
+            let (leaves, mismatches) = write_batches(&**staging, checkpoint, leaves, asked, orders)?;
+            unrecorded.put(leaves);
+            Ok(mismatches)
         });
         let limits = Limits { header: MAX_BATCH_HEADER, payload: MAX_BATCH };
         let outcome = loop {
@@ -331,7 +364,7 @@ impl Job<'_> {
         drop(queue);
         let written = writer.await.expect("writing does not panic");
         outcome?;
-        written.map_err(|error| match error {
+        written.map_err(|error: BatchError| match error {
             BatchError::Malformed(what) => PullError::Malformed(what),
             BatchError::Store(error) => PullError::Store(error),
         })
@@ -436,39 +469,32 @@ pub(super) fn leaf_sets(mut leaves: Vec<LeafIndex>) -> Vec<SegmentLeafSet> {
     sets.into_iter().map(|(segment, leaves)| SegmentLeafSet { segment, leaves }).collect()
 }
 
-/// What the next checkpoint is to enter: leaf hashes, and finished segments.
-type Pending = (Vec<(SegmentIndex, SegmentLeaves)>, Vec<SegmentIndex>);
-
 /// Checkpoints of all streams: those that wait while one is being made share the next.
 struct Checkpoints {
     staging: Arc<Box<dyn Staging>>,
     running: Option<mpsc::Sender<()>>,
-    pending: Mutex<Pending>,
+    unrecorded: Unrecorded,
+    /// Finished segments that the next one is to enter.
+    pending: Mutex<Vec<SegmentIndex>>,
     turn: tokio::sync::Mutex<()>,
 }
 
 impl Checkpoints {
     fn new(job: &Job<'_>) -> Self {
         let (staging, running) = (Arc::clone(&job.staging), job.writers.enter());
-        Self { staging, running, pending: Mutex::default(), turn: tokio::sync::Mutex::default() }
+        let unrecorded = job.unrecorded.clone();
+        Self { staging, running, unrecorded, pending: Mutex::default(), turn: tokio::sync::Mutex::default() }
     }
 
     /// Returns when these segments are durable and recorded.
-    async fn add(
-        &self,
-        leaves: Leaves,
-        finished: impl Iterator<Item = SegmentIndex>,
-    ) -> Result<(), StoreError> {
-        {
-            let mut pending = self.pending.lock().expect("no panic while locked");
-            pending.0.extend(leaves);
-            pending.1.extend(finished);
-        }
+    async fn add(&self, finished: impl Iterator<Item = SegmentIndex>) -> Result<(), StoreError> {
+        self.pending.lock().expect("no panic while locked").extend(finished);
         let _turn = self.turn.lock().await;
-        let (leaves, finished) = std::mem::take(&mut *self.pending.lock().expect("no panic while locked"));
+        let finished = std::mem::take(&mut *self.pending.lock().expect("no panic while locked"));
         if finished.is_empty() {
             return Ok(());
         }
+        let leaves: Vec<_> = self.unrecorded.take(&finished).into_iter().collect();
         let staging = Arc::clone(&self.staging);
         let running = self.running.clone();
         let checkpoint = move || {

@@ -23,7 +23,7 @@ use zumastor_core::{
 
 use super::{
     Patience, PullError,
-    fetch::{Job, Writers, leaf_sets, walk},
+    fetch::{Job, Unrecorded, Writers, leaf_sets, walk},
     verify::Checked,
 };
 use crate::{
@@ -235,12 +235,13 @@ async fn fill(
         resumed: false,
         refetched: AtomicU64::new(0),
         writers: Writers::new(),
+        unrecorded: Unrecorded::default(),
         checked: Checked::new(None),
     };
     let sets = leaf_sets(rest.iter().map(|(leaf, _)| *leaf).collect());
-    let fetched = job.fetch(FetchWhat::Leaves(sets), &[], BTreeMap::new()).await;
+    let fetched = job.fetch(FetchWhat::Leaves(sets), &[]).await;
     job.writers.ended().await;
-    let (_, mismatches) = fetched?;
+    let mismatches = fetched?;
     sink.wrong.fetch_add(mismatches.len() as u64, Ordering::Relaxed);
     mending.reporter.update(|progress| progress.done += rest.len() as u64 * LEAF);
     Ok(())

@@ -276,6 +276,36 @@ async fn of_an_unfinished_segment_only_the_rest_is_fetched() {
 }
 
 #[tokio::test]
+async fn a_connection_that_is_cut_sooner_than_anything_is_due_to_be_saved_still_gets_there() {
+    let size = 2 * SEGMENT;
+    for (with_base, with_seed) in [(false, false), (true, false), (false, true)] {
+        let mut upstream = Upstream::new(size);
+        upstream.compression = None;
+        let upstream = Arc::new(upstream);
+        let mut downstream = Downstream::new();
+        if with_seed {
+            let seeded = MemoryStore::new(size);
+            seeded.write_head(0, &noise(SEGMENT as usize / 2, 7));
+            downstream = Downstream::with(seeded);
+        }
+        // Neither time nor a whole segment ever brings a checkpoint.
+        downstream.replica.checkpoint = Duration::from_secs(24 * 3600);
+        if with_base {
+            upstream.store.write_head(0, &noise(size as usize, 1));
+            upstream.snapshot(0).await;
+            downstream.pull(&Pipes::to(&upstream)).await.unwrap();
+        }
+        upstream.store.write_head(0, &noise(size as usize, 2));
+        upstream.snapshot(1).await;
+        let (sent, cuts) = cut_until_done(&upstream, &downstream, 12 << 20).await;
+        assert!(cuts > 2, "the connection was hardly cut");
+        let again = sent - size;
+        assert!(again <= cuts as u64 * 16 * MIB, "{again} bytes were sent again after {cuts} cuts");
+        downstream.assert_shows(&upstream, 1).await;
+    }
+}
+
+#[tokio::test]
 async fn a_broken_digest_walk_resumes() {
     let size = 5 * SEGMENT;
     let upstream = Arc::new(Upstream::new(size));
