@@ -1,22 +1,17 @@
 //! A walk through the mapping tree of one device, from its first entry to its last, in which whole subtrees can be left out.
 
-use std::ops::Range;
+use std::{ops::Range, sync::Arc};
 
 use zumastor_core::PageBuf;
 
 use super::{
     Blocks, ThinMetadataError,
+    ahead::Ahead,
     format::{BLOCK, Node, data_block},
 };
 
 /// More levels than any tree that fits on a metadata device (16 GiB) has.
 const DEPTH: u32 = 12;
-
-/// Blocks that are read at once, at most.
-const AHEAD: usize = 64;
-
-/// Blocks that are read for nothing rather than reading twice.
-const GAP: u32 = 8;
 
 /// What comes next in a walk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,7 +25,7 @@ pub(super) enum Head {
 /// Where a walk is. The levels above hold what comes after the node that is walked below.
 #[derive(Debug)]
 pub(super) struct Cursor<'a> {
-    blocks: &'a Blocks,
+    blocks: &'a Arc<Blocks>,
     /// Data blocks there are.
     data_blocks: u64,
     window: Range<u64>,
@@ -58,7 +53,7 @@ struct Level {
 impl<'a> Cursor<'a> {
     /// A walk through the entries in `window` of the tree at `root`; of an empty tree without one.
     pub(super) fn new(
-        blocks: &'a Blocks,
+        blocks: &'a Arc<Blocks>,
         data_blocks: u64,
         root: Option<u64>,
         window: Range<u64>,
@@ -114,7 +109,7 @@ impl<'a> Cursor<'a> {
         };
         let mut level = self.spare.pop().unwrap_or_default();
         let bytes = if height == 0 {
-            let siblings = self.levels.last().map_or(&[][..], |level| &level.values[level.at..]);
+            let siblings = self.levels.last().map_or(&[][..], |level| level.to_come(self.window.end));
             self.leaves.get(self.blocks, block, siblings, other.map_or(&[], Cursor::leaves_to_come))?
         } else {
             read_one(self.blocks, block, &mut self.single)?
@@ -143,7 +138,7 @@ impl<'a> Cursor<'a> {
 
     fn leaves_to_come(&self) -> &[u64] {
         let above = self.levels.iter().rev().find(|level| level.height == 1);
-        above.map_or(&[], |level| &level.values[level.at.min(level.values.len())..])
+        above.map_or(&[], |level| level.to_come(self.window.end))
     }
 }
 
@@ -165,71 +160,18 @@ impl Level {
         check_keys(blocks, block, &self.keys, keys, is_root && height == 0)
     }
 
+    /// What is left of it, as far as it begins before `end`.
+    fn to_come(&self, end: u64) -> &[u64] {
+        let count = self.keys.partition_point(|key| *key < end);
+        &self.values[self.at.min(count)..count]
+    }
+
     /// Goes to the first entry at or after `key`, or to the node that may have it.
     fn seek(&mut self, key: u64) {
         let before = self.keys.partition_point(|found| *found < key);
         let exact = self.keys.get(before) == Some(&key);
         self.at = if self.height == 0 || exact { before } else { before.saturating_sub(1) };
     }
-}
-
-/// Leaves that were read with one that was wanted.
-#[derive(Debug)]
-struct Ahead {
-    buffer: PageBuf,
-    blocks: Range<u64>,
-}
-
-impl Default for Ahead {
-    fn default() -> Self {
-        Self { buffer: PageBuf::new(0), blocks: 0..0 }
-    }
-}
-
-impl Ahead {
-    /// A leaf, and with it, if it must be read, those of its `siblings` that lie behind it on the device.
-    fn get(
-        &mut self,
-        blocks: &Blocks,
-        block: u64,
-        siblings: &[u64],
-        unwanted: &[u64],
-    ) -> Result<&[u8], ThinMetadataError> {
-        if !self.blocks.contains(&block) {
-            let count =
-                span(block, siblings, unwanted).min(blocks.count().saturating_sub(block).max(1) as usize);
-            check_block(blocks, block)?;
-            if self.buffer.len() < count * BLOCK {
-                let room = if count == 1 { BLOCK } else { AHEAD * BLOCK };
-                self.buffer = PageBuf::new(room);
-            }
-            self.blocks = 0..0;
-            blocks.read(block, &mut self.buffer[..count * BLOCK])?;
-            self.blocks = block..block + count as u64;
-        }
-        let at = (block - self.blocks.start) as usize * BLOCK;
-        Ok(&self.buffer[at..at + BLOCK])
-    }
-}
-
-/// How many blocks from `block` on are worth reading at once.
-fn span(block: u64, siblings: &[u64], unwanted: &[u64]) -> usize {
-    let mut wanted = 1_u64;
-    for sibling in siblings {
-        let distance = sibling.wrapping_sub(block);
-        if distance < AHEAD as u64 && !unwanted.contains(sibling) {
-            wanted |= 1 << distance;
-        }
-    }
-    let mut count = 1;
-    while count < AHEAD {
-        let gap = (wanted >> count).trailing_zeros();
-        if gap > GAP || count + gap as usize >= AHEAD {
-            break;
-        }
-        count += gap as usize + 1;
-    }
-    count
 }
 
 /// Levels below the node at `root`: 0 if its values are entries.
@@ -299,20 +241,4 @@ pub(super) fn check_keys(
         return Err(blocks.damaged(block, "its keys are out of order"));
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_lies_together_is_read_together() {
-        assert_eq!(span(10, &[10], &[]), 1);
-        assert_eq!(span(10, &[10, 11, 12], &[]), 3);
-        assert_eq!(span(10, &[10, 13, 12], &[13]), 3);
-        assert_eq!(span(10, &[10, 19], &[]), 10, "a gap of eight");
-        assert_eq!(span(10, &[10, 20], &[]), 1, "a gap of nine");
-        assert_eq!(span(10, &(10..200).collect::<Vec<_>>(), &[]), AHEAD);
-        assert_eq!(span(10, &[10, 9, 5], &[]), 1);
-    }
 }

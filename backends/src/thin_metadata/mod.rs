@@ -11,6 +11,7 @@
 //! virtual blocks of a device, which have the same size. The metadata does not know how long a device is: what was mapped before it was made
 //! shorter is still there.
 
+mod ahead;
 mod blocks;
 mod cursor;
 mod diff;
@@ -20,7 +21,7 @@ mod format;
 mod tests;
 mod usage;
 
-use std::{ops::Range, path::Path};
+use std::{ops::Range, path::Path, sync::Arc};
 
 use zumastor_core::PageBuf;
 
@@ -38,7 +39,7 @@ pub use self::{
 /// The metadata of a pool, as it was at one moment.
 #[derive(Debug)]
 pub struct ThinMetadata {
-    blocks: Blocks,
+    blocks: Arc<Blocks>,
     superblock: Superblock,
     data_blocks: u64,
 }
@@ -70,13 +71,13 @@ impl ThinMetadata {
         }
         let superblock = superblock(&blocks, live.held_root)?;
         // The pool may have grown since, which does no harm.
-        Ok(Self { blocks, superblock, data_blocks: live.data_blocks })
+        Ok(Self { blocks: Arc::new(blocks), superblock, data_blocks: live.data_blocks })
     }
 
     /// The last transaction of a pool that is not active.
     pub fn open_current(path: &Path) -> Result<Self, ThinMetadataError> {
         let (blocks, superblock) = open(path)?;
-        Ok(Self { blocks, data_blocks: superblock.data_blocks, superblock })
+        Ok(Self { blocks: Arc::new(blocks), data_blocks: superblock.data_blocks, superblock })
     }
 
     /// Bytes of a data block.
