@@ -20,7 +20,7 @@ use crate::{
     progress::{Progress, PullSummary},
     rate::RateLimiter,
     transfer::Offer,
-    wire::{Announce, Refusal},
+    wire::{Announce, Refusal, Trace, TraceReply},
 };
 
 /// Answers for this node when a peer asks.
@@ -42,6 +42,10 @@ pub trait Host: Send + Sync + 'static {
         peer: &NodeName,
         announce: &Announce,
     ) -> Result<watch::Receiver<PullState>, Unheard>;
+
+    /// Whether a volume that a peer receives from here goes round in a circle. Answers soon, whoever else has to be asked: see
+    /// [`trace_patience`](crate::trace_patience).
+    async fn trace(&self, peer: &NodeName, trace: &Trace) -> TraceReply;
 
     /// A peer has that lineage in an epoch that is later than the one of the volume it asked for.
     async fn superseded(&self, peer: &NodeName, volume: &str, lineage: Lineage, epoch: u64);

@@ -18,5 +18,5 @@ pub use rate::RateLimiter;
 pub use security::{IdentityError, InvalidKey, InvalidTicket, NodeKey, PublicKey, Ticket};
 pub use transfer::{
     AnnounceError, Epochs, ForgetfulEpochs, Mended, Mending, Offer, Patience, PullError, Replica, announce,
-    believable, finish, mend, pull, push_period, serve,
+    believable, finish, mend, pull, push_period, serve, trace, trace_patience,
 };

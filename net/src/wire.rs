@@ -10,8 +10,8 @@ use serde::{
     de::{Error, SeqAccess, Visitor},
 };
 use zumastor_core::{
-    LEAVES_PER_SEGMENT, Lineage, PAGE, SegmentIndex, SnapshotGuid, SnapshotNumber, SnapshotRecord,
-    digest::Hash,
+    LEAVES_PER_SEGMENT, Lineage, NodeName, PAGE, SegmentIndex, SnapshotGuid, SnapshotNumber, SnapshotRecord,
+    VolumeName, digest::Hash,
 };
 
 use crate::progress::{Progress, PullSummary};
@@ -23,6 +23,8 @@ pub const PROTOCOL: (u16, u16) = (1, 1);
 
 /// Feature bit of a node's greeting: it answers [`Request::Terms`].
 pub const FEATURE_TERMS: u64 = 1;
+/// Feature bit of a node's greeting: it answers [`Request::Trace`].
+pub const FEATURE_TRACE: u64 = 2;
 
 /// Largest volume that can be replicated: 128 TiB.
 pub const MAX_VOLUME: u64 = 128 << 40;
@@ -46,6 +48,10 @@ pub const MAX_LEAF_SEGMENTS: u64 = 64;
 pub const MAX_LEAF_SETS: usize = MAX_LEAF_SEGMENTS as usize;
 /// Most nodes that one request asks for: 2 MiB of hashes.
 pub const MAX_NODES: u64 = 65_536;
+/// Most nodes on the path of a [`Trace`]: longer chains are not followed to their end.
+pub const MAX_HOPS: usize = 32;
+/// Largest answer to a [`Trace`], in bytes: each hop has a key and two names of at most 63 bytes.
+pub const MAX_TRACE_REPLY: usize = 8 << 10;
 /// Longest text in an error, in bytes.
 pub const MAX_TEXT: usize = 1024;
 /// Pages in a leaf.
@@ -67,6 +73,9 @@ pub enum Request {
     /// Downstream to upstream: what do you do by yourself? Answered by one [`TermsReply`]. Only for nodes that have
     /// [`FEATURE_TERMS`].
     Terms(Terms),
+    /// Downstream to upstream: does what you send me come from me? Answered by one [`TraceReply`]. Only for nodes that have
+    /// [`FEATURE_TRACE`].
+    Trace(Trace),
 }
 
 /// There is something new in a volume.
@@ -324,6 +333,46 @@ pub enum TermsReply {
     Refused(Refusal),
 }
 
+/// Follows a volume from downstream to upstream, to find out whether it goes round in a circle. Each node that receives the
+/// volume from another adds itself and asks on; nobody remembers anything of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Trace {
+    /// The volume's name at the upstream.
+    pub volume: String,
+    /// Who asked, from the first to the one that asks now: at least one, at most [`MAX_HOPS`].
+    #[serde(deserialize_with = "bounded::<_, _, MAX_HOPS>")]
+    pub path: Vec<Hop>,
+}
+
+/// A volume on a node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hop {
+    /// The node: its public key.
+    pub key: [u8; 32],
+    /// What it is called.
+    pub node: NodeName,
+    /// What the volume is called there.
+    pub volume: VolumeName,
+}
+
+impl Hop {
+    /// Whether it is the same volume of the same node, whatever that is called.
+    pub fn is(&self, other: &Self) -> bool {
+        self.key == other.key && self.volume == other.volume
+    }
+}
+
+/// Answer to a [`Trace`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TraceReply {
+    /// The chain has a beginning: a node that receives the volume from nobody, or from nobody who sends it.
+    Clear,
+    /// It goes round: these hops, each of which receives from the one that follows, and the last from the first.
+    Circle(#[serde(deserialize_with = "bounded::<_, _, MAX_HOPS>")] Vec<Hop>),
+    /// It is not known: the volume is not for the node that asks, or somebody further up cannot be asked now.
+    Refused(Refusal),
+}
+
 /// Why a peer will not do what it was asked. Clear enough to be shown to a person as it is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{text}")]
@@ -490,10 +539,38 @@ mod tests {
         let terms = Request::Terms(Terms { volume: "v".into() });
         assert_eq!(postcard::to_stdvec(&terms).unwrap(), [5, 1, b'v']);
         assert_eq!(postcard::to_stdvec(&TermsReply::Terms { period: Some(60) }).unwrap(), [0, 1, 60]);
+        let hop = Hop { key: [7; 32], node: "n".parse().unwrap(), volume: "v".parse().unwrap() };
+        let trace = Request::Trace(Trace { volume: "w".into(), path: vec![hop.clone()] });
+        let key = [7; 32];
+        let expected = [&[6, 1, b'w', /* hops */ 1][..], &key, &[1, b'n', 1, b'v']].concat();
+        assert_eq!(postcard::to_stdvec(&trace).unwrap(), expected);
+        let expected = [&[1, 1][..], &key, &[1, b'n', 1, b'v']].concat();
+        assert_eq!(postcard::to_stdvec(&TraceReply::Circle(vec![hop])).unwrap(), expected);
         assert_eq!(
             postcard::to_stdvec(&Refusal::new(RefusalCode::Stopped, "no")).unwrap(),
             [5, 2, b'n', b'o']
         );
+    }
+
+    #[test]
+    fn paths_are_bounded() {
+        let long = "x".repeat(63);
+        let hop = Hop { key: [7; 32], node: long.parse().unwrap(), volume: long.parse().unwrap() };
+        let full = TraceReply::Circle(vec![hop.clone(); MAX_HOPS]);
+        let bytes = postcard::to_stdvec(&full).unwrap();
+        assert!(bytes.len() <= MAX_TRACE_REPLY, "{}", bytes.len());
+        assert_eq!(postcard::from_bytes::<TraceReply>(&bytes).unwrap(), full);
+        let trace = |hops| Trace { volume: "v".into(), path: vec![hop.clone(); hops] };
+        let read = |trace: &Trace| postcard::from_bytes::<Trace>(&postcard::to_stdvec(trace).unwrap());
+        assert!(read(&trace(MAX_HOPS)).is_ok());
+        assert!(read(&trace(MAX_HOPS + 1)).is_err());
+        let too_many = TraceReply::Circle(vec![hop; MAX_HOPS + 1]);
+        assert!(postcard::from_bytes::<TraceReply>(&postcard::to_stdvec(&too_many).unwrap()).is_err());
+        // A name that is none: a path, or longer than names are.
+        for name in ["../up", &"x".repeat(64)] {
+            let bytes = [&[1, 1][..], &[7; 32], &[name.len() as u8], name.as_bytes(), &[1, b'v']].concat();
+            assert!(postcard::from_bytes::<TraceReply>(&bytes).is_err(), "{name}");
+        }
     }
 
     #[test]

@@ -9,7 +9,8 @@ use std::{net::SocketAddr, sync::Arc};
 use harness::{Downstream, Upstream, noise};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use zumastor_net::{
-    ConnectError, Host, Node, NodeKey, NodeOptions, Patience, Peer, PublicKey, Reporter, announce, pull, wire,
+    ConnectError, Host, Node, NodeKey, NodeOptions, Patience, Peer, PublicKey, Reporter, announce, pull,
+    trace, wire,
 };
 
 const LOOPBACK: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
@@ -142,4 +143,26 @@ async fn bytes_that_are_no_request_end_the_connection_and_nothing_else() {
     let downstream = Downstream::new();
     pull_over(&beta.node, "alpha", &downstream).await.unwrap();
     downstream.assert_shows(&upstream, 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_path_that_is_too_long_ends_the_connection() {
+    let upstream = volume().await;
+    let (alpha, beta) = (start("alpha", &upstream), start("beta", &upstream));
+    alpha.node.set_peers(vec![peer("beta", &beta)]);
+    beta.node.set_peers(vec![peer("alpha", &alpha)]);
+    let long = "x".repeat(63);
+    let hop = wire::Hop { key: [1; 32], node: long.parse().unwrap(), volume: long.parse().unwrap() };
+    let link = beta.node.link(&"alpha".parse().unwrap()).await.unwrap();
+    // As long as it may be, it comes back.
+    let path = vec![hop.clone(); wire::MAX_HOPS];
+    let reply = trace(&*link, "vol", path.clone()).await.unwrap();
+    assert_eq!(reply, wire::TraceReply::Circle(path.clone()));
+    let reply = trace(&*link, "other", path).await.unwrap();
+    assert!(
+        matches!(reply, wire::TraceReply::Refused(refusal) if refusal.code == wire::RefusalCode::NotAllowed)
+    );
+    trace(&*link, "vol", vec![hop; wire::MAX_HOPS + 1]).await.unwrap_err();
+    let reason = link.open().await.unwrap_err().to_string();
+    assert!(reason.contains("is no Request"), "{reason}");
 }

@@ -15,6 +15,7 @@ use zumastor_core::{
 
 use super::{
     Daemon,
+    circles::{Asked, unknown_note, would_circle},
     config_files::{nested, options},
     destroy,
     holds::blocking,
@@ -300,6 +301,14 @@ impl Daemon {
             return Ok(Outcome::already(format!("volume {name} comes from {host} so already")));
         }
         let mut notes = Vec::new();
+        // As a former master, it is not sent to where it comes from any more.
+        if config.target.keys().any(|target| *target != host) {
+            match self.ask_about_source(name, &source).await {
+                Asked::Circle(circle) => return Err(would_circle(name, &circle)),
+                Asked::Unknown(why) => notes.push(unknown_note(&why)),
+                Asked::Clear => {}
+            }
+        }
         // Nobody takes a snapshot between what is kept and the change of roles.
         let _snapshotting = volume.snapshotting.lock().await;
         let was_master = config.master.is_some();
@@ -373,16 +382,24 @@ impl Daemon {
             ))
             .remedy(format!("`zumastor forget source {name}` first")));
         }
-        self.remember(&host, address).await?;
         if config.target.get(&host) == Some(&target) {
+            self.remember(&host, address).await?;
             return Ok(Outcome::already(format!("volume {name} is sent to {host} so already")));
         }
+        let remote = target.name.as_deref().unwrap_or(name.as_str());
+        let mut outcome = Outcome::changed(format!("volume {name} is sent to {host}"));
+        if let (None, Some(source)) = (&config.master, &config.source) {
+            match self.ask_about_target(name, source, &host, remote).await {
+                Asked::Circle(circle) => return Err(would_circle(name, &circle)),
+                Asked::Unknown(why) => outcome = outcome.note(unknown_note(&why)),
+                Asked::Clear => {}
+            }
+        }
+        self.remember(&host, address).await?;
         config.target.insert(host.clone(), target.clone());
         self.write_volume(name, &config).await?;
         volume.set_config(config);
         Push::start(self, &volume, &host, &target).await;
-        let remote = target.name.as_deref().unwrap_or(name.as_str());
-        let outcome = Outcome::changed(format!("volume {name} is sent to {host}"));
         let note = format!("there, it must be received: `zumastor define source {remote} {}`", self.name);
         Ok(outcome.note(note))
     }

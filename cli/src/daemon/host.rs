@@ -6,8 +6,8 @@ use async_trait::async_trait;
 use tokio::sync::watch;
 use zumastor_core::{Lineage, NodeName};
 use zumastor_net::{
-    Host, Offer, PullState, Served, Unheard,
-    wire::{Announce, Refusal, RefusalCode},
+    Host, Offer, PublicKey, PullState, Served, Unheard,
+    wire::{Announce, Refusal, RefusalCode, Trace, TraceReply},
 };
 
 use super::{
@@ -29,16 +29,7 @@ pub struct Answers(pub Arc<Daemon>);
 #[async_trait]
 impl Host for Answers {
     async fn serve(&self, peer: &NodeName, volume: &str) -> Result<Served, Refusal> {
-        // Whether there is such a volume is not for those who have no business with it.
-        let refused = || {
-            let node = &self.0.name;
-            Refusal::new(
-                RefusalCode::NotAllowed,
-                format!(
-                    "{node} does not send volume {volume} to you: there, `zumastor define target {volume} {peer}`"
-                ),
-            )
-        };
+        let refused = || self.not_sent(peer, volume);
         let volume = self.volume(volume).ok_or_else(refused)?;
         let config = volume.config();
         let period = config.target.get(peer).ok_or_else(refused)?.period;
@@ -138,6 +129,17 @@ impl Host for Answers {
         volume.with_puller(|puller| puller.map(|puller| puller.ask(wish))).ok_or_else(|| refused().into())
     }
 
+    async fn trace(&self, peer: &NodeName, trace: &Trace) -> TraceReply {
+        let found = self.volume(&trace.volume).filter(|volume| volume.config().target.contains_key(peer));
+        let Some(volume) = found else { return TraceReply::Refused(self.not_sent(peer, &trace.volume)) };
+        let key = self.0.peers().peer.get(peer).map(|peer| peer.key.clone());
+        if trace.path.last().map(|hop| PublicKey(hop.key).to_string()) != key {
+            let text = "the path of a question ends with who asks it";
+            return TraceReply::Refused(Refusal::new(RefusalCode::Malformed, text));
+        }
+        self.0.follow_up(&volume, trace.path.clone()).await
+    }
+
     async fn superseded(&self, peer: &NodeName, volume: &str, lineage: Lineage, epoch: u64) {
         if let Some(volume) = self.volume(volume) {
             self.0.hear(&volume.name, lineage, epoch, peer).await;
@@ -146,6 +148,15 @@ impl Host for Answers {
 }
 
 impl Answers {
+    /// The refusal to those who are no target of a volume. Whether there is such a volume is not for them to know.
+    fn not_sent(&self, peer: &NodeName, volume: &str) -> Refusal {
+        let node = &self.0.name;
+        let text = format!(
+            "{node} does not send volume {volume} to you: there, `zumastor define target {volume} {peer}`"
+        );
+        Refusal::new(RefusalCode::NotAllowed, text)
+    }
+
     fn not_stopped(&self, volume: &Volume, part: &Part) -> Result<(), Refusal> {
         refuse_stopped(volume, part).map_err(|failure| {
             let remedy = failure.remedy.unwrap_or_default();

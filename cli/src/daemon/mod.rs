@@ -1,6 +1,7 @@
 //! `zumastor daemon`: one process that owns the volumes of a node and replicates them.
 
 mod cache;
+mod circles;
 mod clock;
 mod config_files;
 mod control;

@@ -18,6 +18,7 @@ use zumastor_net::{
 
 use super::{
     Daemon, cache,
+    circles::circle_text,
     epochs::ReplicaEpochs,
     holds::{PairHolds, Side},
     volume::Volume,
@@ -87,6 +88,10 @@ impl Pull {
             refusal: Refusal::new(RefusalCode::Failed, chain(&error)),
             passing: true,
         })?;
+        if let Some(circle) = self.daemon.circle_before_pull(&self.volume).await {
+            let text = circle_text(&self.volume.name, &circle);
+            return Err(Trouble { refusal: Refusal::new(RefusalCode::Stopped, text), passing: false });
+        }
         if !self.compared.load(Ordering::Relaxed) {
             let compared = compare(&self.volume, &self.source, &*link).await;
             self.compared.store(compared.is_ok(), Ordering::Relaxed);

@@ -24,7 +24,7 @@ use zumastor_core::{
 use zumastor_net::{Node, NodeKey, NodeOptions};
 
 use super::{
-    Daemon, PULLS,
+    Daemon, PULLS, circles,
     clock::SystemClock,
     config_files::ConfigFiles,
     control,
@@ -113,6 +113,7 @@ pub async fn run(paths: Paths, settings: Settings) -> Result<(), Failure> {
         daemon.start_volume(&volume).await;
     }
     tokio::spawn(space::watch(Arc::downgrade(&daemon)));
+    tokio::spawn(circles::watch(Arc::downgrade(&daemon)));
     let (stop, stopped) = watch::channel(false);
     let control = tokio::spawn(control::serve(listener, daemon.clone(), stopped));
     tracing::info!("node {name} listening on {address} (key {})", daemon.key.short());

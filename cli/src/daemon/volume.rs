@@ -17,8 +17,8 @@ use zumastor_core::{
 use zumastor_net::{Compression, Meter, Offer, RateLimiter};
 
 use super::{
-    cache, hooks::Hooks, mounting::Mounting, scrub::Scrubber, snapshotter::Snapshotter, space::SpaceWatch,
-    state::Window, worker::Worker,
+    cache, circles::Circling, hooks::Hooks, mounting::Mounting, scrub::Scrubber, snapshotter::Snapshotter,
+    space::SpaceWatch, state::Window, worker::Worker,
 };
 use crate::api::{Part, Role};
 
@@ -33,6 +33,8 @@ pub struct Volume {
     pub snapshotter: Snapshotter,
     /// Whether there is room for its snapshots.
     pub space: SpaceWatch,
+    /// Whether it goes round in a circle.
+    pub circling: Circling,
     /// Mounts it.
     pub mounting: Mounting,
     /// Snapshots that are being deleted: nobody may hold them any more.
@@ -98,6 +100,7 @@ impl Volume {
             snapshotting: tokio::sync::Mutex::default(),
             snapshotter: Snapshotter::default(),
             space: SpaceWatch::default(),
+            circling: Circling::default(),
             mounting: Mounting::default(),
             doomed: Arc::default(),
             source_caution: Mutex::default(),
@@ -126,6 +129,7 @@ impl Volume {
             store.limit_cache(cache::kept(&config));
         }
         *self.config.write().expect("no panic while locked") = config;
+        self.circling.ask_soon();
         self.snapshotter.wake();
     }
 

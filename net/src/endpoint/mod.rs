@@ -25,7 +25,7 @@ use crate::{
     host::{Channel, Host, Link},
     security::{NodeKey, PublicKey, Trust, client_config, peer_key, server_config},
     transfer::{Patience, serve},
-    wire::{FEATURE_TERMS, PROTOCOL},
+    wire::{FEATURE_TERMS, FEATURE_TRACE, PROTOCOL},
 };
 
 /// A trusted node.
@@ -169,7 +169,7 @@ impl Node {
         let endpoint = endpoint(listen, socket::endpoint_config(&key), Some(server))
             .map_err(|source| NodeError::Listen { address: listen, source })?;
         let state = Mutex::default();
-        let hello = Hello { protocol, features: FEATURE_TERMS, name };
+        let hello = Hello { protocol, features: FEATURE_TERMS | FEATURE_TRACE, name };
         let node = Arc::new(Self { endpoint, key, hello, host, trust, patience: Patience::default(), state });
         tokio::spawn(Arc::clone(&node).accept());
         Ok(node)
@@ -512,6 +512,9 @@ mod tests {
         }
         async fn announced(&self, _: &NodeName, _: &Announce) -> Result<watch::Receiver<PullState>, Unheard> {
             Err(Refusal::new(RefusalCode::NotAllowed, "nothing is received here").into())
+        }
+        async fn trace(&self, _: &NodeName, _: &crate::wire::Trace) -> crate::wire::TraceReply {
+            crate::wire::TraceReply::Clear
         }
         async fn superseded(&self, _: &NodeName, _: &str, _: zumastor_core::Lineage, _: u64) {}
     }

@@ -2,6 +2,7 @@
 
 mod batch;
 mod choose;
+mod circle;
 mod downstream;
 mod era;
 mod fetch;
@@ -14,6 +15,7 @@ mod upstream;
 mod verify;
 
 pub use choose::Offer;
+pub use circle::{trace, trace_patience};
 pub use downstream::{PullError, Replica, finish, pull};
 pub use era::{Epochs, ForgetfulEpochs, believable};
 pub use mend::{Mended, Mending, mend};

@@ -95,6 +95,10 @@ pub async fn serve(
             };
             frame::write(&mut channel.send, &frame::encode(&reply, &[]), patience.stall).await
         }
+        Request::Trace(trace) => {
+            let reply = host.trace(peer, &trace).await;
+            frame::write(&mut channel.send, &frame::encode(&reply, &[]), patience.stall).await
+        }
     }?;
     finish(channel, patience).await
 }

@@ -8,10 +8,10 @@ use zumastor_core::{
     digest::{Digest, Hash},
 };
 use zumastor_net::{
-    Channel, Link, Patience, PullError, Reporter, frame, pull,
+    Channel, Link, Patience, PullError, Reporter, frame, pull, trace,
     wire::{
-        BatchEntry, BatchHeader, ChangedSegment, Codec, FetchReply, Plan, Refusal, RefusalCode, WalkReply,
-        WantReply,
+        BatchEntry, BatchHeader, ChangedSegment, Codec, FetchReply, Hop, MAX_HOPS, Plan, Refusal,
+        RefusalCode, TraceReply, WalkReply, WantReply,
     },
 };
 
@@ -244,4 +244,55 @@ async fn nobody_waits_for_ever() {
             assert!(stalled && took >= patience.stall && took < patience.stall * 2, "{error} after {took:?}");
         }
     }
+}
+
+/// A peer that says it can answer every question.
+struct Able(Rogue);
+
+#[async_trait]
+impl Link for Able {
+    async fn open(&self) -> io::Result<Channel> {
+        self.0.open().await
+    }
+    fn features(&self) -> u64 {
+        u64::MAX
+    }
+}
+
+/// A peer that takes what it is asked and says nothing.
+struct Mute;
+
+#[async_trait]
+impl Link for Mute {
+    async fn open(&self) -> io::Result<Channel> {
+        let (ours, theirs) = tokio::io::duplex(1 << 16);
+        // It stays open.
+        std::mem::forget(theirs);
+        let (recv, send) = tokio::io::split(ours);
+        Ok(Channel { send: Box::new(send), recv: Box::new(recv), capacity: None })
+    }
+    fn features(&self) -> u64 {
+        u64::MAX
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_about_a_circle_is_bounded_and_not_waited_for_long() {
+    let hop = Hop { key: [1; 32], node: "n".parse().unwrap(), volume: "v".parse().unwrap() };
+    let answer = |hops| frame::encode(&TraceReply::Circle(vec![hop.clone(); hops]), &[]).to_vec();
+    let ask = async |link: &dyn Link| trace(link, "vol", vec![hop.clone()]).await;
+    let told = ask(&Able(Rogue::answering([answer(MAX_HOPS)]))).await.unwrap();
+    assert!(matches!(told, TraceReply::Circle(hops) if hops.len() == MAX_HOPS));
+    let huge = [&u32::MAX.to_le_bytes()[..], &[0; 4], b"rest"].concat();
+    for bytes in [answer(MAX_HOPS + 1), huge, vec![]] {
+        let error = ask(&Able(Rogue::answering([bytes]))).await.unwrap_err();
+        assert!(matches!(error, PullError::Frame(_)), "{error}");
+    }
+    let before = tokio::time::Instant::now();
+    ask(&Mute).await.unwrap_err();
+    assert!(before.elapsed() <= Duration::from_secs(4));
+    // A node from before this could be asked is not asked.
+    let old = Rogue::answering([answer(1)]);
+    assert_eq!(ask(&old).await.unwrap(), TraceReply::Clear);
+    assert_eq!(*old.asked.lock().unwrap(), 0);
 }

@@ -19,7 +19,7 @@ use zumastor_core::{
 use zumastor_net::{
     Channel, Compression, Holds, Host, Link, Meter, Offer, Patience, PullError, PullState, PullSummary,
     Replica, Reporter, Served, Unheard, pull, serve,
-    wire::{Announce, Refusal, RefusalCode},
+    wire::{Announce, Refusal, RefusalCode, Trace, TraceReply},
 };
 
 /// What was held, call by call.
@@ -115,6 +115,13 @@ impl Host for Upstream {
         }
         let refused = format!("{} is not received here", announce.volume);
         Err(Refusal::new(RefusalCode::NotAllowed, refused).into())
+    }
+
+    async fn trace(&self, peer: &NodeName, trace: &Trace) -> TraceReply {
+        match self.serve(peer, &trace.volume).await {
+            Ok(_) => TraceReply::Circle(trace.path.clone()),
+            Err(refusal) => TraceReply::Refused(refusal),
+        }
     }
 
     async fn superseded(&self, _: &NodeName, _: &str, lineage: Lineage, epoch: u64) {
