@@ -140,6 +140,15 @@ fn snapshots_are_numbered_held_and_released() {
         node.wait_until("v", "digests", |v| v.snapshots.iter().all(|snapshot| snapshot.digest.is_some()));
     assert_eq!(volume.role, Role::Master);
     assert_eq!(volume.snapshots[1].holds[0].name, "before the upgrade");
+    // As JSON: by whom, since when, and why.
+    let json: serde_json::Value = serde_json::from_str(&node.ok(&["status", "v", "1", "--json"])).unwrap();
+    let hold = &json["snapshot"]["holds"][0];
+    assert_eq!((&hold["owner"], &hold["why"]), (&"user".into(), &"before the upgrade".into()), "{json}");
+    let since: jiff::Timestamp = hold["since"].as_str().unwrap().parse().unwrap();
+    assert!(
+        since
+            >= volume.snapshots[1].created.round(jiff::Unit::Second).unwrap() - jiff::Span::new().seconds(1)
+    );
     assert!(node.ok(&["status", "v"]).contains("user (before the upgrade)"));
     node.ok(&["release", "v", "1", "before the upgrade"]);
     assert!(node.fails(1, &["release", "v", "1", "before the upgrade"]).contains("is not held"));

@@ -4,8 +4,8 @@ mod common;
 
 use std::fs;
 
-use common::{Node, image, master_and_replica, text, write};
-use zumastor::api::{HeadStatus, Health};
+use common::{Node, image, master_and_replica, text, wait_for, write};
+use zumastor::api::{HeadStatus, Health, Role};
 use zumastor_core::SnapshotNumber;
 
 const MIB: u64 = 1 << 20;
@@ -95,7 +95,7 @@ fn a_hand_written_volume_takes_up_a_store_and_keeps_to_it() {
     assert_ne!(by_hand, written);
     fs::write(&file, by_hand).unwrap();
     node.up();
-    common::wait_for("the identity", || (fs::read_to_string(&file).unwrap() == written).then_some(()));
+    wait_for("the identity", || (fs::read_to_string(&file).unwrap() == written).then_some(()));
     // Without a store there is nothing to take up.
     node.down();
     let place = format!("origin = '{0}/w.img'\nsnapstore = '{0}/w.snaps'\n", node.root.display());
@@ -131,4 +131,52 @@ fn edits_by_hand_are_never_overwritten() {
         error.contains("etc/volumes/v.toml, line 6: source: a volume has [master] or [source]"),
         "{error}"
     );
+}
+
+#[test]
+fn a_role_that_was_edited_while_the_daemon_was_away_is_noticed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (alpha, mut beta) = master_and_replica(dir.path(), MIB, &[], &[]);
+    alpha.ok(&["replicate", "v", "beta", "--wait"]);
+    let path = beta.path("etc/volumes/v.toml");
+    let file = || fs::read_to_string(&path).unwrap();
+    let refused = |node: &Node, text: &str, was: &str| {
+        let before = file();
+        fs::write(&path, text).unwrap();
+        let mut daemon = node.spawn(&["daemon", "--listen", "127.0.0.1:0", "--name", "beta"]);
+        let status = wait_for("the daemon to refuse", || daemon.try_wait().unwrap());
+        let said = common::ran(&daemon.wait_with_output().unwrap()).err;
+        assert_eq!(status.code(), Some(3), "{said}");
+        assert!(said.contains("volumes/v.toml makes this node another master"), "{said}");
+        assert!(said.contains(was) && said.contains("`zumastor promote v`"), "{said}");
+        fs::write(&path, before).unwrap();
+    };
+    let as_master = |text: &str| text.replace("[source]\nhost = \"alpha\"", "[master]");
+    // While it runs, and while it does not.
+    let replica = file();
+    assert_ne!(as_master(&replica), replica);
+    fs::write(&path, as_master(&replica)).unwrap();
+    assert!(beta.fails(3, &["reload"]).contains("more than a line in a file"));
+    fs::write(&path, &replica).unwrap();
+    assert_eq!(beta.down(), 0);
+    refused(&beta, &as_master(&replica), "so that it has [source]");
+    beta.up();
+    assert_eq!(beta.volume("v").role, Role::Replica);
+    // What commands do is no edit, also when the daemon is started after them.
+    beta.ok(&["promote", "v"]);
+    assert_eq!(beta.down(), 0);
+    beta.up();
+    assert_eq!(beta.volume("v").role, Role::Master);
+    let master = file();
+    let epoch = master.lines().find(|line| line.starts_with("epoch = ")).unwrap().to_owned();
+    beta.kill();
+    refused(&beta, &master.replace(&epoch, "epoch = 7"), &epoch);
+    refused(&beta, &replica, &epoch);
+    // To be neither is nobody's business but this node's.
+    fs::write(&path, replica.replace("[source]\nhost = \"alpha\"", "")).unwrap();
+    beta.up();
+    assert_eq!(beta.volume("v").role, Role::Undecided);
+    beta.ok(&["forget", "volume", "v"]);
+    beta.define("v");
+    beta.ok(&["define", "source", "v", "alpha"]);
 }

@@ -116,6 +116,57 @@ fn the_whole_circle() {
 }
 
 #[test]
+fn a_master_that_was_made_by_forgetting_the_source_is_not_the_old_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut alpha, beta) = master_and_replica(dir.path(), MIB, &[], &[]);
+    let epoch = |node: &Node| {
+        let file = std::fs::read_to_string(node.path("etc/volumes/v.toml")).unwrap();
+        let line = file.lines().find_map(|line| line.strip_prefix("epoch = ").map(str::to_owned));
+        line.map_or(0, |epoch| epoch.parse::<u64>().unwrap())
+    };
+    // The master that is defined again on what is its own is the same.
+    alpha.ok(&["forget", "volume", "v"]);
+    alpha.define("v");
+    alpha.ok(&["define", "master", "v"]);
+    assert_eq!(epoch(&alpha), 0);
+    alpha.ok(&["define", "target", "v", "beta"]);
+    alpha.ok(&["replicate", "v", "beta", "--wait"]);
+
+    // Alpha is away; beta is made the master, not by `promote`.
+    assert_eq!(alpha.down(), 0);
+    beta.ok(&["forget", "source", "v"]);
+    let ran = beta.run(&["define", "master", "v"]);
+    assert!(ran.code == 0 && ran.err.contains("in place of whoever mastered it"), "{ran:?}");
+    assert!(epoch(&beta) > 0);
+    write(&beta.path("v.img"), 5, b"beta's");
+    assert!(beta.ok(&["snapshot", "v"]).starts_with("1  "));
+
+    // Alpha comes back and goes on with a snapshot of the same number. It hears of beta, and stops.
+    alpha.up();
+    write(&alpha.path("v.img"), 9, b"alpha's");
+    let lost = alpha.digest("v");
+    assert!(alpha.ok(&["snapshot", "v"]).starts_with("1  "));
+    let error = alpha.fails(3, &["replicate", "v", "beta", "--wait"]);
+    assert!(error.contains("beta was the master") || error.contains("says beta"), "{error}");
+    assert_eq!(alpha.volume("v").health, Health::Stopped);
+    assert!(alpha.fails(3, &["snapshot", "v"]).contains("has another master"));
+    // And the way back, as after `promote`.
+    alpha.ok(&["define", "source", "v", "beta", "--yes"]);
+    beta.ok(&["define", "target", "v", "alpha"]);
+    beta.ok(&["replicate", "v", "alpha", "--wait"]);
+    assert_eq!(alpha.digest("v"), beta.digest("v"));
+    assert_eq!(received(&alpha), (1, Some(0), 4096));
+    assert_eq!(numbers(&alpha), ["0", "1", "L0"]);
+    assert_eq!(digest(&alpha, SnapshotNumber::local(0)), lost);
+
+    // Also when the volume itself was forgotten in between.
+    alpha.ok(&["forget", "volume", "v"]);
+    alpha.define("v");
+    alpha.ok(&["define", "master", "v"]);
+    assert!(epoch(&alpha) > epoch(&beta));
+}
+
+#[test]
 fn what_cannot_be_promoted_says_why() {
     let dir = tempfile::tempdir().unwrap();
     let (alpha, beta) = master_and_replica(dir.path(), MIB, &[], &[]);

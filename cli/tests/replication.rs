@@ -35,6 +35,11 @@ fn push_and_pull_by_command() {
         let held: Vec<_> = status.snapshots.iter().map(|snapshot| snapshot.holds.len()).collect();
         assert_eq!(held, [0, 1], "{status:?}");
     }
+    for (status, peer) in [(&up, "beta"), (&down, "alpha")] {
+        let hold = &status.snapshots[1].holds[0];
+        assert_eq!(hold.owner, zumastor_core::HoldOwner::Peer(peer.parse().unwrap()));
+        assert_eq!((hold.name.as_str(), hold.why.as_str()), ("base", "the next transfer builds upon it"));
+    }
     assert_eq!(up.snapshots[1].digest, down.snapshots[1].digest);
     assert_eq!(down.snapshots[1].digest.unwrap().to_string(), beta.digest("v"));
     assert_eq!(up.history.len() + 1, down.history.len(), "the first was pushed, the second only pulled");

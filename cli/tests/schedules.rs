@@ -171,6 +171,17 @@ fn a_replica_keeps_rotations_of_its_own() {
     assert_eq!(beta.digest("v"), alpha.digest("v"));
     assert!(beta.ok(&["plan", "v"]).contains("nothing: this is a replica"));
     assert!(alpha.ok(&["plan", "v"]).contains("send    nothing to beta (it has 5)"));
+    // Whatever the master does to its own: what a replica keeps is for the replica to say.
+    alpha.ok(&["define", "schedule", "v", "-c", "mine,0"]);
+    write(&alpha.path("v.img"), 0, b"9");
+    alpha.ok(&["snapshot", "v"]);
+    alpha.ok(&["replicate", "v", "beta", "--wait"]);
+    alpha.ok(&["delete", "v", "--all", "--yes"]);
+    alpha.ok(&["snapshot", "v"]);
+    alpha.ok(&["replicate", "v", "beta", "--wait"]);
+    alpha.ok(&["forget", "schedule", "v"]);
+    beta.ok(&["replicate", "v", "alpha", "--wait"]);
+    assert_eq!(numbers(&beta.volume("v")), [0, 3, 4, 5, 6, 7]);
 }
 
 #[test]

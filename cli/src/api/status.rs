@@ -5,7 +5,7 @@ use std::{net::SocketAddr, path::PathBuf};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use zumastor_core::{
-    GroupId, GroupName, Hold, NodeName, SnapshotGuid, SnapshotNumber, StoreInfo, VolumeName,
+    GroupId, GroupName, Hold, HoldOwner, NodeName, SnapshotGuid, SnapshotNumber, StoreInfo, VolumeName,
     config::{SourceConfig, TargetConfig},
     digest::Digest,
 };
@@ -237,7 +237,7 @@ pub struct SnapshotStatus {
     /// Digest of its content, once it has been computed.
     pub digest: Option<Digest>,
     /// Why it must stay.
-    pub holds: Vec<Hold>,
+    pub holds: Vec<HoldStatus>,
     /// What came of the last scrub of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scrub: Option<ScrubReport>,
@@ -250,6 +250,31 @@ pub struct SnapshotStatus {
     /// What it takes, if that was asked for and can be told.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub usage: Option<SpaceOfSnapshot>,
+}
+
+/// Why a snapshot must stay.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HoldStatus {
+    /// Who holds it.
+    pub owner: HoldOwner,
+    /// What the owner calls the hold.
+    pub name: String,
+    /// Since when.
+    pub since: Timestamp,
+    /// Why, in words.
+    pub why: String,
+}
+
+impl From<&Hold> for HoldStatus {
+    fn from(hold: &Hold) -> Self {
+        let why = match (&hold.owner, hold.name.as_str()) {
+            (HoldOwner::Peer(_), "base") => "the next transfer builds upon it",
+            (HoldOwner::Peer(_), "transfer") => "it is being sent",
+            (HoldOwner::User, "set-aside") => "another master's volume goes on without it",
+            (_, name) => name,
+        };
+        Self { owner: hold.owner.clone(), name: hold.name.clone(), since: hold.since, why: why.to_owned() }
+    }
 }
 
 /// What a snapshot takes, in bytes of the medium.

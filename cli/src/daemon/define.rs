@@ -239,8 +239,9 @@ impl Daemon {
             Some(newest) => self.era(newest.new.lineage).await?,
             None => Era::default(),
         };
-        if config.master.is_none() && epoch.latest > epoch.here {
-            // It was defined anew; in between, another node was made the master.
+        if config.master.is_none() && (epoch.received || epoch.latest > epoch.here) {
+            // It came from another node, or was defined anew, and in between another node was made the master: two masters must
+            // not be taken for one.
             config.master = Some(options(config.master.unwrap_or_default()));
             return self.take_over(volume, config).await;
         }
@@ -462,6 +463,10 @@ impl Daemon {
             return Err(Failure::failed(format!("volume {name} has no source"))
                 .remedy(format!("`zumastor status {name}` shows what it has")));
         };
+        if let Ok(Some(newest)) = volume.newest().await {
+            let state = self.state.clone();
+            blocking(move || state.note_received(newest.new.lineage)).await?;
+        }
         self.write_volume(name, &config).await?;
         volume.set_config(config);
         volume.set_puller(|| None).await;

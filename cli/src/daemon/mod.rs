@@ -8,6 +8,7 @@ mod control;
 mod define;
 mod delete;
 mod destroy;
+mod duties;
 mod epochs;
 mod groups;
 mod history;
@@ -54,7 +55,7 @@ use jiff::Timestamp;
 use tokio::sync::Semaphore;
 use zumastor_core::{
     NodeName, VolumeName,
-    config::{NodeConfig, PeersConfig, VolumeConfig},
+    config::{NodeConfig, PeersConfig},
 };
 use zumastor_net::{Node, PublicKey, PullSummary};
 
@@ -135,11 +136,6 @@ impl Daemon {
         tokio::task::spawn_blocking(move || work(&files)).await.expect("writing a file does not panic")
     }
 
-    async fn write_volume(&self, name: &VolumeName, config: &VolumeConfig) -> Result<(), Failure> {
-        let (name, config) = (name.clone(), config.clone());
-        self.configuring(move |files| files.write_volume(&name, &config)).await
-    }
-
     /// Remembers what came of a transfer, unless it is only what was known before.
     async fn transfer_ended(
         &self,
@@ -166,6 +162,7 @@ impl Daemon {
         let noted = holds::blocking(move || {
             if let Some(newest) = newest {
                 state.note_number(newest.new.lineage, newest.number())?;
+                state.note_received(newest.new.lineage)?;
             }
             let before = state.history(&name, 1)?;
             let repeated = before.first().is_some_and(|before| {

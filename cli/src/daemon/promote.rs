@@ -69,7 +69,15 @@ impl Daemon {
         volume.rearm_targets();
         let outcome = Outcome::changed(format!("this node is the master of volume {name}"));
         let outcome = self.mounted(outcome, volume).await;
-        let Some(source) = before.source else { return Ok(outcome) };
+        let Some(source) = before.source else {
+            return Ok(match before.master {
+                Some(_) => outcome,
+                None => outcome.note(
+                    "it came from another node: this one is the master in place of whoever mastered it, who stops as soon as \
+                     they hear of this",
+                ),
+            });
+        };
         let host = &source.host;
         let remote = source.name.as_deref().unwrap_or(name.as_str());
         Ok(outcome.note(format!("it comes from {host} no more")).note(format!(
@@ -101,7 +109,7 @@ impl Daemon {
         tracing::info!(volume = %name, epoch, "this node is the master now");
         // The configuration has said it: what follows only tidies up.
         let state = self.state.clone();
-        blocking(move || state.enter_epoch(lineage, epoch)).await?;
+        blocking(move || state.master_epoch(lineage, epoch)).await?;
         if let Err(error) = store.discard_staged().await {
             tracing::warn!(volume = %name, error = %chain(&error), "what was being received is still there");
         }

@@ -25,7 +25,9 @@ impl Daemon {
         let (fresh, config) = read.await.expect("reading files does not panic")?;
         let new: BTreeMap<_, _> = config.volumes.iter().cloned().collect();
         self.check_reload(&config, &new)?;
+        self.check_duties(&config.volumes).await?;
         self.files.replace(fresh);
+        self.note_duties(&config.volumes).await?;
         let mut notes = Vec::new();
         if config.peers != self.peers() {
             self.set_trusted(config.peers)?;
@@ -105,20 +107,6 @@ impl Daemon {
                     "volumes/{name}.toml names another origin or another snapshot store than the volume has"
                 ))
                 .remedy("restart the daemon if that is meant; nothing was applied"));
-            }
-            let epoch = |config: &VolumeConfig| config.master.as_ref().map(|master| master.epoch);
-            let turned = before.master.is_some() && after.source.is_some()
-                || before.source.is_some() && after.master.is_some();
-            if turned
-                || (epoch(&before).is_some() && epoch(after).is_some() && epoch(&before) != epoch(after))
-            {
-                return Err(Failure::refused(format!(
-                    "volumes/{name}.toml makes this node another master of the volume, or none, and that is more than a \
-                     line in a file: other nodes must hear of it, and what the volume holds must be kept"
-                ))
-                .remedy(format!(
-                    "`zumastor promote {name}` or `zumastor define source {name} HOST` do that; nothing was applied"
-                )));
             }
         }
         Ok(())

@@ -89,6 +89,8 @@ pub async fn run(paths: Paths, settings: Settings) -> Result<(), Failure> {
         files: Arc::new(files),
         configured: config.node.clone(),
     });
+    daemon.check_duties(&config.volumes).await?;
+    daemon.note_duties(&config.volumes).await?;
     let listen = settings.listen.or(config.node.listen).unwrap_or_else(anywhere);
     let options = NodeOptions { listen, name: name.clone(), key };
     let node = Node::start(options, Arc::new(Answers(daemon.clone())))

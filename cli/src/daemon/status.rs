@@ -19,9 +19,9 @@ use super::{
 };
 use crate::{
     api::{
-        HeadStatus, Health, NodeStatus, Part, STATUS_SCHEMA, ScheduleStatus, ScrubReport, ScrubResult,
-        SnapshotStatus, SourceStatus, Status, TargetStatus, TransferRecord, VolumeEvent, VolumeStatus,
-        WorkState, WorkStatus, left,
+        HeadStatus, Health, HoldStatus, NodeStatus, Part, STATUS_SCHEMA, ScheduleStatus, ScrubReport,
+        ScrubResult, SnapshotStatus, SourceStatus, Status, TargetStatus, TransferRecord, VolumeEvent,
+        VolumeStatus, WorkState, WorkStatus, left,
     },
     exit::{Failure, chain},
 };
@@ -321,7 +321,7 @@ pub fn snapshot_status(record: &SnapshotRecord, holds: &[Hold]) -> SnapshotStatu
         group: record.new.group,
         size: record.size,
         digest: record.digest,
-        holds: holds.iter().filter(|hold| hold.number == record.number()).cloned().collect(),
+        holds: holds.iter().filter(|hold| hold.number == record.number()).map(HoldStatus::from).collect(),
         scrub: None,
         mounted: None,
         device: None,

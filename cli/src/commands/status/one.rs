@@ -1,10 +1,13 @@
 //! One snapshot, for people.
 
 use jiff::Timestamp;
-use zumastor_core::{Hold, HoldOwner, HumanBytes};
+use zumastor_core::HumanBytes;
 
 use super::{Lines, role, seconds};
-use crate::{api::SnapshotReport, ui::Span};
+use crate::{
+    api::{HoldStatus, SnapshotReport},
+    ui::Span,
+};
 
 /// Everything about a snapshot.
 pub fn text(report: &SnapshotReport, now: Timestamp) -> String {
@@ -47,12 +50,9 @@ pub fn text(report: &SnapshotReport, now: Timestamp) -> String {
 }
 
 /// Who holds it, since when and why.
-fn hold_text(hold: &Hold, now: Timestamp) -> String {
+fn hold_text(hold: &HoldStatus, now: Timestamp) -> String {
     let ago = Span(seconds(hold.since, now));
-    let why = match (&hold.owner, hold.name.as_str()) {
-        (HoldOwner::Peer(_), "base") => "base: the next transfer builds upon it",
-        (HoldOwner::Peer(_), "transfer") => "transfer: it is being sent",
-        (_, name) => name,
-    };
-    format!("held by    {} since {} ({ago} ago): {why}", hold.owner, hold.since)
+    let HoldStatus { owner, name, since, why } = hold;
+    let why = if why == name { why.clone() } else { format!("{name}: {why}") };
+    format!("held by    {owner} since {since} ({ago} ago): {why}")
 }

@@ -20,6 +20,9 @@ pub struct Era {
     pub latest: u64,
     /// Who told of that, and when.
     pub heard: Option<(NodeName, Timestamp)>,
+    /// Whether it was received from another node since this one was made the master last: that one may master it still.
+    #[serde(default)]
+    pub received: bool,
 }
 
 impl State {
@@ -40,6 +43,20 @@ impl State {
                 (era.latest, era.heard) = (epoch, None);
             }
         })
+    }
+
+    /// This node is the master of a lineage now, in this epoch.
+    pub fn master_epoch(&self, lineage: Lineage, epoch: u64) -> Result<(), StateError> {
+        self.enter_epoch(lineage, epoch)?;
+        self.change_era(lineage, |era| era.received = false)
+    }
+
+    /// What is here of a lineage comes from another node.
+    pub fn note_received(&self, lineage: Lineage) -> Result<(), StateError> {
+        if self.era(lineage)?.received {
+            return Ok(());
+        }
+        self.change_era(lineage, |era| era.received = true)
     }
 
     /// Somebody has a lineage in this epoch. False if that is no news.

@@ -2,6 +2,7 @@
 //!
 //! Every change is on disk when the call returns. Values are JSON, so that a later version can add to them.
 
+mod duties;
 mod epochs;
 mod schedules;
 mod scrubs;
@@ -24,6 +25,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use zumastor_core::{Hold, HoldOwner, Lineage, NodeName, SnapshotNumber, VolumeName, steps};
 
 pub use self::{
+    duties::Duty,
     epochs::Era,
     windows::{Process, Window},
 };
@@ -87,6 +89,7 @@ impl State {
             txn.open_table(HISTORY)?;
             txn.open_table(LINEAGES)?;
             txn.open_table(NUMBERS)?;
+            txn.open_table(duties::DUTIES)?;
             txn.open_table(epochs::EPOCHS)?;
             txn.open_table(scrubs::SCRUBS)?;
             txn.open_table(windows::WINDOWS)?;
@@ -213,6 +216,7 @@ impl State {
             txn.open_table(CURSORS)?.retain(|(of, _), _| of != volume)?;
             txn.open_table(HISTORY)?.retain(|(of, _), _| of != volume)?;
             txn.open_table(LINEAGES)?.remove(volume)?;
+            txn.open_table(duties::DUTIES)?.remove(volume)?;
             txn.open_table(scrubs::SCRUBS)?.retain(|(of, _), _| of != volume)?;
             schedules::forget_volume(txn, volume)
         })

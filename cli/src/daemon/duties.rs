@@ -1,0 +1,64 @@
+//! Who masters a volume is decided by commands, which tell other nodes and keep what would be lost; a line in a file does
+//! neither. So what the files say is compared with what was applied last, at the start and when they are read again.
+
+use zumastor_core::{VolumeName, config::VolumeConfig};
+
+use super::{Daemon, holds::blocking, state::Duty};
+use crate::exit::Failure;
+
+impl Daemon {
+    /// Writes the file of a volume. A daemon that is killed in the middle finds that it may say what it said, or this.
+    pub async fn write_volume(&self, name: &VolumeName, config: &VolumeConfig) -> Result<(), Failure> {
+        let duty = Duty::of(config);
+        let (state, volume) = (self.state.clone(), name.clone());
+        let before = blocking(move || {
+            let before = state.duties(&volume)?;
+            if !before.contains(&duty) {
+                state.note_duties(&volume, &[&before[..], &[duty]].concat())?;
+            }
+            Ok(before)
+        });
+        let before = before.await?;
+        let (volume, written) = (name.clone(), config.clone());
+        let written = self.configuring(move |files| files.write_volume(&volume, &written)).await;
+        let now = if written.is_ok() { vec![duty] } else { before };
+        let (state, volume) = (self.state.clone(), name.clone());
+        blocking(move || state.note_duties(&volume, &now)).await?;
+        written
+    }
+
+    /// Refuses files that make this node another master of a volume than it was, or none.
+    pub async fn check_duties(&self, volumes: &[(VolumeName, VolumeConfig)]) -> Result<(), Failure> {
+        for (name, config) in volumes {
+            let (state, volume, now) = (self.state.clone(), name.clone(), Duty::of(config));
+            let before = blocking(move || state.duties(&volume)).await?;
+            let Some(was) = before.last().filter(|_| before.iter().all(|before| before.turns_into(now)))
+            else {
+                continue;
+            };
+            let was = match was {
+                Duty { master: Some(0), .. } => "has [master]".to_owned(),
+                Duty { master: Some(epoch), .. } => format!("has [master] with epoch = {epoch}"),
+                Duty { .. } => "has [source]".to_owned(),
+            };
+            return Err(Failure::refused(format!(
+                "volumes/{name}.toml makes this node another master of the volume, or none, and that is more than a line in a \
+                 file: other nodes must hear of it, and what the volume holds must be kept"
+            ))
+            .remedy(format!(
+                "edit the file so that it {was}, as before; then, with the daemon running, `zumastor promote {name}` or \
+                 `zumastor define source {name} HOST` do that; nothing was applied"
+            )));
+        }
+        Ok(())
+    }
+
+    /// Notes what the files say that are applied now.
+    pub async fn note_duties(&self, volumes: &[(VolumeName, VolumeConfig)]) -> Result<(), Failure> {
+        for (name, config) in volumes {
+            let (state, volume, now) = (self.state.clone(), name.clone(), Duty::of(config));
+            blocking(move || state.note_duties(&volume, &[now])).await?;
+        }
+        Ok(())
+    }
+}
