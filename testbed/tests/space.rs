@@ -108,3 +108,35 @@ fn root_space_on_xfs() -> Result<(), Failure> {
 fn root_space_on_tmpfs() -> Result<(), Failure> {
     scenario(FileSystem::Tmpfs, 160 * MIB)
 }
+
+/// A target that is away for good does not fill the disk with what waits to be sent to it.
+#[test]
+fn root_what_waits_to_be_sent_does_not_fill_the_disk() -> Result<(), Failure> {
+    if !root_with(&["mount"]) {
+        return Ok(());
+    }
+    let plenty = tempfile::tempdir().map_err(Failure::doing("a directory"))?;
+    let small = Scratch::mount(FileSystem::Tmpfs, 160 * MIB, &std::env::temp_dir())?;
+    let node = Node::start(Path::new(PROGRAM), plenty.path(), "alpha")?;
+    let away = Node::start(Path::new(PROGRAM), plenty.path(), "beta")?;
+    zumastor_testbed::introduce(&node, &away)?;
+    drop(away);
+    let origin = small.path().join("v.img");
+    image(&origin, 12 * MIB, 1)?;
+    node.define("v", small.path())?;
+    node.ok(&["define", "master", "v", "--custom", "often,1"])?;
+    node.ok(&["define", "target", "v", "beta", "--all"])?;
+    // More than there is room for: all of the volume is another in each.
+    for number in 0..20 {
+        image(&origin, 12 * MIB, 10 + number)?;
+        node.ok(&["snapshot", "v", "often"])?;
+    }
+    let volume = node.volume("v")?;
+    let kept = numbers(&volume);
+    assert!((5..13).contains(&kept.len()) && kept.ends_with(&[17, 18, 19]), "{kept:?}");
+    let missed = volume.targets[0].missed.expect("some were dropped");
+    assert_eq!((missed.count as usize, missed.newest.0 as usize), (20 - kept.len(), 19 - kept.len()));
+    assert_eq!(volume.health, Health::Late);
+    assert!(volume.trouble.is_some_and(|trouble| trouble.contains("beta misses")));
+    Ok(())
+}

@@ -1,6 +1,6 @@
 //! What `status` tells.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{fmt, net::SocketAddr, path::PathBuf};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -252,6 +252,9 @@ pub struct SnapshotStatus {
     pub usage: Option<SpaceOfSnapshot>,
 }
 
+/// What the hold is called of a target that is to have each snapshot, on one that it has not got yet.
+pub const UNSENT: &str = "unsent";
+
 /// Why a snapshot must stay.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HoldStatus {
@@ -270,6 +273,9 @@ impl From<&Hold> for HoldStatus {
         let why = match (&hold.owner, hold.name.as_str()) {
             (HoldOwner::Peer(_), "base") => "the next transfer builds upon it",
             (HoldOwner::Peer(_), "transfer") => "it is being sent",
+            (HoldOwner::Peer(_), UNSENT) => {
+                "the target is to have each snapshot, and has not got it yet; it goes if space gets short"
+            }
             (HoldOwner::User, "set-aside") => "another master's volume goes on without it",
             (_, name) => name,
         };
@@ -336,6 +342,31 @@ pub struct TargetStatus {
     pub sent_data: u64,
     /// Bytes on the wire for them.
     pub sent_wire: u64,
+    /// What it misses of what it was to have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub missed: Option<Missed>,
+}
+
+/// What a target misses that is to have each snapshot: they were dropped before they were sent. Told until it has got a newer one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Missed {
+    /// How many.
+    pub count: u64,
+    /// The newest of them.
+    pub newest: SnapshotNumber,
+    /// When the first was dropped.
+    pub since: Timestamp,
+}
+
+impl fmt::Display for Missed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { count, newest, .. } = self;
+        let snapshots = if *count == 1 { "snapshot" } else { "snapshots" };
+        write!(
+            f,
+            "misses {count} {snapshots} up to {newest}: dropped before they were sent, because space was short"
+        )
+    }
 }
 
 /// How far a downstream is behind its upstream, as far as this node knows.

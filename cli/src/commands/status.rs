@@ -195,6 +195,9 @@ fn volume_lines(out: &mut Lines, volume: &VolumeStatus, one: bool, now: Timestam
                 lag(&target.lag, &target.work, now)
             ),
         );
+        if let Some(missed) = &target.missed {
+            out.line(3, format!("it {missed}"));
+        }
         work_lines(out, &target.work, &volume.name, &target.host, now);
     }
 }

@@ -6,7 +6,7 @@ use zumastor_core::{HeadState, Hold, HoldOwner, SnapshotNumber, SnapshotRecord, 
 
 use super::Daemon;
 use crate::{
-    api::{DeleteSnapshots, EventKind, Outcome, Role},
+    api::{DeleteSnapshots, EventKind, Outcome, Role, UNSENT},
     exit::Failure,
 };
 
@@ -30,7 +30,7 @@ impl Daemon {
         let _snapshotting = volume.snapshotting.lock().await;
         let store = volume.store().await?;
         let snapshots = store.snapshots().await?;
-        let holds = self.holds_of(name).await?;
+        let holds = self.holds_and_unsent(&volume, &snapshots).await?;
         let shown = match (volume.role(), store.head().await?) {
             (Role::Replica, HeadState::Shows(number)) => Some(number),
             _ => None,
@@ -106,6 +106,9 @@ fn stays(number: SnapshotNumber, holds: &[Hold], shown: Option<SnapshotNumber>) 
     if let Some(hold) = holds.iter().find(|hold| hold.number == number) {
         return Some(match &hold.owner {
             HoldOwner::User => format!("it is held as {:?}", hold.name),
+            HoldOwner::Peer(peer) if hold.name == UNSENT => {
+                format!("{peer} is to have it, and has not got it yet")
+            }
             HoldOwner::Peer(peer) => format!("replication with {peer} builds upon it"),
         });
     }

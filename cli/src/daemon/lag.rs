@@ -69,7 +69,12 @@ pub fn late(source: Option<&SourceStatus>, targets: &[TargetStatus]) -> Option<S
         format!("nothing has been heard from {host} for {waiting}, and {allowed} are allowed")
     });
     let target = |target: &TargetStatus| told(&target.host, &target.lag);
-    let all: Vec<_> = source.into_iter().chain(targets.iter().filter_map(target)).collect();
+    let misses = |target: &TargetStatus| {
+        let missed = target.missed.as_ref()?;
+        Some(format!("{} {missed}", target.host))
+    };
+    let targets = targets.iter().filter_map(target).chain(targets.iter().filter_map(misses));
+    let all: Vec<_> = source.into_iter().chain(targets).collect();
     (!all.is_empty()).then(|| all.join("; "))
 }
 

@@ -40,6 +40,7 @@ mod space;
 mod start;
 mod state;
 mod status;
+mod unsent;
 mod usage;
 mod volume;
 mod window;

@@ -12,7 +12,7 @@ use zumastor_core::{
 
 use super::{Daemon, holds::blocking, snapshots::no_snapshot, volume::Volume};
 use crate::{
-    api::{EventKind, HeadStatus, Outcome, Role, VolumeEvent},
+    api::{EventKind, HeadStatus, Outcome, Role, UNSENT, VolumeEvent},
     exit::Failure,
 };
 
@@ -49,15 +49,15 @@ impl Daemon {
         }
         let store = volume.store().await?;
         let snapshots = store.snapshots().await?;
-        let holds = self.holds_of(&volume.name).await?;
+        let holds = self.holds_and_unsent(volume, &snapshots).await?;
         let shown = match volume.role() {
             Role::Replica => Some(store.head().await?),
             _ => None,
         };
         let verdicts = retention::plan(&snapshots, &limits, &holds);
         // The oldest first.
-        for verdict in verdicts.into_iter().rev() {
-            let Fate::Drop(reason) = verdict.fate else { continue };
+        for verdict in verdicts.iter().rev() {
+            let Fate::Drop(reason) = &verdict.fate else { continue };
             let Some(record) = snapshots.iter().find(|record| record.number() == verdict.number) else {
                 continue;
             };
@@ -75,9 +75,9 @@ impl Daemon {
                 }
                 continue;
             }
-            self.drop_one(volume, &*store, record, EventKind::Dropped, &reason).await?;
+            self.drop_one(volume, &*store, record, EventKind::Dropped, reason).await?;
         }
-        Ok(())
+        self.drop_unsent(volume, &*store, &snapshots, &verdicts).await
     }
 
     /// Deletes one snapshot. False if somebody holds it.
@@ -96,8 +96,13 @@ impl Daemon {
         if !there.iter().any(|there| there.number() == number && there.guid() == record.guid()) {
             return Ok(false);
         }
+        // Before it goes: what is missed must not be forgotten by a crash.
+        let missed = match what {
+            EventKind::Dropped => self.note_missed(volume, record).await?,
+            _ => None,
+        };
         store.delete_snapshot(number).await?;
-        let text = reason.to_string();
+        let text = missed.map_or_else(|| reason.to_string(), |missed| format!("{reason}; {missed}"));
         tracing::info!(volume = %volume.name, %number, reason = text, "snapshot deleted");
         self.note(volume, VolumeEvent { at: self.now(), what, number: Some(number), text }).await;
         Ok(true)
@@ -136,7 +141,7 @@ impl Daemon {
         let _snapshotting = volume.snapshotting.lock().await;
         let store = volume.store().await?;
         let snapshots = store.snapshots().await?;
-        let holds = self.holds_of(name).await?;
+        let holds = self.holds_and_unsent(&volume, &snapshots).await?;
         let shown = match (volume.role(), store.head().await?) {
             (Role::Replica, head) => Some(HeadStatus::from(head)),
             _ => None,
@@ -199,7 +204,7 @@ impl Daemon {
         volume: &Volume,
         snapshots: &[SnapshotRecord],
     ) -> Result<Vec<(SnapshotNumber, bool, Vec<String>)>, Failure> {
-        let holds = self.holds_of(&volume.name).await?;
+        let holds = self.holds_and_unsent(volume, snapshots).await?;
         let limits = volume.config().schedule.limits();
         let fate = |verdict: retention::Verdict| match verdict.fate {
             Fate::Keep(reasons) => (verdict.number, true, reasons.iter().map(ToString::to_string).collect()),
@@ -234,6 +239,13 @@ fn check_unheld(name: &VolumeName, number: SnapshotNumber, holds: &[Hold]) -> Re
         HoldOwner::User => {
             let held = format!("snapshot {number} of volume {name} is held as {:?}", hold.name);
             Failure::refused(held).remedy(format!("`zumastor release {name} {number} '{}'` first", hold.name))
+        }
+        HoldOwner::Peer(peer) if hold.name == UNSENT => {
+            Failure::refused(format!("{peer} is to have each snapshot of volume {name}, and not {number} yet"))
+                .remedy(format!(
+                    "`zumastor replicate {name} {peer}` sends it; or `zumastor define target {name} {peer}` without `--all`, and \
+                     only the newest is sent"
+                ))
         }
         HoldOwner::Peer(peer) => Failure::refused(format!(
             "replication with {peer} holds snapshot {number} of volume {name}: the next transfer builds upon it"

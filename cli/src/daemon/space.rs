@@ -179,7 +179,7 @@ impl Daemon {
     }
 
     /// Waits until about as much became free as was expected, but not for long.
-    async fn await_freed(
+    pub async fn await_freed(
         &self,
         store: &dyn SnapshotStore,
         before: u64,

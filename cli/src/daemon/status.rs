@@ -15,11 +15,12 @@ use super::{
     holds::blocking,
     lag::{self, Link},
     state::Cursor,
+    unsent::unsent,
     volume::Volume,
 };
 use crate::{
     api::{
-        HeadStatus, Health, HoldStatus, NodeStatus, Part, STATUS_SCHEMA, ScheduleStatus, ScrubReport,
+        HeadStatus, Health, HoldStatus, Missed, NodeStatus, Part, STATUS_SCHEMA, ScheduleStatus, ScrubReport,
         ScrubResult, SnapshotStatus, SourceStatus, Status, TargetStatus, TransferRecord, VolumeEvent,
         VolumeStatus, WorkState, WorkStatus, left,
     },
@@ -122,6 +123,7 @@ impl Daemon {
                     config: target.clone(),
                     connected: self.node().connected(host),
                     lag: lag::to_target(&link, remembered.cursor(host), records, target),
+                    missed: remembered.missed.iter().find(|(of, _)| of == host).map(|(_, missed)| *missed),
                     work,
                     sent_data: data,
                     sent_wire: wire,
@@ -161,7 +163,10 @@ impl Daemon {
             Health::Unavailable => None,
             _ => self.superseded(volume).await?,
         };
-        let mut snapshots = seen.snapshots(&remembered.holds);
+        let has = |host: &NodeName| remembered.cursor(host).map(|cursor| cursor.common);
+        let mut holds = unsent(&config, records, has);
+        holds.extend_from_slice(&remembered.holds);
+        let mut snapshots = seen.snapshots(&holds);
         for snapshot in &mut snapshots {
             snapshot.scrub = remembered.scrub(snapshot);
             snapshot.mounted = mounts.report.mounted.get(&snapshot.number).cloned();
@@ -214,8 +219,11 @@ impl Daemon {
         let now = self.now();
         let read = move || {
             let hosts = config.target.into_keys().chain(config.source.map(|source| source.host));
-            let mut cursors = Vec::new();
+            let (mut cursors, mut missed) = (Vec::new(), Vec::new());
             for host in hosts {
+                if let Some(misses) = state.missed(&name, &host)? {
+                    missed.push((host.clone(), misses));
+                }
                 if let Some(cursor) = state.cursor(&name, &host)? {
                     cursors.push((host, cursor));
                 }
@@ -225,7 +233,7 @@ impl Daemon {
             // Where there is no schedule, nothing is to be remembered of it.
             let since = if config.schedule.is_empty() { now } else { state.since(&name, now)? };
             let scrubs = state.scrubs(&name)?;
-            Ok(Remembered { holds, cursors, history, events, since, scrubs })
+            Ok(Remembered { holds, cursors, missed, history, events, since, scrubs })
         };
         Ok(blocking(read).await?)
     }
@@ -235,6 +243,7 @@ impl Daemon {
 struct Remembered {
     holds: Vec<Hold>,
     cursors: Vec<(NodeName, Cursor)>,
+    missed: Vec<(NodeName, Missed)>,
     history: Vec<TransferRecord>,
     events: Vec<VolumeEvent>,
     since: Timestamp,

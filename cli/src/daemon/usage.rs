@@ -41,7 +41,7 @@ impl Daemon {
             device: store.device(Some(number)),
             usage: space,
             scrub: self.last_scrub(name, record).await?,
-            ..snapshot_status(record, &self.holds_of(name).await?)
+            ..snapshot_status(record, &self.holds_and_unsent(&volume, &snapshots).await?)
         };
         Ok(SnapshotReport {
             schema: STATUS_SCHEMA,

@@ -4,6 +4,7 @@
 
 mod duties;
 mod epochs;
+mod missed;
 mod schedules;
 mod scrubs;
 mod windows;
@@ -90,6 +91,7 @@ impl State {
             txn.open_table(LINEAGES)?;
             txn.open_table(NUMBERS)?;
             txn.open_table(duties::DUTIES)?;
+            txn.open_table(missed::MISSED)?;
             txn.open_table(epochs::EPOCHS)?;
             txn.open_table(scrubs::SCRUBS)?;
             txn.open_table(windows::WINDOWS)?;
@@ -184,6 +186,7 @@ impl State {
             if let Some(cursor) = &cursor {
                 let json = serde_json::to_string(cursor)?;
                 txn.open_table(CURSORS)?.insert((volume.as_str(), peer.as_str()), json.as_str())?;
+                missed::got(txn, volume, peer, cursor.common)?;
             }
             Ok(true)
         })
@@ -204,6 +207,7 @@ impl State {
         self.write(|txn| {
             txn.open_table(HOLDS)?.retain_in(of_volume(volume), |(_, _, of, _), _| of != owner)?;
             txn.open_table(CURSORS)?.remove((volume.as_str(), peer.as_str()))?;
+            txn.open_table(missed::MISSED)?.remove((volume.as_str(), peer.as_str()))?;
             Ok(())
         })
     }
@@ -217,6 +221,7 @@ impl State {
             txn.open_table(HISTORY)?.retain(|(of, _), _| of != volume)?;
             txn.open_table(LINEAGES)?.remove(volume)?;
             txn.open_table(duties::DUTIES)?.remove(volume)?;
+            txn.open_table(missed::MISSED)?.retain(|(of, _), _| of != volume)?;
             txn.open_table(scrubs::SCRUBS)?.retain(|(of, _), _| of != volume)?;
             schedules::forget_volume(txn, volume)
         })
