@@ -209,16 +209,15 @@ impl Daemon {
             "make room on that file system{manual}, release what is held (`zumastor status {name}` lists it), or lower \
              `minimum_free`"
         );
-        let new = {
-            let mut full = volume.space.full.lock().expect("no panic while locked");
-            let since = full.as_ref().map(|full| full.since);
-            *full = Some(Full { since: since.unwrap_or_else(|| self.now()), text: text.clone(), remedy });
-            since.is_none()
-        };
-        if new {
+        let since = volume.space.full.lock().expect("no panic while locked").as_ref().map(|full| full.since);
+        // First the event: whoever sees the alarm finds it.
+        if since.is_none() {
             tracing::error!(volume = %name, free, minimum, "space is short, and no snapshot may be dropped");
+            let text = text.clone();
             self.note(volume, VolumeEvent { at: self.now(), what: EventKind::Full, number: None, text })
                 .await;
         }
+        let full = Full { since: since.unwrap_or_else(|| self.now()), text, remedy };
+        *volume.space.full.lock().expect("no panic while locked") = Some(full);
     }
 }
