@@ -1,7 +1,7 @@
 //! The stores that keep volumes and their snapshots, each behind `zumastor_core::SnapshotStore`.
 //!
 //! [`FileStore`] keeps a volume in an image file and its snapshots in a directory; no privileges needed.
-//! With the feature `device-mapper`, a volume may be on block devices, in a thin pool of its own.
+//! With the feature `device-mapper`, a volume may be on block devices, in a thin pool of its own, or a thin volume of LVM's.
 //! [`thin_metadata`] reads what a dm-thin pool knows of its volumes.
 //! [`open_volume`] sees from the paths which store is meant.
 
@@ -14,6 +14,8 @@ mod destroy;
 mod dm_thin;
 mod faults;
 mod file;
+#[cfg(feature = "device-mapper")]
+mod lvm_thin;
 mod open;
 mod plain;
 mod reading;
@@ -24,7 +26,10 @@ pub mod thin_metadata;
 pub use destroy::{condemn_store, remove_store};
 pub use faults::Faults;
 pub use file::{FileStore, FileStoreOptions, Mode, open_for_writing};
+pub use open::{
+    Making, OriginMust, VolumeSpec, is_pool, open_volume, origin_exists, pool_of, reopen_volume, signature,
+    store_id,
+};
 #[cfg(feature = "device-mapper")]
-pub use open::open_devices;
-pub use open::{Making, OriginMust, VolumeSpec, open_volume, reopen_volume, signature, store_id};
+pub use open::{open_devices, open_lvm};
 pub use plain::plain_source;

@@ -11,6 +11,8 @@ use std::{
 use uuid::Uuid;
 use zumastor_core::{SnapshotStore, StoreError, VolumeName};
 
+#[cfg(feature = "device-mapper")]
+use crate::lvm_thin;
 use crate::{Faults, FileStore, FileStoreOptions, file};
 
 /// Whether a volume may be opened before its origin exists.
@@ -63,6 +65,7 @@ pub async fn open_volume(
     let open = move || -> Result<Arc<dyn SnapshotStore>, StoreError> {
         match kind(&spec)? {
             Kind::Devices => open_devices(&spec, Some(making), Faults::none()),
+            Kind::Lvm => open_lvm(&spec, Some(making), Faults::none()),
             Kind::Files => {
                 check(&spec, must)?;
                 Ok(Arc::new(FileStore::open_or_create(spec.origin, spec.snapstore, options())?))
@@ -88,7 +91,7 @@ pub async fn reopen_volume(
         if kind == Kind::Files {
             check(&spec, OriginMust::MayBeAbsent)?;
         }
-        let there = store_id(&spec.snapstore)?;
+        let there = store_id(&spec.origin, &spec.snapstore)?;
         match (there, expected) {
             (None, _) => Err(StoreError::Unsupported(format!(
                 "there is no snapshot store in {} (any more): is its file system mounted?",
@@ -100,6 +103,7 @@ pub async fn reopen_volume(
                 spec.snapstore.display()
             ))),
             _ if kind == Kind::Devices => open_devices(&spec, None, Faults::none()),
+            _ if kind == Kind::Lvm => open_lvm(&spec, None, Faults::none()),
             _ => Ok(Arc::new(FileStore::open(spec.origin, spec.snapstore, options())?)),
         }
     };
@@ -117,6 +121,69 @@ pub fn open_devices(
     faults: Faults,
 ) -> Result<Arc<dyn SnapshotStore>, StoreError> {
     Ok(Arc::new(crate::dm_thin::open(spec, making, faults)?))
+}
+
+/// Opens the store of a volume that is a thin volume of LVM's: an origin `/dev/VG/LV` and a snapshot store `/dev/VG/POOL`. Or makes it
+/// if `making` says how. Blocking.
+///
+/// # Errors
+/// As [`open_volume`].
+#[cfg(feature = "device-mapper")]
+pub fn open_lvm(
+    spec: &VolumeSpec,
+    making: Option<Making>,
+    faults: Faults,
+) -> Result<Arc<dyn SnapshotStore>, StoreError> {
+    let place = lvm_thin::place(&spec.origin, &spec.snapstore)?.ok_or_else(|| {
+        StoreError::Unsupported(format!("{} is no thin pool of LVM's", spec.snapstore.display()))
+    })?;
+    Ok(Arc::new(lvm_thin::open(&place, spec, making, faults)?))
+}
+
+/// The pool of a thin volume of LVM's, as the path that stands for its snapshot store. Blocking.
+///
+/// # Errors
+/// [`StoreError::Unsupported`] for anything else, which needs a snapshot store of its own; the error says so.
+pub fn pool_of(origin: &Path) -> Result<PathBuf, StoreError> {
+    #[cfg(feature = "device-mapper")]
+    return lvm_thin::pool_of(origin);
+    #[cfg(not(feature = "device-mapper"))]
+    return Err(StoreError::Unsupported(format!(
+        "say where the snapshots of {} shall be kept: thin volumes of LVM's are for builds with the cargo feature `device-mapper`",
+        origin.display()
+    )));
+}
+
+/// Whether a snapshot store is a thin pool of LVM's, which several volumes may have. Blocking.
+///
+/// # Errors
+/// If LVM cannot be asked.
+pub fn is_pool(snapstore: &Path) -> Result<bool, StoreError> {
+    #[cfg(feature = "device-mapper")]
+    return lvm_thin::is_pool(snapstore);
+    #[cfg(not(feature = "device-mapper"))]
+    return Ok({
+        let _ = snapstore;
+        false
+    });
+}
+
+/// Whether there is an origin: a file, a device, or a logical volume that may be inactive. Blocking.
+pub fn origin_exists(origin: &Path) -> bool {
+    #[cfg(feature = "device-mapper")]
+    if !origin.exists() {
+        return lvm_thin::is_volume(origin).unwrap_or(false);
+    }
+    origin.exists()
+}
+
+#[cfg(not(feature = "device-mapper"))]
+fn open_lvm(
+    spec: &VolumeSpec,
+    _making: Option<Making>,
+    _faults: Faults,
+) -> Result<Arc<dyn SnapshotStore>, StoreError> {
+    Err(no_devices(&spec.snapstore))
 }
 
 #[cfg(not(feature = "device-mapper"))]
@@ -148,9 +215,15 @@ pub fn signature(path: &Path) -> Result<Option<String>, StoreError> {
     return Err(no_devices(path));
 }
 
-/// The identity of the snapshot store in a directory or on a device, given to it when it was made; nothing where there is
-/// none.
-pub fn store_id(snapstore: &Path) -> Result<Option<Uuid>, StoreError> {
+/// The identity of the snapshot store in a directory, on a device, or in a thin pool of LVM's, given to it when it was made; nothing
+/// where there is none.
+pub fn store_id(origin: &Path, snapstore: &Path) -> Result<Option<Uuid>, StoreError> {
+    #[cfg(feature = "device-mapper")]
+    if let Some(place) = lvm_thin::place(origin, snapstore)? {
+        return lvm_thin::store_id(&place);
+    }
+    #[cfg(not(feature = "device-mapper"))]
+    let _ = origin;
     if !is_block_device(snapstore)? {
         return file::store_id(snapstore);
     }
@@ -165,10 +238,16 @@ pub fn store_id(snapstore: &Path) -> Result<Option<Uuid>, StoreError> {
 enum Kind {
     Files,
     Devices,
+    /// A thin volume of LVM's.
+    Lvm,
 }
 
 fn kind(spec: &VolumeSpec) -> Result<Kind, StoreError> {
     let VolumeSpec { origin, snapstore, metadev, .. } = spec;
+    #[cfg(feature = "device-mapper")]
+    if lvm_thin::place(origin, snapstore)?.is_some() {
+        return Ok(Kind::Lvm);
+    }
     let device = match (is_block_device(origin)?, is_block_device(snapstore)?) {
         (true, true) => return Ok(Kind::Devices),
         (true, false) => Some((origin, snapstore, "snapshot store")),

@@ -42,7 +42,7 @@ fn crashes(place: &Path, mode: Mode) {
             Some(store) => assert!(numbers(&store) == [0, 1, 2] && stop == 0, "after a stop at {step}"),
             None => {
                 assert!(stop > 0, "after a stop at {step}");
-                let refused = store_id(&volume.snapstore()).unwrap_err().to_string();
+                let refused = store_id(&volume.origin(), &volume.snapstore()).unwrap_err().to_string();
                 assert!(refused.contains("`zumastor destroy`"), "{refused}");
                 // Nor is another one made among what is left.
                 let made = FileStore::open_or_create(

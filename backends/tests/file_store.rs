@@ -91,13 +91,13 @@ fn only_a_definition_makes_a_store() {
     let volume = layered();
     fill(&volume, 100_000, &[(0, 100_000, 1)]);
     let reopen = |id| wait(reopen_volume(&spec(&volume), id));
-    assert_eq!(store_id(&volume.snapstore()).unwrap(), None);
+    assert_eq!(store_id(&volume.origin(), &volume.snapstore()).unwrap(), None);
     fs::create_dir(volume.snapstore()).unwrap();
     let refused = reopen(None).unwrap_err().to_string();
     assert!(refused.contains("no snapshot store") && refused.contains("mounted"), "{refused}");
     assert_eq!(fs::read_dir(volume.snapstore()).unwrap().count(), 0);
     take(&volume.store(), 0);
-    let id = store_id(&volume.snapstore()).unwrap();
+    let id = store_id(&volume.origin(), &volume.snapstore()).unwrap();
     assert!(id.is_some());
     for id in [None, id] {
         assert_eq!(numbers(&*reopen(id).unwrap()), [0]);

@@ -2,16 +2,17 @@
 
 use std::{
     fs::{self, File, OpenOptions},
-    io,
     os::{linux::fs::MetadataExt, unix::fs::FileTypeExt, unix::fs::OpenOptionsExt},
     path::Path,
-    process::{Command, Stdio},
 };
 
 use rustix::fs::SeekFrom;
 use zumastor_core::StoreError;
 
-use crate::described::failed;
+use crate::{
+    described::failed,
+    thin::programs::{run, run_well, said},
+};
 
 /// A block device as it is now.
 #[derive(Debug, Clone)]
@@ -94,38 +95,4 @@ pub(crate) fn signature(path: &Path) -> Result<Option<String>, StoreError> {
 /// Removes all signatures from a device.
 pub(super) fn wipe(path: &Path) -> Result<(), StoreError> {
     run_well("wipefs", path, |command| command.args(["-a", "-f", "-q"]).arg(path))
-}
-
-/// Runs a program that must end well.
-pub(super) fn run_well(
-    program: &str,
-    path: &Path,
-    arguments: impl FnOnce(&mut Command) -> &mut Command,
-) -> Result<(), StoreError> {
-    let output = run(program, arguments)?;
-    if output.status.success() { Ok(()) } else { Err(said(program, path, &output.stderr)) }
-}
-
-fn run(
-    program: &str,
-    arguments: impl FnOnce(&mut Command) -> &mut Command,
-) -> Result<std::process::Output, StoreError> {
-    // A daemon may be started without the directories of the administrator's programs.
-    let places = ["/usr/sbin", "/sbin", "/usr/bin", "/bin"].map(|dir| Path::new(dir).join(program));
-    let path = places.into_iter().find(|path| path.is_file()).unwrap_or_else(|| program.into());
-    let mut command = Command::new(path);
-    arguments(command.stdin(Stdio::null())).output().map_err(|error| {
-        if error.kind() == io::ErrorKind::NotFound {
-            let package = if program.starts_with("thin") { "thin-provisioning-tools" } else { "util-linux" };
-            return StoreError::Unsupported(format!(
-                "{program} is not installed, which volumes on block devices need: it is in the package {package}"
-            ));
-        }
-        StoreError::io(format!("starting {program}"))(error)
-    })
-}
-
-fn said(program: &str, path: &Path, complaint: &[u8]) -> StoreError {
-    let complaint = String::from_utf8_lossy(complaint);
-    StoreError::Unsupported(format!("{program} failed on {}: {}", path.display(), complaint.trim()))
 }

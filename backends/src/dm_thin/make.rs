@@ -11,17 +11,21 @@ use uuid::Uuid;
 use zumastor_core::StoreError;
 
 use super::{
-    devices::{BlockDevice, check_unused, run_well, signature, wipe},
+    devices::{BlockDevice, check_unused, signature, wipe},
     header::{Content, Header, Layout},
-    mapper::{Mapper, node},
     new_pool,
-    pool::{self, SECTOR},
+    pool::clear_others,
     sizes,
 };
 use crate::{
     Faults, Making, VolumeSpec,
     described::failed,
-    thin::{Catalogue, ThinId},
+    thin::{
+        Catalogue, ThinId,
+        kernel::{SECTOR, check_name, prefix},
+        mapper::Mapper,
+        programs::run_well,
+    },
 };
 
 /// The first thin device of a pool: the head.
@@ -45,9 +49,9 @@ pub(super) fn make(
             "origin, snapshot store and metadata device must be different devices".to_owned(),
         ));
     }
-    check_name(&mapper, spec)?;
+    check_name(&mapper, spec.name.as_str())?;
     let store = Uuid::now_v7();
-    pool::clear_others(&mapper, spec.name.as_str(), &pool::prefix(store))?;
+    clear_others(&mapper, spec.name.as_str(), &prefix(store))?;
     let overwritten: Vec<&Path> =
         [Some(spec.snapstore.as_path()), spec.metadev.as_deref()].into_iter().flatten().collect();
     for path in [spec.origin.as_path()].iter().chain(&overwritten) {
@@ -78,22 +82,6 @@ pub(super) fn make(
     header.write(&content)?;
     faults.at("make: after the header")?;
     Ok(content)
-}
-
-/// Refuses a name that somebody else's device has.
-fn check_name(mapper: &Mapper, spec: &VolumeSpec) -> Result<(), StoreError> {
-    let name = spec.name.as_str();
-    let taken = match mapper.find(name)? {
-        Some(there) => !there.uuid.starts_with(pool::PREFIX),
-        None => fs::symlink_metadata(node(name)).is_ok_and(|there| !there.is_symlink()),
-    };
-    if taken || name == "control" {
-        return Err(StoreError::Unsupported(format!(
-            "there is a {} already: choose another name for the volume",
-            node(name).display()
-        )));
-    }
-    Ok(())
 }
 
 /// Writes the metadata, and what completes the last chunk of the origin.

@@ -7,33 +7,23 @@
 mod devices;
 mod header;
 mod make;
-mod mapper;
 mod pool;
 mod sizes;
-mod users;
 
-use std::{
-    collections::BTreeSet,
-    path::Path,
-    sync::Mutex,
-    thread,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeSet, sync::Mutex};
 
-use rustix::{
-    fs::{FlockOperation, flock},
-    io::Errno,
-};
 use zumastor_core::StoreError;
 
 use devices::BlockDevice;
 pub(crate) use devices::signature;
 pub(crate) use header::store_id;
 use header::{Content, Header};
-use mapper::Mapper;
 use pool::{Devices, DmPool, clear_others};
 
-use crate::{Faults, Making, VolumeSpec, described::failed, thin::ThinStore};
+use crate::{
+    Faults, Making, VolumeSpec,
+    thin::{ThinStore, kernel::prefix, lock::lock, mapper::Mapper},
+};
 
 /// Opens the store that is on the devices of `spec`; makes one if `making` says how.
 pub(crate) fn open(
@@ -43,7 +33,7 @@ pub(crate) fn open(
 ) -> Result<ThinStore, StoreError> {
     let mapper = Mapper::open()?;
     let (mut header, content) = Header::open(&spec.snapstore)?;
-    lock(&header, &spec.snapstore)?;
+    lock(header.file(), &spec.snapstore)?;
     let content = match (content, making) {
         (Some(content), Some(making)) if making.initialize => {
             if !content.catalogue.snapshots.is_empty() {
@@ -101,7 +91,7 @@ fn assemble(spec: &VolumeSpec, header: Header, content: Content) -> Result<DmPoo
 }
 
 fn new_pool(spec: &VolumeSpec, header: Header, content: Content) -> Result<DmPool, StoreError> {
-    let prefix = pool::prefix(content.catalogue.store);
+    let prefix = prefix(content.catalogue.store);
     Ok(DmPool {
         volume: spec.name.to_string(),
         mapper: Mapper::open()?,
@@ -166,24 +156,3 @@ fn check_devices(spec: &VolumeSpec, content: &Content) -> Result<(), StoreError>
         _ => Ok(()),
     }
 }
-
-/// Makes this the only program that has the store open. udev leaves a device alone that is locked.
-fn lock(header: &Header, path: &Path) -> Result<(), StoreError> {
-    let begun = Instant::now();
-    loop {
-        match flock(header.file(), FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => return Ok(()),
-            Err(Errno::WOULDBLOCK) if begun.elapsed() < PATIENCE => thread::sleep(PATIENCE / 40),
-            Err(Errno::WOULDBLOCK) => {
-                return Err(StoreError::Unsupported(format!(
-                    "the snapshot store {} is in use by another process: is a daemon running?",
-                    path.display()
-                )));
-            }
-            Err(error) => return Err(failed("locking", path)(error.into())),
-        }
-    }
-}
-
-/// How long others may look at a device, as udev does, or still have it locked after it was closed.
-const PATIENCE: Duration = Duration::from_secs(2);

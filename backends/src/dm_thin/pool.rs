@@ -8,25 +8,25 @@ use std::{
 };
 
 use rustix::fs::{FlockOperation, flock};
-use uuid::Uuid;
 use zumastor_core::{SnapshotNumber, StoreError, StoreInfo};
 
 use super::{
     devices::BlockDevice,
     header::{Content, Header, On, Piece},
-    mapper::{Line, Mapper, dangling, link, node, unlink},
     sizes,
-    users::users,
 };
 use crate::{
-    thin::{Access, Catalogue, Gone, Pool, PoolStatus, Room, Slot, ThinId, Users},
+    thin::{
+        Access, Catalogue, Gone, Pool, PoolStatus, Slot, ThinId, Users,
+        kernel::{
+            PREFIX, SECTOR, Said, Suspended, is_named_after, old_name, read_held, retire, status, thin_line,
+            trouble,
+        },
+        mapper::{Line, Mapper, dangling, link, node, unlink},
+        users::users,
+    },
     thin_metadata::ThinMetadata,
 };
-
-/// Bytes of a sector.
-pub(super) const SECTOR: u64 = 512;
-/// Bytes of a block of metadata.
-const METADATA_BLOCK: u64 = 4096;
 
 /// A pool that belongs to one volume.
 #[derive(Debug)]
@@ -84,36 +84,6 @@ impl Devices {
             Ok(Line { sectors: piece.length / SECTOR, target: "linear", parameters })
         };
         pieces.iter().map(line).collect()
-    }
-}
-
-/// What a pool says of itself.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Said {
-    pub transaction: u64,
-    pub metadata: (u64, u64),
-    pub data: (u64, u64),
-    pub held: Option<u64>,
-    pub mode: String,
-    pub needs_check: bool,
-}
-
-impl Said {
-    /// Reads the status line; nothing where the pool has failed.
-    pub(super) fn parse(status: &str) -> Option<Self> {
-        let words: Vec<_> = status.split_whitespace().collect();
-        let pair = |at: usize| -> Option<(u64, u64)> {
-            let (used, total) = words.get(at)?.split_once('/')?;
-            Some((used.parse().ok()?, total.parse().ok()?))
-        };
-        Some(Self {
-            transaction: words.first()?.parse().ok()?,
-            metadata: pair(1)?,
-            data: pair(2)?,
-            held: words.get(3)?.parse().ok(),
-            mode: (*words.get(4)?).to_owned(),
-            needs_check: words.contains(&"needs_check"),
-        })
     }
 }
 
@@ -177,16 +147,11 @@ impl DmPool {
     }
 
     fn thin_line(&self, id: ThinId, size: u64) -> Result<Line, StoreError> {
-        let name = self.name("pool");
-        let pool = self.mapper.find(&name)?.ok_or_else(|| {
-            StoreError::Unsupported(format!("the device {name} was removed by somebody else"))
-        })?;
-        let sectors = size.div_ceil(SECTOR).max(1);
-        Ok(Line { sectors, target: "thin", parameters: format!("{} {id}", pool.number) })
+        thin_line(&self.mapper, &self.name("pool"), id, size)
     }
 
     pub(super) fn said(&self) -> Result<Option<Said>, StoreError> {
-        Ok(Said::parse(&self.mapper.status(&self.name("pool"))?))
+        Said::ask(&self.mapper, &self.name("pool"))
     }
 
     pub(super) fn message(&self, message: &str) -> Result<(), io::Error> {
@@ -205,28 +170,20 @@ impl DmPool {
 
     /// Why nothing can be changed, and what helps.
     fn trouble(&self) -> Option<String> {
+        trouble(&self.said(), &self.repair())
+    }
+
+    /// What helps where nothing can be changed.
+    fn repair(&self) -> String {
         let metadata = node(&self.name("metadata"));
         let metadata = metadata.display();
-        let repair = format!(
+        format!(
             "unmount the volume and its snapshots, stop the daemon, then `dmsetup remove {0}` and `thin_check {metadata}`; if \
              that finds nothing wrong, `thin_check --clear-needs-check-flag {metadata}`, otherwise thin_repair(8); then start \
              the daemon and make room: delete snapshots, or `zumastor resize {1} --metadata SIZE`",
             self.name("pool"),
             self.volume
-        );
-        match self.said() {
-            Ok(Some(said)) if said.needs_check => {
-                Some(format!("the pool wants its metadata checked, and changes nothing until then: {repair}"))
-            }
-            Ok(Some(said)) if said.mode == "ro" => {
-                Some(format!("the pool can only be read, because its metadata are full or damaged: {repair}"))
-            }
-            Ok(Some(_)) => None,
-            Ok(None) => {
-                Some(format!("the pool has failed, because its metadata could not be written: {repair}"))
-            }
-            Err(error) => Some(error.to_string()),
-        }
+        )
     }
 
     fn allocate(&self) -> Result<ThinId, StoreError> {
@@ -279,20 +236,6 @@ impl DmPool {
     pub(super) fn catch_up(&self, from: u64, to: u64) -> Result<(), StoreError> {
         if from == to { Ok(()) } else { self.told(&format!("set_transaction_id {from} {to}")) }
     }
-
-    fn old_name(&self) -> Result<String, StoreError> {
-        let names = self.mapper.names()?;
-        let mut free = (1u32..).map(|n| self.name(&format!("old-{n}")));
-        Ok(free.find(|name| !names.contains(name)).expect("there is always another number"))
-    }
-}
-
-/// Begins the uuid of all our devices.
-pub(super) const PREFIX: &str = "ZUMASTOR-";
-
-/// Begins the uuid of the devices of a store.
-pub(super) fn prefix(store: Uuid) -> String {
-    format!("{PREFIX}{}-", store.simple())
 }
 
 /// Devices that a pool is made of; the pool comes first.
@@ -303,11 +246,6 @@ fn named_after(mapper: &Mapper, volume: &str) -> Result<Vec<String>, StoreError>
     let mut names = mapper.names()?;
     names.retain(|name| is_named_after(name, volume));
     Ok(names)
-}
-
-fn is_named_after(name: &str, volume: &str) -> bool {
-    let rest = name.strip_prefix(volume);
-    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with([':', '(']))
 }
 
 /// Removes devices that a store left that had this name, and is another one than that whose uuids begin with `prefix`.
@@ -328,36 +266,6 @@ pub(super) fn clear_others(mapper: &Mapper, volume: &str, prefix: &str) -> Resul
         }
     }
     Ok(())
-}
-
-/// Lets a device go on, whatever happens.
-struct Suspended<'a> {
-    mapper: &'a Mapper,
-    name: String,
-}
-
-impl<'a> Suspended<'a> {
-    fn new(mapper: &'a Mapper, name: String) -> Result<Self, StoreError> {
-        let suspended = Self { mapper, name };
-        mapper.suspend(&suspended.name, true)?;
-        Ok(suspended)
-    }
-
-    fn resume(self) -> Result<(), StoreError> {
-        let resumed = self.mapper.resume(&self.name);
-        if resumed.is_ok() {
-            std::mem::forget(self);
-        }
-        resumed
-    }
-}
-
-impl Drop for Suspended<'_> {
-    fn drop(&mut self) {
-        if let Err(error) = self.mapper.resume(&self.name) {
-            tracing::error!(%error, "the volume stands still: `dmsetup resume {}`", self.name);
-        }
-    }
 }
 
 impl Pool for DmPool {
@@ -450,16 +358,7 @@ impl Pool for DmPool {
     }
 
     fn deactivate(&self, slot: Slot) -> Result<Gone, StoreError> {
-        let name = self.slot(slot);
-        match self.mapper.remove(&name, false, false)? {
-            Gone::Yes => Ok(Gone::Yes),
-            Gone::Later => {
-                let old = self.old_name()?;
-                unlink(&name, None);
-                self.mapper.rename(&name, &old)?;
-                self.mapper.remove(&old, false, true)
-            }
-        }
+        retire(&self.mapper, &self.volume, &self.slot(slot))
     }
 
     fn renumber(&self, from: SnapshotNumber, to: SnapshotNumber) -> Result<(), StoreError> {
@@ -512,7 +411,7 @@ impl Pool for DmPool {
             return Err(error);
         }
         link(&name, made.minor)?;
-        let old = self.old_name()?;
+        let old = old_name(&self.mapper, &self.volume)?;
         suspended.resume()?;
         self.mapper.rename(&name, &old)?;
         self.mapper.rename(&new, &name)?;
@@ -522,8 +421,7 @@ impl Pool for DmPool {
     fn head_users(&self) -> Result<Users, StoreError> {
         let name = self.slot(Slot::Head);
         let Some(there) = self.mapper.find(&name)? else { return Ok(Users::None) };
-        let major = there.number.split(':').next().and_then(|major| major.parse().ok()).unwrap_or(0);
-        Ok(users(major, there.minor, there.users))
+        Ok(users(there.major(), there.minor, there.users))
     }
 
     fn device(&self, slot: Slot) -> PathBuf {
@@ -544,26 +442,16 @@ impl Pool for DmPool {
             )));
         }
         self.told("reserve_metadata_snap")?;
-        let metadata = ThinMetadata::open_held(&node(&self.name("metadata")));
-        let done = metadata.map_err(StoreError::from).and_then(|metadata| read(&metadata));
-        let released = self.told("release_metadata_snap");
-        done.and(released)
+        read_held(&self.mapper, &self.name("pool"), &node(&self.name("metadata")), read)
+    }
+
+    fn remedies(&self) -> (String, String) {
+        let resize = |what| format!("`zumastor resize {} --{what} SIZE`", self.volume);
+        (resize("snapshot"), resize("metadata"))
     }
 
     fn status(&self) -> Result<PoolStatus, StoreError> {
-        let chunk = self.chunk();
-        let nothing = Room { used: 0, total: 0 };
-        Ok(match self.said()? {
-            Some(said) => PoolStatus {
-                data: Room { used: said.data.0 * chunk, total: said.data.1 * chunk },
-                metadata: Room {
-                    used: said.metadata.0 * METADATA_BLOCK,
-                    total: said.metadata.1 * METADATA_BLOCK,
-                },
-                trouble: self.trouble(),
-            },
-            None => PoolStatus { data: nothing, metadata: nothing, trouble: self.trouble() },
-        })
+        status(self.said(), self.chunk(), &self.repair())
     }
 
     fn grow(&self, data: Option<u64>, metadata: Option<u64>) -> Result<(), StoreError> {
@@ -604,26 +492,5 @@ impl Pool for DmPool {
         self.mark(false)?;
         flock(self.header().0.file(), FlockOperation::Unlock)
             .map_err(|error| StoreError::io(format!("unlocking {}", self.place.display()))(error.into()))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_a_pool_says_is_understood() {
-        let line = "7 13/1024 100/2496 - rw discard_passdown error_if_no_space - 1024";
-        let said = Said::parse(line).unwrap();
-        assert_eq!(
-            (said.transaction, said.metadata, said.data, said.held),
-            (7, (13, 1024), (100, 2496), None)
-        );
-        assert!(said.mode == "rw" && !said.needs_check);
-        let line = "7 13/1024 100/2496 42 ro no_discard_passdown error_if_no_space needs_check 1024";
-        let said = Said::parse(line).unwrap();
-        assert!(said.held == Some(42) && said.mode == "ro" && said.needs_check);
-        assert_eq!(Said::parse("Fail"), None);
-        assert_eq!(Said::parse("Error"), None);
     }
 }

@@ -116,6 +116,12 @@ impl Inner {
     pub(crate) fn compare(&self, left: Option<ThinId>, right: ThinId) -> Result<Delta, StoreError> {
         let mut runs = Vec::new();
         self.pool.read_metadata(&mut |metadata| {
+            for id in left.iter().chain([&right]) {
+                if !self.pool.is_there(*id)? {
+                    let what = format!("thin device {id} was removed by somebody else");
+                    return Err(StoreError::Damaged { path: self.pool.place().to_owned(), what });
+                }
+            }
             let all = 0..u64::MAX;
             runs = match left {
                 Some(left) => {

@@ -87,7 +87,7 @@ impl Inner {
         let mut catalogue = self.catalogue();
         let old = catalogue.head.thin;
         let size = kept.record.size;
-        let thin = self.pool.clone_of(kept.thin, Slot::Head, size)?;
+        let thin = self.made(self.pool.clone_of(kept.thin, Slot::Head, size))?;
         catalogue.head = Head { thin, size, shows: Some(kept.record.guid()), tail: None };
         let mut saved = false;
         let swapped = self.faults.at("flip: after cloning").and_then(|()| {
@@ -120,6 +120,7 @@ impl Inner {
                 "a volume on block devices consists of whole sectors of {SECTOR} bytes, at least one: {size} bytes are not"
             )));
         }
+        self.pool.check_size(size)?;
         self.check_sound()?;
         self.clear_tail()?;
         let mut catalogue = self.catalogue();

@@ -139,7 +139,39 @@ impl Inner {
     pub(crate) fn control(&self) -> Result<MutexGuard<'_, ()>, StoreError> {
         let guard = self.control.lock().expect("no panic while locked");
         self.check_open()?;
+        self.look_again()?;
         Ok(guard)
+    }
+
+    /// Notices what others changed since. To be called with `control` held.
+    fn look_again(&self) -> Result<(), StoreError> {
+        let known = self.catalogue();
+        let found = self.pool.look_again(&known)?;
+        if found != known {
+            if found.staged.is_none() {
+                self.staging_generation.fetch_add(1, Ordering::AcqRel);
+            }
+            self.replace(found)?;
+        }
+        Ok(())
+    }
+
+    /// The snapshots that there are. Whoever changes the volume at this moment is not waited for.
+    pub(crate) fn snapshots(&self) -> Result<Vec<SnapshotRecord>, StoreError> {
+        if let Ok(_control) = self.control.try_lock()
+            && self.check_open().is_ok()
+        {
+            self.look_again()?;
+        }
+        Ok(self.state().snapshots.iter().map(|kept| kept.record.clone()).collect())
+    }
+
+    /// Takes note of a thin device that the pool has just made. One with its number that was to be deleted is gone.
+    pub(crate) fn made(&self, id: Result<ThinId, StoreError>) -> Result<ThinId, StoreError> {
+        if let Ok(id) = &id {
+            self.graves.lock().expect("no panic while locked").remove(id);
+        }
+        id
     }
 
     fn check_open(&self) -> Result<(), StoreError> {
@@ -215,7 +247,7 @@ impl Inner {
         self.try_graves();
         let mut catalogue = self.catalogue();
         self.faults.at("snapshot: before")?;
-        let thin = self.pool.clone_head(catalogue.head.thin, number)?;
+        let thin = self.made(self.pool.clone_head(catalogue.head.thin, number))?;
         let record = SnapshotRecord { new, size: catalogue.head.size, digest: None };
         let done = self.faults.at("snapshot: after cloning").and_then(|()| self.check_sound());
         if let Err(error) = done {
@@ -325,12 +357,13 @@ impl Inner {
         let status = self.pool.status()?;
         self.sound(status.trouble.as_ref())?;
         let place = self.pool.place().display();
+        let (more_data, more_metadata) = self.pool.remedies();
         let reserve = self.reserve(status.data.total);
         if status.data.free() <= reserve {
             return Err(StoreError::NoSpace {
                 what: format!(
                     "{what} makes the volume's next writes take new blocks, and of {} on {place} only {} are free ({} are \
-                     kept for the volume itself): delete snapshots, or `zumastor resize VOLUME --snapshot SIZE`",
+                     kept for the volume itself): delete snapshots, or {more_data}",
                     HumanBytes(status.data.total),
                     HumanBytes(status.data.free()),
                     HumanBytes(reserve)
@@ -340,8 +373,7 @@ impl Inner {
         if status.metadata.free() < status.metadata.total / 8 {
             return Err(StoreError::NoSpace {
                 what: format!(
-                    "{what} takes metadata, and of {} only {} are free: delete snapshots, or `zumastor resize VOLUME \
-                     --metadata SIZE`",
+                    "{what} takes metadata, and of {} only {} are free: delete snapshots, or {more_metadata}",
                     HumanBytes(status.metadata.total),
                     HumanBytes(status.metadata.free())
                 ),

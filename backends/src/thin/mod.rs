@@ -8,12 +8,17 @@ mod catalogue;
 mod changes;
 mod head;
 mod inner;
+pub(crate) mod kernel;
 mod leaves;
+pub(crate) mod lock;
+pub(crate) mod mapper;
 mod pool;
+pub(crate) mod programs;
 mod reader;
 mod repair;
 mod staging;
 mod usage;
+pub(crate) mod users;
 mod zero;
 
 use std::{ops::Range, path::PathBuf, sync::Arc};
@@ -24,9 +29,9 @@ use zumastor_core::{
     SnapshotStore, StagePlan, Staging, StoreError, StoreInfo, Usage, UsageBySnapshot, digest::LeafTree,
 };
 
-pub(crate) use catalogue::Catalogue;
+pub(crate) use catalogue::{Catalogue, Head, Kept, Staged};
 use inner::Inner;
-pub(crate) use pool::{Access, Gone, Pool, PoolStatus, Room, Slot, ThinId, Users};
+pub(crate) use pool::{Access, Gone, Pool, PoolStatus, Slot, ThinId, Users};
 
 use crate::Faults;
 
@@ -76,7 +81,7 @@ impl SnapshotStore for ThinStore {
     }
 
     async fn snapshots(&self) -> Result<Vec<SnapshotRecord>, StoreError> {
-        Ok(self.0.state().snapshots.iter().map(|kept| kept.record.clone()).collect())
+        self.blocking(|inner| inner.snapshots()).await
     }
 
     async fn changes(

@@ -105,6 +105,11 @@ pub(crate) trait Pool: fmt::Debug + Send + Sync + 'static {
     /// Keeps what the volume consists of, in one durable step.
     fn save(&self, catalogue: &Catalogue) -> Result<(), StoreError>;
 
+    /// Refuses a size that a volume in this pool cannot have, though it consists of whole sectors.
+    fn check_size(&self, _size: u64) -> Result<(), StoreError> {
+        Ok(())
+    }
+
     /// The volume's thin devices that are there, whether the catalogue knows them or not.
     fn thins(&self) -> Result<BTreeSet<ThinId>, StoreError>;
 
@@ -157,6 +162,19 @@ pub(crate) trait Pool: fmt::Debug + Send + Sync + 'static {
         &self,
         read: &mut dyn FnMut(&ThinMetadata) -> Result<(), StoreError>,
     ) -> Result<(), StoreError>;
+
+    /// What the volume consists of where others may have changed it since, as LVM's tools do. What is gone is reported.
+    fn look_again(&self, catalogue: &Catalogue) -> Result<Catalogue, StoreError> {
+        Ok(catalogue.clone())
+    }
+
+    /// Whether a thin device is still the one that it was. While a moment of the metadata is held, that is so in it too.
+    fn is_there(&self, _id: ThinId) -> Result<bool, StoreError> {
+        Ok(true)
+    }
+
+    /// What gives a full pool more room for data, and for metadata.
+    fn remedies(&self) -> (String, String);
 
     /// How the pool is.
     fn status(&self) -> Result<PoolStatus, StoreError>;

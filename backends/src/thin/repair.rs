@@ -44,7 +44,7 @@ impl Inner {
         self.check_sound()?;
         let size = repair.record.size;
         if head && self.head()? == HeadState::Shows(number) {
-            repair.before = Some(self.pool.clone_of(thin, Slot::Repair, size)?);
+            repair.before = Some(self.made(self.pool.clone_of(thin, Slot::Repair, size))?);
         }
         let path = self.pool.activate(Slot::Repair, thin, size, Access::Writable)?;
         let file = OpenOptions::new().read(true).write(true).open(&path).map_err(failed("opening", &path))?;

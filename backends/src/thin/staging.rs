@@ -80,9 +80,10 @@ impl Inner {
         let size = plan.record.size;
         let kept = plan.base.map(|base| self.kept(base)).transpose()?;
         let thin = match &kept {
-            Some(base) => self.pool.clone_of(base.thin, Slot::Staging, size)?,
-            None => self.pool.create(Slot::Staging, size)?,
+            Some(base) => self.pool.clone_of(base.thin, Slot::Staging, size),
+            None => self.pool.create(Slot::Staging, size),
         };
+        let thin = self.made(thin)?;
         let filled = self.faults.at("stage: after cloning").and_then(|()| {
             let before = kept.as_ref().map_or(size, |base| base.record.size);
             self.fit(thin, before, size)?;

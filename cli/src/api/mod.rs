@@ -60,8 +60,9 @@ use crate::exit::Failure;
 pub struct DefineVolume {
     /// Absolute path of the origin.
     pub origin: PathBuf,
-    /// Absolute path of the snapshot store.
-    pub snapstore: PathBuf,
+    /// Absolute path of the snapshot store. A thin volume of LVM's has its pool's, `/dev/VG/POOL`, also if none is given.
+    #[serde(default)]
+    pub snapstore: Option<PathBuf>,
     /// Absolute path of the metadata device, if there is one.
     #[serde(default)]
     pub metadev: Option<PathBuf>,

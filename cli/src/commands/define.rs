@@ -1,6 +1,9 @@
 //! `zumastor define volume|master|schedule|source|target`
 
-use std::{ffi::OsString, path::PathBuf};
+use std::{
+    ffi::OsString,
+    path::{Path, PathBuf},
+};
 
 use zumastor_core::{GroupName, Selection, VolumeName, check_chunk, config::TargetConfig, parse_size};
 
@@ -36,10 +39,12 @@ pub struct Volume {
     /// Name of the volume
     #[arg(value_parser = volume_name)]
     volume: VolumeName,
-    /// File with the volume's data; may be absent on a node that will receive it
+    /// File with the volume's data; may be absent on a node that will receive it. Or a block device, or VG/LV for a thin volume of
+    /// LVM's
     orgdev: PathBuf,
-    /// Directory for the snapshots, best on the same file system
-    snapdev: PathBuf,
+    /// Directory for the snapshots, best on the same file system; or a block device. For a thin volume of LVM's, its pool, VG/POOL,
+    /// which may be left out if the volume exists
+    snapdev: Option<PathBuf>,
     /// Overwrite the origin with zeros; asks first if it holds anything
     #[arg(short, long, visible_short_alias = 'z', visible_alias = "zero")]
     initialize: bool,
@@ -170,6 +175,13 @@ pub struct Target {
     pub margin: Option<u64>,
 }
 
+/// The path that is meant: `VG/LV` is a logical volume, if there is no directory of the volume group's name here.
+fn place(given: PathBuf) -> Result<PathBuf, Failure> {
+    let relative = given.is_relative() && !given.starts_with(".") && !given.starts_with("..");
+    let group = given.parent().filter(|group| relative && group.components().count() == 1 && !group.is_dir());
+    if group.is_some() { Ok(Path::new("/dev").join(given)) } else { absolute(given) }
+}
+
 pub async fn run(args: Args, client: Client) -> Result<(), Failure> {
     let outcome = match args.what {
         What::Volume(Volume {
@@ -184,7 +196,7 @@ pub async fn run(args: Args, client: Client) -> Result<(), Failure> {
             mounts,
             yes,
         }) => {
-            let (origin, snapstore) = (absolute(orgdev)?, absolute(snapdev)?);
+            let (origin, snapstore) = (place(orgdev)?, snapdev.map(place).transpose()?);
             let (metadev, mounts) = (metadev.map(absolute).transpose()?, mounts.define()?);
             let define = DefineVolume {
                 origin,

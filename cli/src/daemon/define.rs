@@ -7,9 +7,9 @@ use std::{
 };
 
 use tokio::time::timeout;
-use zumastor_backends::Making;
+use zumastor_backends::{Making, is_pool, pool_of};
 use zumastor_core::{
-    ByteSize, HumanBytes, NodeName, VolumeName,
+    ByteSize, HumanBytes, NodeName, StoreError, VolumeName,
     config::{MasterConfig, SourceConfig, VolumeConfig},
 };
 
@@ -44,10 +44,15 @@ impl Daemon {
         let _editing = self.editing.lock().await;
         let chunk = sizes::wanted(&define)?;
         let DefineVolume { origin, snapstore, metadev, cachesize, initialize, yes, mounts, .. } = define;
-        if ![Some(&origin), Some(&snapstore), metadev.as_ref()].into_iter().flatten().all(|p| p.is_absolute())
+        if ![Some(&origin), snapstore.as_ref(), metadev.as_ref()]
+            .into_iter()
+            .flatten()
+            .all(|p| p.is_absolute())
         {
             return Err(Failure::usage("the paths of a volume must be absolute"));
         }
+        let from = origin.clone();
+        let (snapstore, pooled) = store_of(from, snapstore).await?;
         if let Some(there) = self.find_volume(&name) {
             let config = there.config();
             let same = config.origin == origin && config.snapstore == snapstore && config.metadev == metadev;
@@ -70,10 +75,10 @@ impl Daemon {
         }
         self.check_paths(&origin, &snapstore).await?;
         self.check_name(&name)?;
-        if initialize {
+        if initialize && !pooled {
             initialize::check(&name, origin.clone(), yes).await?;
         }
-        if !yes {
+        if !yes && !pooled {
             for device in [Some(&snapstore), metadev.as_ref()].into_iter().flatten() {
                 initialize::check_device(device.clone()).await?;
             }
@@ -86,7 +91,8 @@ impl Daemon {
             VolumeConfig { metadev, cache, chunk: chunk_size, ..VolumeConfig::new(origin, snapstore) };
         self.set_mounts(&name, &mut config, mounts).await?;
         let volume = Arc::new(Volume::new(name.clone(), config.clone(), self.stores.clone()));
-        let fresh = matches!(identity(config.snapstore.clone()).await, Ok(None));
+        let fresh = matches!(identity(&config).await, Ok(None));
+        let there = exists(config.origin.clone()).await;
         let making = Making { initialize, overwrite: yes };
         let (store, id) = volume.found(making).await?;
         if let Err(refused) = sizes::check(chunk, store.geometry()?, &store.info().kind) {
@@ -101,7 +107,7 @@ impl Daemon {
         volume.set_config(config.clone());
         let snapshots = store.snapshots().await?;
         let on_devices = is_device(config.snapstore.clone()).await;
-        if initialize && !on_devices {
+        if initialize && !on_devices && !pooled {
             initialize::zero(config.origin.clone(), &snapshots).await?;
         }
         self.write_volume(&name, &config).await?;
@@ -114,8 +120,12 @@ impl Daemon {
             let count = snapshots.len();
             outcome = outcome.note(format!("{count} snapshots were there already: {}", numbers.join(", ")));
         }
-        let there = exists(config.origin.clone()).await;
-        if !there {
+        if !there && pooled {
+            outcome = outcome.note(format!(
+                "there was no {}: it was made, to receive a volume into; for a master, check the name",
+                config.origin.display()
+            ));
+        } else if !there {
             outcome = outcome.note(format!(
                 "there is no {}: that is right for a replica, which gets it with the first snapshot; for a master, \
                  check the path, and that its file system is mounted",
@@ -125,7 +135,7 @@ impl Daemon {
         if let Some(caution) = store.info().caution {
             outcome = outcome.note(caution);
         }
-        if let Some(device) = store.device(None).filter(|_| on_devices) {
+        if let Some(device) = store.device(None).filter(|_| on_devices && !pooled) {
             outcome = outcome.note(format!(
                 "from now on, use {} and not {}, which is a part of it",
                 device.display(),
@@ -145,6 +155,7 @@ impl Daemon {
         let (others, origin, snapstore) =
             (others.collect::<Vec<_>>(), origin.to_owned(), snapstore.to_owned());
         let check = move || {
+            let pooled = is_pool(&snapstore)?;
             let (real_origin, real_snapstore) = (resolved(&origin), resolved(&snapstore));
             if nested(&real_origin, &real_snapstore) {
                 let (origin, snapstore) = (origin.display(), snapstore.display());
@@ -159,6 +170,9 @@ impl Daemon {
                     || nested(&real_origin, &used_snapstore)
                 {
                     &origin
+                } else if pooled && real_snapstore == used_snapstore {
+                    // A pool may have many volumes.
+                    continue;
                 } else if nested(&real_snapstore, &used_snapstore) || nested(&real_snapstore, &used_origin) {
                     &snapstore
                 } else {
@@ -514,6 +528,16 @@ impl Daemon {
         let (state, name, host) = (self.state.clone(), name.clone(), host.clone());
         Ok(blocking(move || state.forget_pair(&name, &host)).await?)
     }
+}
+
+/// The snapshot store of a volume that is being defined, and whether that is a pool that several may have.
+async fn store_of(origin: PathBuf, snapstore: Option<PathBuf>) -> Result<(PathBuf, bool), Failure> {
+    let look = move || -> Result<_, StoreError> {
+        let snapstore = snapstore.map_or_else(|| pool_of(&origin), Ok)?;
+        let pooled = is_pool(&snapstore)?;
+        Ok((snapstore, pooled))
+    };
+    Ok(tokio::task::spawn_blocking(look).await.expect("asking LVM does not panic")?)
 }
 
 /// Refuses what names no clients of an export.

@@ -33,7 +33,7 @@ pub async fn check(name: &VolumeName, origin: PathBuf, yes: bool) -> Result<(), 
 /// Refuses a block device that something stands on, unless it is a store of ours.
 pub async fn check_device(path: PathBuf) -> Result<(), Failure> {
     let device = path.clone();
-    let look = move || match store_id(&device) {
+    let look = move || match store_id(&device, &device) {
         Ok(None) => signature(&device),
         Ok(Some(_)) => Ok(None),
         Err(error) => Err(error),

@@ -159,7 +159,7 @@ impl Daemon {
         if config.store.is_some() || !self.has(volume) {
             return Ok(());
         }
-        config.store = identity(config.snapstore.clone()).await?;
+        config.store = identity(&config).await?;
         self.write_volume(&volume.name, &config).await?;
         volume.set_config(config);
         Ok(())

@@ -9,7 +9,9 @@ use std::{
 };
 
 use uuid::Uuid;
-use zumastor_backends::{Making, OriginMust, VolumeSpec, open_volume, reopen_volume, store_id};
+use zumastor_backends::{
+    Making, OriginMust, VolumeSpec, open_volume, origin_exists, reopen_volume, store_id,
+};
 use zumastor_core::{
     NodeName, SnapshotNumber, SnapshotRecord, SnapshotStore, StoreError, VolumeName,
     config::{TargetConfig, VolumeConfig},
@@ -210,7 +212,7 @@ impl Volume {
         let mut store = self.store.lock().await;
         let config = self.config();
         let opened = self.stores.open(&self.name, &config, Found::OrMade(making)).await?;
-        let id = identity(config.snapstore).await?;
+        let id = identity(&config).await?;
         Ok((store.insert(opened).clone(), id))
     }
 
@@ -290,9 +292,10 @@ enum Found {
     OrMade(Making),
 }
 
-/// The identity of the store in a directory.
-pub async fn identity(snapstore: PathBuf) -> Result<Option<Uuid>, StoreError> {
-    tokio::task::spawn_blocking(move || store_id(&snapstore))
+/// The identity of the store of a volume.
+pub async fn identity(config: &VolumeConfig) -> Result<Option<Uuid>, StoreError> {
+    let (origin, snapstore) = (config.origin.clone(), config.snapstore.clone());
+    tokio::task::spawn_blocking(move || store_id(&origin, &snapstore))
         .await
         .expect("reading an identity does not panic")
 }
@@ -366,9 +369,9 @@ impl Stores {
     }
 }
 
-/// Whether there is something at a path, asked where a file system that does not answer keeps nobody from working.
+/// Whether there is an origin, asked where a file system that does not answer keeps nobody from working.
 pub async fn exists(path: PathBuf) -> bool {
-    tokio::task::spawn_blocking(move || path.exists()).await.expect("looking does not panic")
+    tokio::task::spawn_blocking(move || origin_exists(&path)).await.expect("looking does not panic")
 }
 
 /// Whether a path is a block device's.

@@ -36,5 +36,10 @@ if [ -n "$LAB_ADDRESS" ]; then
 fi
 # There is no udev: who makes devices makes their nodes too.
 export DM_DISABLE_UDEV=1
+[ ! -d /etc/lvm ] || cat >/etc/lvm/lvmlocal.conf <<END
+devices { use_devicesfile=0 filter=["a|^/dev/ubd|", "r|.*|"] }
+activation { udev_sync=0 udev_rules=0 monitoring=0 }
+backup { backup=0 archive=0 }
+END
 /bin/sh "$LAB_JOB" </dev/null
 end $?

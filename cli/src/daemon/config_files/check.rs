@@ -25,6 +25,13 @@ fn problem(keys: &[&str], reason: impl Into<String>) -> Option<Problem> {
     Some(Problem { keys: keys.iter().map(|key| (*key).to_owned()).collect(), reason: reason.into() })
 }
 
+/// Whether a snapshot store may be a thin pool of LVM's, which several volumes may have: it is in the directory of a volume group,
+/// with the origin. What it is shows when it is opened: any other store is one volume's.
+fn may_be_pool(config: &VolumeConfig) -> bool {
+    let group = config.snapstore.parent();
+    group == config.origin.parent() && group.and_then(Path::parent) == Some(Path::new("/dev"))
+}
+
 /// What is wrong with a volume beside `others`.
 pub fn volume(config: &VolumeConfig, others: &[(VolumeName, VolumeConfig)]) -> Option<Problem> {
     for (key, path) in [("origin", &config.origin), ("snapstore", &config.snapstore)] {
@@ -33,7 +40,9 @@ pub fn volume(config: &VolumeConfig, others: &[(VolumeName, VolumeConfig)]) -> O
         }
         let used =
             |other: &VolumeConfig| [&other.origin, &other.snapstore].into_iter().any(|used| used == path);
-        if let Some((other, _)) = others.iter().find(|(_, other)| used(other)) {
+        let shared =
+            |other: &VolumeConfig| key == "snapstore" && other.snapstore == *path && may_be_pool(config);
+        if let Some((other, _)) = others.iter().find(|(_, other)| used(other) && !shared(other)) {
             return problem(&[key], format!("{} belongs to volume {other}", path.display()));
         }
     }
@@ -72,7 +81,9 @@ pub fn volume(config: &VolumeConfig, others: &[(VolumeName, VolumeConfig)]) -> O
         let used = |other: &VolumeConfig| {
             [&other.mountpoint, &other.snappath].into_iter().flatten().any(|used| used == path)
         };
-        if let Some((other, _)) = others.iter().find(|(_, other)| used(other)) {
+        let shared =
+            |other: &VolumeConfig| key == "snapstore" && other.snapstore == *path && may_be_pool(config);
+        if let Some((other, _)) = others.iter().find(|(_, other)| used(other) && !shared(other)) {
             return problem(&[key], format!("{} belongs to volume {other}", path.display()));
         }
     }

@@ -16,14 +16,14 @@ use devicemapper::{
 use uuid::Uuid;
 use zumastor_core::StoreError;
 
-use crate::thin::{Access, Gone};
+use super::{Access, Gone};
 
 /// Where the nodes are.
 const NODES: &str = "/dev/mapper";
 
 /// A line of a table: length in sectors, target, parameters.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Line {
+pub(crate) struct Line {
     pub sectors: u64,
     pub target: &'static str,
     pub parameters: String,
@@ -31,7 +31,7 @@ pub(super) struct Line {
 
 /// A device as the kernel has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Mapped {
+pub(crate) struct Mapped {
     /// `major:minor`.
     pub number: String,
     pub minor: u32,
@@ -40,8 +40,14 @@ pub(super) struct Mapped {
     pub uuid: String,
 }
 
+impl Mapped {
+    pub(crate) fn major(&self) -> u32 {
+        self.number.split(':').next().and_then(|major| major.parse().ok()).unwrap_or(0)
+    }
+}
+
 /// The control device.
-pub(super) struct Mapper(DM);
+pub(crate) struct Mapper(DM);
 
 impl fmt::Debug for Mapper {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -50,7 +56,7 @@ impl fmt::Debug for Mapper {
 }
 
 impl Mapper {
-    pub(super) fn open() -> Result<Self, StoreError> {
+    pub(crate) fn open() -> Result<Self, StoreError> {
         DM::new().map(Self).map_err(|error| {
             StoreError::Unsupported(format!(
                 "this machine has no device-mapper, which volumes on block devices need ({error}): `modprobe dm-mod`"
@@ -59,13 +65,13 @@ impl Mapper {
     }
 
     /// The names of all devices.
-    pub(super) fn names(&self) -> Result<Vec<String>, StoreError> {
+    pub(crate) fn names(&self) -> Result<Vec<String>, StoreError> {
         let devices = self.0.list_devices().map_err(failed("listing", "devices"))?;
         Ok(devices.into_iter().map(|(name, _, _)| demangled(&name.to_string())).collect())
     }
 
     /// The device of a name, if there is one.
-    pub(super) fn find(&self, name: &str) -> Result<Option<Mapped>, StoreError> {
+    pub(crate) fn find(&self, name: &str) -> Result<Option<Mapped>, StoreError> {
         match self.0.device_info(&DevId::Name(&dm_name(name)?)) {
             Ok(info) => Ok(Some(mapped(&info))),
             Err(error) if errno(&error) == Some(libc::ENXIO) => Ok(None),
@@ -73,8 +79,21 @@ impl Mapper {
         }
     }
 
+    /// The device of a uuid, and its name, if there is one.
+    pub(crate) fn find_uuid(&self, uuid: &str) -> Result<Option<(String, Mapped)>, StoreError> {
+        let id = DmUuid::new(uuid).map_err(failed("looking at", uuid))?;
+        match self.0.device_info(&DevId::Uuid(id)) {
+            Ok(info) => {
+                let name = info.name().map(|name| demangled(&name.to_string())).unwrap_or_default();
+                Ok(Some((name, mapped(&info))))
+            }
+            Err(error) if errno(&error) == Some(libc::ENXIO) => Ok(None),
+            Err(error) => Err(failed("looking at", uuid)(error)),
+        }
+    }
+
     /// Makes a device have this table, whether it is there already or not.
-    pub(super) fn ensure(
+    pub(crate) fn ensure(
         &self,
         name: &str,
         prefix: &str,
@@ -116,7 +135,7 @@ impl Mapper {
     }
 
     /// Loads a table, which is used from the next resume on.
-    pub(super) fn load(&self, name: &str, table: &[Line], access: Access) -> Result<(), StoreError> {
+    pub(crate) fn load(&self, name: &str, table: &[Line], access: Access) -> Result<(), StoreError> {
         let options = match access {
             Access::ReadOnly => DmOptions::default().set_flags(DmFlags::DM_READONLY),
             Access::Writable => DmOptions::default(),
@@ -126,11 +145,12 @@ impl Mapper {
     }
 
     /// Forgets a table that was loaded and not used.
-    pub(super) fn unload(&self, name: &str) -> Result<(), StoreError> {
+    pub(crate) fn unload(&self, name: &str) -> Result<(), StoreError> {
         self.0.table_clear(&DevId::Name(&dm_name(name)?)).map(drop).map_err(failed("clearing", name))
     }
 
-    fn table(&self, name: &str) -> Result<Vec<(u64, u64, String, String)>, StoreError> {
+    /// Its targets: begin and length in sectors, kind, parameters.
+    pub(crate) fn table(&self, name: &str) -> Result<Vec<(u64, u64, String, String)>, StoreError> {
         let options = DmOptions::default().set_flags(DmFlags::DM_STATUS_TABLE);
         let (_, table) = self
             .0
@@ -140,7 +160,7 @@ impl Mapper {
     }
 
     /// What the first target of a device says of itself.
-    pub(super) fn status(&self, name: &str) -> Result<String, StoreError> {
+    pub(crate) fn status(&self, name: &str) -> Result<String, StoreError> {
         let (_, status) = self
             .0
             .table_status(&DevId::Name(&dm_name(name)?), DmOptions::default())
@@ -149,20 +169,20 @@ impl Mapper {
     }
 
     /// Holds back what is written to and read from a device. With `freeze`, a file system on it is brought to rest first.
-    pub(super) fn suspend(&self, name: &str, freeze: bool) -> Result<(), StoreError> {
+    pub(crate) fn suspend(&self, name: &str, freeze: bool) -> Result<(), StoreError> {
         let skip = if freeze { DmFlags::empty() } else { DmFlags::DM_SKIP_LOCKFS };
         let options = DmOptions::default().set_flags(DmFlags::DM_SUSPEND | skip);
         let suspended = self.0.device_suspend(&DevId::Name(&dm_name(name)?), options);
         suspended.map(drop).map_err(failed("suspending", name))
     }
 
-    pub(super) fn resume(&self, name: &str) -> Result<(), StoreError> {
+    pub(crate) fn resume(&self, name: &str) -> Result<(), StoreError> {
         let resumed = self.0.device_suspend(&DevId::Name(&dm_name(name)?), options_of_ours());
         resumed.map(drop).map_err(failed("resuming", name))
     }
 
     /// Sends a message to a target; the error is what the kernel answered.
-    pub(super) fn message(&self, name: &str, message: &str) -> Result<(), io::Error> {
+    pub(crate) fn message(&self, name: &str, message: &str) -> Result<(), io::Error> {
         let name = dm_name(name).map_err(io::Error::other)?;
         match self.0.target_msg(&DevId::Name(&name), None, message) {
             Ok(_) => Ok(()),
@@ -172,7 +192,7 @@ impl Mapper {
 
     /// Removes a device and its node. With `patience`, whoever has it open for a moment, as udev does, is waited for; with
     /// `later`, the device goes when it is closed.
-    pub(super) fn remove(&self, name: &str, patience: bool, later: bool) -> Result<Gone, StoreError> {
+    pub(crate) fn remove(&self, name: &str, patience: bool, later: bool) -> Result<Gone, StoreError> {
         let Some(there) = self.find(name)? else {
             unlink(name, None);
             return Ok(Gone::Yes);
@@ -199,19 +219,19 @@ impl Mapper {
     }
 
     /// Gives a device another name; the node stays as it is.
-    pub(super) fn rename(&self, from: &str, to: &str) -> Result<(), StoreError> {
+    pub(crate) fn rename(&self, from: &str, to: &str) -> Result<(), StoreError> {
         let renamed = self.0.device_rename(&dm_name(from)?, &DevId::Name(&dm_name(to)?));
         renamed.map(drop).map_err(failed("renaming", from))
     }
 }
 
 /// The node of a device.
-pub(super) fn node(name: &str) -> PathBuf {
+pub(crate) fn node(name: &str) -> PathBuf {
     Path::new(NODES).join(name)
 }
 
 /// Puts a node in place, in one step.
-pub(super) fn link(name: &str, minor: u32) -> Result<(), StoreError> {
+pub(crate) fn link(name: &str, minor: u32) -> Result<(), StoreError> {
     let (path, target) = (node(name), format!("../dm-{minor}"));
     if fs::read_link(&path).is_ok_and(|there| there == Path::new(&target)) {
         return Ok(());
@@ -223,7 +243,7 @@ pub(super) fn link(name: &str, minor: u32) -> Result<(), StoreError> {
 }
 
 /// Removes a node, if it leads to this device. Whether it did.
-pub(super) fn unlink(name: &str, minor: Option<u32>) -> bool {
+pub(crate) fn unlink(name: &str, minor: Option<u32>) -> bool {
     let path = node(name);
     let ours = fs::read_link(&path)
         .is_ok_and(|there| minor.is_none_or(|minor| there == Path::new(&format!("../dm-{minor}"))));
@@ -236,12 +256,18 @@ pub(super) fn unlink(name: &str, minor: Option<u32>) -> bool {
     ours
 }
 
-/// The names of nodes that lead nowhere.
-pub(super) fn dangling() -> Vec<String> {
+/// The names of nodes that are links to devices of device-mapper, whether these are there or not.
+pub(crate) fn links() -> Vec<String> {
     let Ok(entries) = fs::read_dir(NODES) else { return Vec::new() };
     let paths = entries.flatten().map(|entry| entry.path());
-    let nowhere = paths.filter(|path| path.is_symlink() && !path.exists());
-    nowhere.filter_map(|path| Some(path.file_name()?.to_str()?.to_owned())).collect()
+    let leads =
+        |path: &PathBuf| fs::read_link(path).is_ok_and(|to| to.to_string_lossy().starts_with("../dm-"));
+    paths.filter(leads).filter_map(|path| Some(path.file_name()?.to_str()?.to_owned())).collect()
+}
+
+/// The names of nodes that lead nowhere.
+pub(crate) fn dangling() -> Vec<String> {
+    links().into_iter().filter(|name| !node(name).exists()).collect()
 }
 
 /// That udev makes no nodes for our devices, and looks for nothing on them.

@@ -2,11 +2,11 @@
 
 use std::{fs, os::linux::fs::MetadataExt, path::Path};
 
-use crate::thin::Users;
+use super::pool::Users;
 
 /// Looks at what has the block device `253:minor` open, of which the kernel counts `count` uses. What cannot be accounted
 /// for may write.
-pub(super) fn users(major: u32, minor: u32, count: u32) -> Users {
+pub(crate) fn users(major: u32, minor: u32, count: u32) -> Users {
     if count == 0 {
         return Users::None;
     }

@@ -1,0 +1,679 @@
+//! A volume in a thin pool of LVM's: logical volumes are made, renamed and removed by LVM, and their devices are LVM's.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs::{self, File},
+    path::{Path, PathBuf},
+    sync::{Mutex, MutexGuard},
+};
+
+use rustix::fs::{FlockOperation, flock};
+use uuid::Uuid;
+use zumastor_core::{HumanBytes, SnapshotNumber, StoreError, StoreInfo};
+
+use super::{
+    lvm::{Lv, Lvm, dashed, joined, run, split},
+    tags::{self, Found, Recorded},
+};
+use crate::{
+    described::failed,
+    thin::{
+        Access, Catalogue, Gone, Pool, PoolStatus, Slot, ThinId, Users,
+        kernel::{SECTOR, Said, Suspended, is_named_after, read_held, retire, status, thin_line, trouble},
+        mapper::{Mapped, Mapper, link, links, node, unlink},
+        users::users,
+    },
+    thin_metadata::ThinMetadata,
+};
+
+/// A volume in a pool of LVM's.
+#[derive(Debug)]
+pub(super) struct LvmPool {
+    /// The volume's name here.
+    pub volume: String,
+    pub mapper: Mapper,
+    /// Begins the uuid of the devices that are ours and not LVM's.
+    pub prefix: String,
+    pub store: Uuid,
+    pub lvm: Lvm,
+    /// The uuid of the volume group, 32 characters.
+    pub group: String,
+    pub extent: u64,
+    pub chunk: u64,
+    /// The pool's logical volume, and that of its metadata.
+    pub pool: String,
+    pub metadata: String,
+    /// `/dev/VG/POOL`.
+    pub place: PathBuf,
+    /// The logical volume of the head.
+    pub name: String,
+    /// What the volume consisted of when it was opened.
+    pub loaded: Catalogue,
+    /// Whether the head was active before.
+    pub was_active: bool,
+    pub state: Mutex<State>,
+    /// Locked while the store is open.
+    pub lock: File,
+}
+
+/// What there is.
+#[derive(Debug, Default)]
+pub(super) struct State {
+    pub volumes: BTreeMap<ThinId, Lv>,
+    /// All of ours that the volume group has.
+    pub tags: BTreeSet<String>,
+}
+
+impl LvmPool {
+    /// The logical volume of the head, as it was when the store was opened.
+    pub(super) fn head(&self) -> Result<Lv, StoreError> {
+        self.volume(self.loaded.head.thin)
+    }
+
+    /// The tags of ours that the volume group has.
+    pub(super) fn tags(&self) -> BTreeSet<String> {
+        self.state().tags.clone()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no panic while locked")
+    }
+
+    /// The pool's device.
+    pub(super) fn tpool(&self) -> String {
+        format!("{}-tpool", joined(&self.lvm.vg, &self.pool))
+    }
+
+    pub(super) fn said(&self) -> Result<Option<Said>, StoreError> {
+        Said::ask(&self.mapper, &self.tpool())
+    }
+
+    /// Where the pool's metadata are.
+    fn metadata(&self) -> Result<PathBuf, StoreError> {
+        let name = joined(&self.lvm.vg, &self.metadata);
+        let there = self.mapper.find(&name)?;
+        there.map(|there| format!("/dev/dm-{}", there.minor).into()).ok_or_else(|| {
+            StoreError::Unsupported(format!("the device {name} is gone: was the pool deactivated?"))
+        })
+    }
+
+    /// What helps where nothing can be changed.
+    fn repair(&self) -> String {
+        let pool = self.lvm.of(&self.pool);
+        format!(
+            "unmount what is in the pool, stop the daemon, then `lvchange -an {pool}`, `lvconvert --repair {pool}`, \
+             `lvchange -ay {pool}`, start the daemon and make room: delete snapshots, or `lvextend --poolmetadatasize +SIZE {pool}`"
+        )
+    }
+
+    fn volume(&self, id: ThinId) -> Result<Lv, StoreError> {
+        self.state().volumes.get(&id).cloned().ok_or_else(|| {
+            let what = format!("the logical volume of thin device {id} is gone");
+            StoreError::Damaged { path: self.place.clone(), what }
+        })
+    }
+
+    /// The device of a logical volume, if it is active, and the name that the volume has now.
+    pub(super) fn device_of(&self, lv: &Lv) -> Result<Option<(String, Mapped)>, StoreError> {
+        let uuid = format!("LVM-{}{}", self.group, lv.uuid);
+        let there = self.mapper.find_uuid(&uuid)?;
+        Ok(there.and_then(|(name, mapped)| Some((split(&name)?.1, mapped))))
+    }
+
+    /// The same, activated if it is not.
+    fn active(&self, lv: &Lv) -> Result<(String, Mapped), StoreError> {
+        if let Some(there) = self.device_of(lv)? {
+            return Ok(there);
+        }
+        let name = self.reload()?.get(&lv.uuid).map_or_else(|| lv.name.clone(), |lv| lv.name.clone());
+        run("lvchange", &["-ay", "-K", &self.lvm.of(&name)])?;
+        self.device_of(lv)?.ok_or_else(|| {
+            let what = format!("{} has no device although LVM has activated it", self.lvm.of(&name));
+            StoreError::Unsupported(what)
+        })
+    }
+
+    /// Asks LVM again what there is, by uuid. Names of what we know are taken over.
+    fn reload(&self) -> Result<BTreeMap<String, Lv>, StoreError> {
+        let found: BTreeMap<_, _> = self.lvm.volumes()?.into_iter().map(|lv| (lv.uuid.clone(), lv)).collect();
+        for known in self.state().volumes.values_mut() {
+            if let Some(lv) = found.get(&known.uuid) {
+                known.clone_from(lv);
+            }
+        }
+        Ok(found)
+    }
+
+    fn wanted(&self, slot: Slot) -> String {
+        match slot {
+            Slot::Head => self.name.clone(),
+            Slot::Snapshot(number) => format!("{}_zuma{number}", self.name),
+            Slot::Staging => format!("{}_zumarecv", self.name),
+            Slot::Repair | Slot::Scratch => self.free_name("tmp"),
+        }
+    }
+
+    /// A name that none of our logical volumes has.
+    fn free_name(&self, what: &str) -> String {
+        let state = self.state();
+        let taken: BTreeSet<_> = state.volumes.values().map(|lv| lv.name.as_str()).collect();
+        let mut free = (1u32..).map(|n| format!("{}_zuma{what}{n}", self.name));
+        free.find(|name| !taken.contains(name.as_str())).expect("there is always another number")
+    }
+
+    /// What a device is called that users see, or that is ours.
+    fn node_name(&self, slot: Slot) -> String {
+        match slot {
+            Slot::Head => self.volume.clone(),
+            Slot::Snapshot(number) => format!("{}({number})", self.volume),
+            Slot::Staging => format!("{}:staging", self.volume),
+            Slot::Repair => format!("{}:repair", self.volume),
+            Slot::Scratch => format!("{}:scratch", self.volume),
+        }
+    }
+
+    fn rename(&self, id: ThinId, from: &str, to: &str) -> Result<(), StoreError> {
+        run("lvrename", &[&self.lvm.vg, from, to])?;
+        if let Some(lv) = self.state().volumes.get_mut(&id) {
+            to.clone_into(&mut lv.name);
+        }
+        Ok(())
+    }
+
+    /// Gives a logical volume its name. One of ours that has it goes out of the way.
+    fn call(&self, id: ThinId, has: &str, wanted: &str) -> Result<(), StoreError> {
+        if has == wanted {
+            return Ok(());
+        }
+        let other = self.state().volumes.iter().find(|(_, lv)| lv.name == wanted).map(|(id, _)| *id);
+        if let Some(other) = other {
+            self.rename(other, wanted, &self.free_name("old"))?;
+        }
+        self.rename(id, has, wanted)
+    }
+
+    /// Makes a logical volume for a slot, and takes note of it. What is not the head is not activated at boot.
+    fn make(&self, slot: Slot, what: &[&str]) -> Result<ThinId, StoreError> {
+        let name = match slot {
+            // It gets its name when it takes the place of the one before.
+            Slot::Head => self.free_name("tmp"),
+            slot => self.wanted(slot),
+        };
+        let permission = if matches!(slot, Slot::Snapshot(_)) { "-pr" } else { "-prw" };
+        let skip = if slot == Slot::Head { "-kn" } else { "-ky" };
+        let tag = tags::of_store(self.store);
+        let begin = ["-n", &name, "--addtag", &tag, permission, skip, "-K", "-ay"];
+        run("lvcreate", &[&begin, what].concat())?;
+        let device = joined(&self.lvm.vg, &name);
+        let there = self.mapper.find(&device)?;
+        let targets = self.mapper.table(&device)?;
+        let uuid =
+            there.as_ref().and_then(|there| there.uuid.strip_prefix("LVM-")?.strip_prefix(&*self.group));
+        let id = targets.first().and_then(|(_, _, _, words)| words.split(' ').nth(1)?.parse().ok());
+        let (Some(uuid), Some(id)) = (uuid, id.map(ThinId)) else {
+            let what = format!("{} is no thin volume although LVM has just made it one", self.lvm.of(&name));
+            return Err(StoreError::Unsupported(what));
+        };
+        let lv = Lv {
+            name,
+            uuid: uuid.to_owned(),
+            kind: "thin".to_owned(),
+            size: length(&targets),
+            pool: self.pool.clone(),
+            thin: Some(id),
+            tags: vec![tag],
+            metadata: String::new(),
+            chunk: 0,
+        };
+        self.state().volumes.insert(id, lv);
+        Ok(id)
+    }
+
+    fn resize(&self, name: &str, size: u64) -> Result<(), StoreError> {
+        let (size, lv) = (format!("{}s", size / SECTOR), self.lvm.of(name));
+        // Newer versions look at the file system, which is not theirs to do; older ones do not know the word.
+        let common = ["-f", "-y", "-L", &size, &lv];
+        match run("lvresize", &[&["--fs", "ignore"][..], &common].concat()) {
+            Err(error) if format!("{error:?}").contains("unrecognized option") => {
+                run("lvresize", &common).map(drop)
+            }
+            resized => resized.map(drop),
+        }
+    }
+
+    /// Lets go of a moment that an earlier run of this store held when it ended.
+    pub(super) fn release_stale(&self, recorded: &Recorded) -> Result<(), StoreError> {
+        let _one = self.lock_metadata()?;
+        let Some(held) = self.said()?.and_then(|said| said.held) else { return Ok(()) };
+        if !recorded.open {
+            tracing::warn!(volume = self.volume, held, "{}", self.strange_hold());
+            return Ok(());
+        }
+        let released = self.mapper.message(&self.tpool(), "release_metadata_snap");
+        released
+            .map_err(StoreError::io(format!("release_metadata_snap in the pool {}", self.place.display())))
+    }
+
+    fn strange_hold(&self) -> String {
+        format!(
+            "somebody else holds a moment of the metadata of the pool {}, without which changes cannot be found: \
+             `dmsetup message {} 0 release_metadata_snap`, if that is not in use",
+            self.place.display(),
+            self.tpool()
+        )
+    }
+
+    /// The right to hold a moment of the pool's metadata, against all other volumes in it.
+    fn lock_metadata(&self) -> Result<File, StoreError> {
+        let path = self.metadata()?;
+        let file = File::open(&path).map_err(failed("opening", &path))?;
+        flock(&file, FlockOperation::LockExclusive)
+            .map_err(|error| failed("locking", &path)(error.into()))?;
+        Ok(file)
+    }
+
+    /// Makes the tags of the volume group those that are given, in one step.
+    pub(super) fn set_tags(&self, new: BTreeSet<String>) -> Result<(), StoreError> {
+        let mut state = self.state();
+        let adds = new.difference(&state.tags).flat_map(|tag| ["--addtag", tag]);
+        let removes = state.tags.difference(&new).flat_map(|tag| ["--deltag", tag]);
+        let mut arguments: Vec<_> = adds.chain(removes).collect();
+        if arguments.is_empty() {
+            return Ok(());
+        }
+        arguments.push(&self.lvm.vg);
+        run("vgchange", &arguments)?;
+        state.tags = new;
+        Ok(())
+    }
+
+    /// Deactivates logical volumes that nobody uses.
+    fn put_down(&self, volumes: Vec<Lv>) -> Result<(), StoreError> {
+        let mut names = Vec::new();
+        for lv in volumes {
+            match self.device_of(&lv)? {
+                Some((name, there)) if there.users == 0 => names.push(self.lvm.of(&name)),
+                Some((name, _)) => tracing::warn!("{} is in use, so it stays active", self.lvm.of(&name)),
+                None => {}
+            }
+        }
+        if names.is_empty() {
+            return Ok(());
+        }
+        let arguments: Vec<_> = ["-an"].into_iter().chain(names.iter().map(String::as_str)).collect();
+        run("lvchange", &arguments).map(drop)
+    }
+
+    /// Removes our own devices, and nodes that are not among these.
+    fn tidy(&self, wanted: &BTreeSet<String>) -> Result<(), StoreError> {
+        for name in self.mapper.names()?.into_iter().filter(|name| is_named_after(name, &self.volume)) {
+            let ours = self.mapper.find(&name)?.is_some_and(|there| there.uuid.starts_with(&self.prefix));
+            if ours {
+                self.mapper.remove(&name, false, true)?;
+            }
+        }
+        let links = links().into_iter().filter(|name| is_named_after(name, &self.volume));
+        links.filter(|name| !wanted.contains(name)).for_each(|name| {
+            unlink(&name, None);
+        });
+        Ok(())
+    }
+
+    fn report(&self, gone: &[SnapshotNumber]) {
+        for number in gone {
+            removed(&self.volume, *number);
+            unlink(&self.node_name(Slot::Snapshot(*number)), None);
+        }
+    }
+}
+
+/// Bytes of a table.
+fn length(targets: &[(u64, u64, String, String)]) -> u64 {
+    targets.iter().map(|(_, sectors, ..)| sectors * SECTOR).sum()
+}
+
+/// What the head is when its logical volume has this size: LVM's tools change it too.
+pub(super) fn resized(catalogue: &mut Catalogue, size: u64) {
+    let head = &mut catalogue.head;
+    if head.size == size {
+        return;
+    }
+    // What was to become smaller and did not is as it was; what lies beyond a smaller end is to be made zero.
+    head.tail = (size < head.size).then(|| head.tail.map_or(head.size, |tail| tail.max(head.size)));
+    head.size = size;
+    head.shows = None;
+}
+
+impl Pool for LvmPool {
+    fn place(&self) -> &Path {
+        &self.place
+    }
+
+    fn info(&self) -> StoreInfo {
+        let said = self.said();
+        let pool = self.lvm.of(&self.pool);
+        let waits = matches!(&said, Ok(Some(said)) if said.queues).then(|| {
+            format!(
+                "when the pool {pool} is full, whoever writes waits for a minute before it is an error: `lvchange --errorwhenfull \
+                 y {pool}` makes it one at once"
+            )
+        });
+        StoreInfo {
+            kind: format!("LVM thin pool {pool}, chunks of {}", HumanBytes(self.chunk)),
+            caution: trouble(&said, &self.repair()).or(waits),
+        }
+    }
+
+    fn chunk(&self) -> u64 {
+        self.chunk
+    }
+
+    fn load(&self) -> Result<Catalogue, StoreError> {
+        Ok(self.loaded.clone())
+    }
+
+    fn save(&self, catalogue: &Catalogue) -> Result<(), StoreError> {
+        let volumes = self.state().volumes.clone();
+        let uuid = |thin: ThinId| volumes.get(&thin).map(|lv| lv.uuid.clone()).unwrap_or_default();
+        let mut tags = tags::encode(catalogue, &self.name, &uuid);
+        tags.insert(tags::open(self.store));
+        self.set_tags(tags)
+    }
+
+    fn check_size(&self, size: u64) -> Result<(), StoreError> {
+        if size > 0 && size.is_multiple_of(self.extent) {
+            return Ok(());
+        }
+        Err(StoreError::Unsupported(format!(
+            "volumes in the group {} consist of extents of {}: {size} bytes are not; give the volume a size that is, such as {}, \
+             where it comes from (`zumastor resize VOLUME --origin SIZE`)",
+            self.lvm.vg,
+            HumanBytes(self.extent),
+            HumanBytes(size.next_multiple_of(self.extent).max(self.extent))
+        )))
+    }
+
+    fn thins(&self) -> Result<BTreeSet<ThinId>, StoreError> {
+        Ok(self.state().volumes.keys().copied().collect())
+    }
+
+    fn may_delete_unknown(&self) -> bool {
+        // Volumes and tags change together.
+        true
+    }
+
+    fn create(&self, slot: Slot, size: u64) -> Result<ThinId, StoreError> {
+        self.check_size(size)?;
+        let sectors = format!("{}s", size / SECTOR);
+        self.make(slot, &["-Wn", "-V", &sectors, "-T", &self.lvm.of(&self.pool)])
+    }
+
+    fn clone_of(&self, origin: ThinId, slot: Slot, size: u64) -> Result<ThinId, StoreError> {
+        self.check_size(size)?;
+        let (name, _) = self.active(&self.volume(origin)?)?;
+        self.make(slot, &["-s", &self.lvm.of(&name)])
+    }
+
+    fn clone_head(&self, head: ThinId, number: SnapshotNumber) -> Result<ThinId, StoreError> {
+        // LVM brings what is active to rest, and lets it go on.
+        let (name, _) = self.active(&self.volume(head)?)?;
+        self.make(Slot::Snapshot(number), &["-s", &self.lvm.of(&name)])
+    }
+
+    fn delete(&self, id: ThinId) -> Result<Gone, StoreError> {
+        let Ok(lv) = self.volume(id) else { return Ok(Gone::Yes) };
+        let device = self.device_of(&lv)?;
+        if device.as_ref().is_some_and(|(_, there)| there.users > 0) {
+            return Ok(Gone::Later);
+        }
+        let name = match device {
+            Some((name, _)) => Some(name),
+            None => self.reload()?.get(&lv.uuid).map(|lv| lv.name.clone()),
+        };
+        if let Some(name) = name {
+            // Whatever has this name meanwhile, nothing else goes than what was meant.
+            let selection = format!("lv_uuid={}", dashed(&lv.uuid));
+            run("lvremove", &["-y", "-S", &selection, &self.lvm.of(&name)])?;
+        }
+        self.state().volumes.remove(&id);
+        Ok(Gone::Yes)
+    }
+
+    fn activate(&self, slot: Slot, id: ThinId, size: u64, access: Access) -> Result<PathBuf, StoreError> {
+        if matches!(slot, Slot::Repair | Slot::Scratch) {
+            let line = thin_line(&self.mapper, &self.tpool(), id, size)?;
+            let made = self.mapper.ensure(&self.node_name(slot), &self.prefix, &[line], access)?;
+            return Ok(format!("/dev/dm-{}", made.minor).into());
+        }
+        let lv = self.volume(id)?;
+        let (has, there) = self.active(&lv)?;
+        let name = self.wanted(slot);
+        self.call(id, &has, &name)?;
+        let read_only = access == Access::ReadOnly;
+        if there.read_only != read_only {
+            run("lvchange", &[if read_only { "-pr" } else { "-prw" }, &self.lvm.of(&name)])?;
+        }
+        let device = joined(&self.lvm.vg, &name);
+        if length(&self.mapper.table(&device)?) != size {
+            self.check_size(size)?;
+            self.resize(&name, size)?;
+        }
+        if slot == Slot::Staging {
+            return Ok(format!("/dev/dm-{}", there.minor).into());
+        }
+        let node_name = self.node_name(slot);
+        link(&node_name, there.minor)?;
+        Ok(node(&node_name))
+    }
+
+    fn deactivate(&self, slot: Slot) -> Result<Gone, StoreError> {
+        let name = self.node_name(slot);
+        if matches!(slot, Slot::Repair | Slot::Scratch) {
+            return retire(&self.mapper, &self.volume, &name);
+        }
+        unlink(&name, None);
+        let wanted = self.wanted(slot);
+        let known =
+            self.state().volumes.iter().find(|(_, lv)| lv.name == wanted).map(|(id, lv)| (*id, lv.clone()));
+        let Some((id, lv)) = known else { return Ok(Gone::Yes) };
+        match self.device_of(&lv)? {
+            Some((name, there)) if there.users > 0 => {
+                self.rename(id, &name, &self.free_name("old"))?;
+                Ok(Gone::Later)
+            }
+            _ => Ok(Gone::Yes),
+        }
+    }
+
+    fn renumber(&self, from: SnapshotNumber, to: SnapshotNumber) -> Result<(), StoreError> {
+        let (from, to) = (Slot::Snapshot(from), Slot::Snapshot(to));
+        unlink(&self.node_name(from), None);
+        let wanted = self.wanted(from);
+        let known =
+            self.state().volumes.iter().find(|(_, lv)| lv.name == wanted).map(|(id, lv)| (*id, lv.clone()));
+        let Some((id, lv)) = known else { return Ok(()) };
+        let (name, there) = self.active(&lv)?;
+        self.call(id, &name, &self.wanted(to))?;
+        link(&self.node_name(to), there.minor)
+    }
+
+    fn sweep(&self, wanted: &[Slot]) -> Result<(), StoreError> {
+        self.tidy(&wanted.iter().map(|slot| self.node_name(*slot)).collect())?;
+        // All at once, which is sooner done than one by one.
+        let mut names = Vec::new();
+        for id in self.loaded.thins() {
+            let lv = self.volume(id)?;
+            if self.device_of(&lv)?.is_none() {
+                names.push(self.lvm.of(&lv.name));
+            }
+        }
+        if names.is_empty() {
+            return Ok(());
+        }
+        let arguments: Vec<_> = ["-ay", "-K"].into_iter().chain(names.iter().map(String::as_str)).collect();
+        run("lvchange", &arguments).map(drop)
+    }
+
+    fn swap_head(
+        &self,
+        to: ThinId,
+        size: u64,
+        commit: &mut dyn FnMut() -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        let link_name = self.node_name(Slot::Head);
+        let known =
+            self.state().volumes.iter().find(|(_, lv)| lv.name == self.name).map(|(_, lv)| lv.clone());
+        let (old, _) = self.active(&known.ok_or_else(|| {
+            StoreError::Unsupported(format!("{} was renamed by somebody else", self.lvm.of(&self.name)))
+        })?)?;
+        let (_, new) = self.active(&self.volume(to)?)?;
+        let suspended = Suspended::new(&self.mapper, joined(&self.lvm.vg, &old))?;
+        commit()?;
+        // From here on it is decided. Who has the old one open keeps that.
+        link(&link_name, new.minor)?;
+        suspended.resume()?;
+        self.activate(Slot::Head, to, size, Access::Writable).map(drop)
+    }
+
+    fn head_users(&self) -> Result<Users, StoreError> {
+        let known = self.state().volumes.values().find(|lv| lv.name == self.name).cloned();
+        let Some(lv) = known else { return Ok(Users::Writers) };
+        let Some((_, there)) = self.device_of(&lv)? else { return Ok(Users::None) };
+        Ok(users(there.major(), there.minor, there.users))
+    }
+
+    fn device(&self, slot: Slot) -> PathBuf {
+        node(&self.node_name(slot))
+    }
+
+    fn look_again(&self, catalogue: &Catalogue) -> Result<Catalogue, StoreError> {
+        let mut missing = BTreeSet::new();
+        for id in catalogue.thins() {
+            let known = self.state().volumes.get(&id).cloned();
+            let active = known.map(|lv| self.device_of(&lv)).transpose()?.flatten();
+            if active.is_none() {
+                missing.insert(id);
+            }
+        }
+        let mut now = catalogue.clone();
+        if !missing.is_empty() {
+            let there = self.reload()?;
+            let is_there =
+                |id: ThinId| self.state().volumes.get(&id).is_some_and(|lv| there.contains_key(&lv.uuid));
+            let gone: BTreeSet<_> = missing.iter().copied().filter(|id| !is_there(*id)).collect();
+            if gone.contains(&catalogue.head.thin) {
+                let what = format!("{} was removed by somebody else", self.lvm.of(&self.name));
+                return Err(StoreError::Damaged { path: self.place.clone(), what });
+            }
+            let lost: Vec<_> = now.snapshots.iter().filter(|kept| gone.contains(&kept.thin)).collect();
+            let lost: Vec<_> = lost.into_iter().map(|kept| kept.record.number()).collect();
+            for number in &lost {
+                now.remove(*number);
+            }
+            self.report(&lost);
+            if now.staged.as_ref().is_some_and(|staged| gone.contains(&staged.thin)) {
+                now.staged = None;
+            }
+            self.state().volumes.retain(|id, _| !gone.contains(id));
+        }
+        let (name, _) = self.active(&self.volume(now.head.thin)?)?;
+        resized(&mut now, length(&self.mapper.table(&joined(&self.lvm.vg, &name))?));
+        Ok(now)
+    }
+
+    fn is_there(&self, id: ThinId) -> Result<bool, StoreError> {
+        let Some(lv) = self.state().volumes.get(&id).cloned() else { return Ok(false) };
+        Ok(self.device_of(&lv)?.is_some() || self.reload()?.contains_key(&lv.uuid))
+    }
+
+    fn read_metadata(
+        &self,
+        read: &mut dyn FnMut(&ThinMetadata) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        let _one = self.lock_metadata()?;
+        let reserved = self.mapper.message(&self.tpool(), "reserve_metadata_snap");
+        reserved.map_err(|error| match error.raw_os_error() {
+            Some(libc::EBUSY) => StoreError::Unsupported(self.strange_hold()),
+            _ => StoreError::io(format!("reserve_metadata_snap in the pool {}", self.place.display()))(error),
+        })?;
+        read_held(&self.mapper, &self.tpool(), &self.metadata()?, read)
+    }
+
+    fn remedies(&self) -> (String, String) {
+        let pool = self.lvm.of(&self.pool);
+        (format!("`lvextend -L +SIZE {pool}`"), format!("`lvextend --poolmetadatasize +SIZE {pool}`"))
+    }
+
+    fn status(&self) -> Result<PoolStatus, StoreError> {
+        status(self.said(), self.chunk, &self.repair())
+    }
+
+    fn grow(&self, _data: Option<u64>, _metadata: Option<u64>) -> Result<(), StoreError> {
+        let (data, metadata) = self.remedies();
+        Err(StoreError::Unsupported(format!(
+            "the pool {} is LVM's, and may have other volumes: {data}, {metadata}",
+            self.place.display()
+        )))
+    }
+
+    fn close(&self) -> Result<(), StoreError> {
+        self.tidy(&BTreeSet::new())?;
+        let volumes = self.state().volumes.clone();
+        let mut others: Vec<_> =
+            volumes.into_values().filter(|lv| !self.was_active || lv.name != self.name).collect();
+        others.sort_by_key(|lv| lv.name == self.name);
+        self.put_down(others)?;
+        let open = tags::open(self.store);
+        let mut tags = self.tags();
+        tags.remove(&open);
+        self.set_tags(tags)?;
+        flock(&self.lock, FlockOperation::Unlock)
+            .map_err(|error| StoreError::io(format!("unlocking {}", self.place.display()))(error.into()))
+    }
+}
+
+/// What a store consists of by its tags, and what LVM has of it by thin device; snapshots that are gone are reported. `there` is all
+/// of the pool.
+pub(super) fn load(
+    store: Uuid,
+    recorded: &Recorded,
+    there: &BTreeMap<String, Lv>,
+    volume: &str,
+    name: &str,
+) -> Option<(Catalogue, BTreeMap<ThinId, Lv>)> {
+    let Found { mut catalogue, gone } = recorded.found(store, there)?;
+    for kept in &gone {
+        removed(volume, kept.record.number());
+    }
+    let (named, tag, ours) = (catalogue.thins(), tags::of_store(store), format!("{name}_zuma"));
+    let by_id = there.values().filter_map(|lv| Some((lv.thin?, lv)));
+    // What a person made as a copy of ours is none of ours.
+    let belongs = |id: &ThinId, lv: &Lv| {
+        named.contains(id) || lv.tags.contains(&tag) && (lv.name == name || lv.name.starts_with(&ours))
+    };
+    let volumes: BTreeMap<_, _> =
+        by_id.filter(|(id, lv)| belongs(id, lv)).map(|(id, lv)| (id, lv.clone())).collect();
+    let size = volumes.get(&catalogue.head.thin)?.size;
+    resized(&mut catalogue, size);
+    Some((catalogue, volumes))
+}
+
+fn removed(volume: &str, number: SnapshotNumber) {
+    tracing::warn!(
+        volume,
+        snapshot = %number,
+        "the logical volume of a snapshot was removed by somebody else: the snapshot is gone"
+    );
+}
+
+/// A file to lock, by a name that says for what.
+pub(super) fn lock_file(name: &str) -> Result<(File, PathBuf), StoreError> {
+    let dir = Path::new(LOCKS);
+    fs::create_dir_all(dir).map_err(failed("making", dir))?;
+    let path = dir.join(name);
+    let file = File::options().create(true).append(true).open(&path).map_err(failed("opening", &path))?;
+    Ok((file, path))
+}
+
+/// Where programs on one machine meet, whatever directories they have.
+const LOCKS: &str = "/run/lock/zumastor";

@@ -1,0 +1,37 @@
+//! One program at a time for a store.
+
+use std::{
+    fs::File,
+    path::Path,
+    thread,
+    time::{Duration, Instant},
+};
+
+use rustix::{
+    fs::{FlockOperation, flock},
+    io::Errno,
+};
+use zumastor_core::StoreError;
+
+use crate::described::failed;
+
+/// Makes this the only program that has the store open. udev leaves a device alone that is locked.
+pub(crate) fn lock(file: &File, path: &Path) -> Result<(), StoreError> {
+    let begun = Instant::now();
+    loop {
+        match flock(file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(()),
+            Err(Errno::WOULDBLOCK) if begun.elapsed() < PATIENCE => thread::sleep(PATIENCE / 40),
+            Err(Errno::WOULDBLOCK) => {
+                return Err(StoreError::Unsupported(format!(
+                    "the snapshot store {} is in use by another process: is a daemon running?",
+                    path.display()
+                )));
+            }
+            Err(error) => return Err(failed("locking", path)(error.into())),
+        }
+    }
+}
+
+/// How long others may look at a device, as udev does, or still have it locked after it was closed.
+const PATIENCE: Duration = Duration::from_secs(2);

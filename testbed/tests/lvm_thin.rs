@@ -1,0 +1,127 @@
+//! Volumes that are thin volumes of LVM, on a real device-mapper.
+#![cfg(feature = "device-mapper")]
+
+use std::{
+    fs::{self, File, OpenOptions},
+    ops::Range,
+    os::unix::fs::FileExt,
+    sync::Arc,
+};
+
+use zumastor::exit::Failure;
+use zumastor_backends::{
+    Faults, Making, VolumeSpec,
+    conformance::{Subject, check},
+    open_lvm,
+};
+use zumastor_core::{SnapshotStore, StoreError};
+use zumastor_testbed::{
+    lab::{self, Lab, Machine},
+    output,
+};
+
+/// What the tests of this file need beside the lab.
+const TOOLS: &[&str] = &["lvs", "vgcreate", "thin_check", "dmsetup", "mkfs.ext4"];
+
+fn machine(lab: &Lab, size: u64) -> Result<Machine, Failure> {
+    Ok(Machine::new("solo").modules(&["dm-thin-pool"]).disk(&lab.disk("pv", size)?))
+}
+
+fn spec() -> VolumeSpec {
+    VolumeSpec {
+        name: "v".parse().unwrap(),
+        origin: "/dev/vg/vol".into(),
+        snapstore: "/dev/vg/pool".into(),
+        metadev: None,
+        chunk: None,
+        notes: "/tmp/notes".into(),
+    }
+}
+
+fn lvm(program: &str, arguments: &str) -> Result<String, Failure> {
+    output(program, |command| command.args(arguments.split(' ')))
+}
+
+/// A volume group with a pool, of extents so small that volumes may have the sizes that the suite gives them.
+fn make_pool() -> Result<(), Failure> {
+    lvm("pvcreate", "-ff -y /dev/ubda")?;
+    lvm("vgcreate", "-s 512b vg /dev/ubda")?;
+    lvm("lvcreate", "--type thin-pool -L 32M --poolmetadatasize 4M -n pool vg").map(drop)
+}
+
+/// An empty volume of LVM's.
+#[derive(Debug)]
+struct Volume;
+
+impl Volume {
+    fn new() -> Self {
+        if lvm("vgs", "vg").is_err() {
+            make_pool().unwrap();
+        }
+        // What the last case left.
+        lvm("lvremove", "-f -y -S segtype=thin vg").unwrap();
+        let tags = lvm("vgs", "--noheadings -o vg_tags vg").unwrap();
+        for tag in tags.trim().split(',').filter(|tag| !tag.is_empty()) {
+            lvm("vgchange", &format!("--deltag {tag} vg")).unwrap();
+        }
+        lvm("lvcreate", "-V 1M -T vg/pool -n vol").unwrap();
+        Self
+    }
+
+    fn head(&self) -> File {
+        OpenOptions::new().read(true).write(true).open("/dev/mapper/v").unwrap()
+    }
+}
+
+impl Subject for Volume {
+    fn open(&mut self, faults: Faults) -> Result<Arc<dyn SnapshotStore>, StoreError> {
+        open_lvm(&spec(), Some(Making::default()), faults)
+    }
+
+    fn write_head(&mut self, offset: u64, data: &[u8]) {
+        let head = self.head();
+        head.write_all_at(data, offset).unwrap();
+        head.sync_data().unwrap();
+    }
+
+    fn punch_head(&mut self, range: Range<u64>) {
+        self.write_head(range.start, &vec![0; (range.end - range.start) as usize]);
+    }
+
+    fn read_head(&mut self) -> Vec<u8> {
+        fs::read("/dev/mapper/v").unwrap()
+    }
+
+    fn unit(&self) -> u64 {
+        512
+    }
+}
+
+#[test]
+fn lab_lvm_thin_passes_the_suite() -> Result<(), Failure> {
+    lab::inside(
+        TOOLS,
+        |lab| machine(lab, 64 << 20),
+        || {
+            check(CASES, Volume::new);
+            nothing_is_left()
+        },
+    )
+}
+
+/// Histories of the suite; LVM's programs take their time in the lab.
+const CASES: u32 = 5;
+
+/// No device and no node is left but those of the volume group.
+fn nothing_is_left() -> Result<(), Failure> {
+    let names = output("dmsetup", |command| command.args(["info", "-c", "--noheadings", "-o", "name"]))?;
+    let mut names: Vec<_> = names.lines().map(str::trim).filter(|name| !name.is_empty()).collect();
+    names.sort_unstable();
+    let wanted = ["vg-pool", "vg-pool-tpool", "vg-pool_tdata", "vg-pool_tmeta", "vg-vol"];
+    assert_eq!(names, wanted, "devices are left");
+    let nodes = fs::read_dir("/dev/mapper").unwrap().map(|entry| entry.unwrap().file_name());
+    let mut nodes: Vec<_> = nodes.map(|name| name.into_string().unwrap()).collect();
+    nodes.sort_unstable();
+    assert_eq!(nodes[1..], wanted, "nodes are left");
+    Ok(())
+}
