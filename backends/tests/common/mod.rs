@@ -136,12 +136,17 @@ impl Mounted {
 
     /// Makes and mounts `kind` of `megabytes`; nothing, said loudly, where that cannot be done.
     pub fn make(kind: &str, megabytes: u64) -> Option<Self> {
+        Self::make_in(&std::env::temp_dir(), kind, megabytes)
+    }
+
+    /// The same, in a file below `place`.
+    pub fn make_in(place: &Path, kind: &str, megabytes: u64) -> Option<Self> {
         let tool = format!("mkfs.{kind}");
         let runs = |tool: &str| kind == "tmpfs" || Command::new(tool).arg("-V").output().is_ok();
         if !rustix::process::geteuid().is_root() || !runs(&tool) {
             return skip(&format!("needs root and {tool}"));
         }
-        let dir = tempfile::tempdir().unwrap();
+        let dir = tempfile::tempdir_in(place).unwrap();
         let (image, mnt) = (dir.path().join("disk"), dir.path().join("mnt"));
         fs::create_dir(&mnt).unwrap();
         let ran = |command: &mut Command| command.output().is_ok_and(|output| output.status.success());

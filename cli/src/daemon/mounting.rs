@@ -469,9 +469,10 @@ async fn plan(
 
 /// `@GMT-…` for each snapshot that is mounted; of two of one second, the first.
 fn views(records: &[SnapshotRecord], snapshots: &[Snapshot]) -> BTreeMap<String, String> {
+    let records: BTreeMap<_, _> = records.iter().map(|record| (record.number(), record)).collect();
     let mut views = BTreeMap::new();
     for snapshot in snapshots {
-        let Some(record) = records.iter().find(|record| record.number() == snapshot.number) else { continue };
+        let Some(record) = records.get(&snapshot.number) else { continue };
         let time = snapshot_name(record.new.created, &TimeZone::UTC);
         views.entry(format!("@GMT-{time}")).or_insert_with(|| snapshot.name.clone());
     }
@@ -542,13 +543,13 @@ fn links(records: &[SnapshotRecord], snapshots: &[Snapshot]) -> BTreeMap<String,
     let mut links = BTreeMap::new();
     let mut newest: Vec<_> = records.iter().collect();
     newest.sort_by_key(|record| std::cmp::Reverse((record.new.created, record.number())));
+    let names: BTreeMap<_, _> = snapshots.iter().map(|snapshot| (snapshot.number, &snapshot.name)).collect();
     for record in newest {
-        let name =
-            snapshots.iter().find(|snapshot| snapshot.number == record.number()).map(|there| &there.name);
+        let name = names.get(&record.number());
         for rotation in &record.new.rotations {
             let count = counts.entry(rotation).or_default();
             if let Some(name) = name {
-                links.insert(format!("{rotation}.{count}"), name.clone());
+                links.insert(format!("{rotation}.{count}"), (*name).clone());
             }
             *count += 1;
         }

@@ -1,6 +1,10 @@
 //! `status`: everything there is to know about this node, at one moment.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::Duration,
+};
 
 use jiff::{Timestamp, tz::TimeZone};
 use tokio::time::timeout;
@@ -232,7 +236,7 @@ impl Daemon {
             let events = state.events(&name, HISTORY_SHOWN)?;
             // Where there is no schedule, nothing is to be remembered of it.
             let since = if config.schedule.is_empty() { now } else { state.since(&name, now)? };
-            let scrubs = state.scrubs(&name)?;
+            let scrubs = state.scrubs(&name)?.into_iter().collect();
             Ok(Remembered { holds, cursors, missed, history, events, since, scrubs })
         };
         Ok(blocking(read).await?)
@@ -247,7 +251,7 @@ struct Remembered {
     history: Vec<TransferRecord>,
     events: Vec<VolumeEvent>,
     since: Timestamp,
-    scrubs: Vec<(SnapshotGuid, ScrubReport)>,
+    scrubs: HashMap<SnapshotGuid, ScrubReport>,
 }
 
 impl Remembered {
@@ -256,7 +260,7 @@ impl Remembered {
     }
 
     fn scrub(&self, snapshot: &SnapshotStatus) -> Option<ScrubReport> {
-        let (_, report) = self.scrubs.iter().find(|(of, _)| *of == snapshot.guid)?;
+        let report = self.scrubs.get(&snapshot.guid)?;
         // It may have another number since.
         Some(ScrubReport { number: snapshot.number, ..report.clone() })
     }
@@ -296,9 +300,13 @@ impl Seen {
 
     fn snapshots(&self, holds: &[Hold]) -> Vec<SnapshotStatus> {
         let device = |number| self.opened.as_ref().and_then(|store| store.device(Some(number)));
+        let mut held: BTreeMap<SnapshotNumber, Vec<Hold>> = BTreeMap::new();
+        for hold in holds {
+            held.entry(hold.number).or_default().push(hold.clone());
+        }
         let told = |record: &SnapshotRecord| SnapshotStatus {
             device: device(record.number()),
-            ..snapshot_status(record, holds)
+            ..snapshot_status(record, held.get(&record.number()).map_or(&[], Vec::as_slice))
         };
         self.records.iter().map(told).collect()
     }

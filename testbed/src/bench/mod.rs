@@ -2,6 +2,7 @@
 
 mod content;
 mod isolate;
+mod many_snapshots;
 mod measure;
 mod ours;
 pub mod raw;
@@ -59,6 +60,8 @@ enum What {
     Full,
     /// One in a hundred chunks of 64 KiB has changed
     Incremental,
+    /// Commands on a volume with few snapshots and with thousands, on XFS in a file; needs root
+    ManySnapshots,
     /// What differs between snapshots of a thin volume, beside thin_delta; in the kernel lab
     ThinMetadata,
     /// Random writes to volumes with snapshots, dm-thin beside dm-snapshot; in the kernel lab
@@ -123,7 +126,10 @@ enum Fs {
 /// Runs the benchmark.
 pub fn run(args: Args) -> Result<(), Failure> {
     in_the_lab(&args)?;
-    if !args.what.is_empty() && !args.what.iter().any(|what| matches!(what, What::Full | What::Incremental)) {
+    let transfers =
+        args.what.is_empty() || args.what.iter().any(|what| matches!(what, What::Full | What::Incremental));
+    let many = args.what.contains(&What::ManySnapshots);
+    if !transfers && !many {
         return Ok(());
     }
     let zumastor = match &args.zumastor {
@@ -136,6 +142,12 @@ pub fn run(args: Args) -> Result<(), Failure> {
     };
     let parent = args.dir.clone().unwrap_or_else(std::env::temp_dir);
     fs::create_dir_all(&parent).map_err(Failure::doing(parent.display()))?;
+    if many {
+        println!("{}", many_snapshots::run(&zumastor, &parent, args.rounds)?);
+    }
+    if !transfers {
+        return Ok(());
+    }
     let scratch = match args.fs {
         // It takes only what is written.
         Some(Fs::Xfs) => Some(Scratch::mount(FileSystem::Xfs, args.size * 8 + (2 << 30), &parent)?),

@@ -80,15 +80,8 @@ impl Report {
     /// The report as it stands in a document.
     pub fn markdown(&self) -> String {
         let mut text = String::new();
-        let Machine { cpu, cores, kernel, memory, file_system } = &self.machine;
-        let _ = writeln!(
-            text,
-            "{cpu}, {cores} cores (both ends of every transfer on them), {} memory, Linux {kernel}, {file_system}. \
-             Volume of {}, medians of {}.",
-            HumanBytes(*memory),
-            HumanBytes(self.size),
-            self.rounds
-        );
+        let size = HumanBytes(self.size);
+        let _ = writeln!(text, "{} Volume of {size}, medians of {}.", self.machine.line(), self.rounds);
         for note in &self.notes {
             let _ = writeln!(text, "{note}");
         }
@@ -176,6 +169,15 @@ pub fn align(lines: &[Vec<String>]) -> String {
 }
 
 impl Machine {
+    /// What it is, in a sentence.
+    pub fn line(&self) -> String {
+        let Self { cpu, cores, kernel, memory, file_system } = self;
+        let memory = HumanBytes(*memory);
+        format!(
+            "{cpu}, {cores} cores (both ends of every transfer on them), {memory} memory, Linux {kernel}, {file_system}."
+        )
+    }
+
     /// This one, with the file system of `dir`.
     pub fn here(dir: &Path) -> Self {
         let read = |path: &str| fs::read_to_string(path).unwrap_or_default();

@@ -1,5 +1,7 @@
 //! What scrubs found.
 
+use std::collections::HashSet;
+
 use redb::TableDefinition;
 use zumastor_core::{SnapshotGuid, VolumeName};
 
@@ -20,8 +22,8 @@ impl State {
     ) -> Result<(), StateError> {
         self.write(|txn| {
             let mut table = txn.open_table(SCRUBS)?;
-            let gone = |guid: u128| !there.iter().any(|there| there.0.as_u128() == guid);
-            table.retain(|(of, guid), _| of != volume.as_str() || !gone(guid))?;
+            let there: HashSet<u128> = there.iter().map(|guid| guid.0.as_u128()).collect();
+            table.retain(|(of, guid), _| of != volume.as_str() || there.contains(&guid))?;
             let json = serde_json::to_string(report)?;
             table.insert((volume.as_str(), guid.0.as_u128()), json.as_str())?;
             Ok(())
