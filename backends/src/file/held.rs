@@ -1,7 +1,7 @@
 //! What the images of reflink snapshots hold, for `usage`, which is asked often: each pair of neighbours is looked at once, and what
 //! was found is kept over restarts in the file `held`.
 
-use std::{collections::BTreeMap, fs, io, path::PathBuf};
+use std::{collections::BTreeMap, fs, io, os::unix::fs::MetadataExt, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 use zumastor_core::{Changes, Extent, ExtentKind, SnapshotGuid, SnapshotNumber, StoreError};
@@ -9,16 +9,26 @@ use zumastor_core::{Changes, Extent, ExtentKind, SnapshotGuid, SnapshotNumber, S
 use super::{
     fiemap,
     inner::Inner,
-    layout::{Described, failed},
+    layout::{Described, failed, sync_dir},
     reader::ImageReader,
 };
 
-/// The file `held`: images by guid, each with the next one, and the bytes of it that the next does not share.
+/// The file `held`.
 #[derive(Debug, Default, Serialize, Deserialize)]
-struct HeldFile(Vec<(SnapshotGuid, SnapshotGuid, u64)>);
+struct HeldFile {
+    /// The store that it is about.
+    place: Place,
+    /// Images by guid, each with the next one, and the bytes of it that the next does not share.
+    pairs: Vec<(SnapshotGuid, SnapshotGuid, u64)>,
+}
+
+/// Where a store lies: inode and time of change (seconds and nanoseconds) of its file `store`. A copy of the store has the same
+/// snapshots, and others of them share blocks there, or none.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Place(u64, i64, i64);
 
 impl Described for HeldFile {
-    const MAGIC: &'static [u8; 8] = b"ZUMHELD\x01";
+    const MAGIC: &'static [u8; 8] = b"ZUMHELD\x02";
 }
 
 /// What is known of neighbours.
@@ -78,19 +88,24 @@ impl Inner {
         }
     }
 
-    /// Images have changed: nothing is known of them.
-    pub(super) fn forget_held(&self) {
+    /// Images have changed: nothing is known of them any more, not after a restart either.
+    pub(super) fn forget_held(&self) -> Result<(), StoreError> {
         let mut held = self.held();
         *held = Held { recalled: true, ..Held::default() };
-        // Without the file, all is looked at again; with it, no more than a number for people is out of date.
-        let _ = fs::remove_file(self.layout.held());
+        let path = self.layout.held();
+        match fs::remove_file(&path) {
+            Ok(()) => sync_dir(self.layout.root()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(failed("removing", &path)(error)),
+        }
     }
 
     fn recall_held(&self) {
         let mut held = self.held();
         if !held.recalled {
-            let HeldFile(pairs) = HeldFile::recall(&self.layout.held());
-            for (guid, next, bytes) in pairs {
+            let file = HeldFile::recall(&self.layout.held());
+            let here = self.place().is_ok_and(|place| place == file.place);
+            for (guid, next, bytes) in file.pairs.into_iter().filter(|_| here) {
                 held.pairs.entry((guid, next)).or_insert(bytes);
             }
             held.recalled = true;
@@ -99,10 +114,16 @@ impl Inner {
 
     /// Nothing depends on the file, so nobody waits until it is durable; half of it fails its checksum.
     fn save_held(&self, pairs: &BTreeMap<(SnapshotGuid, SnapshotGuid), u64>) -> io::Result<()> {
-        let file = HeldFile(pairs.iter().map(|((guid, next), bytes)| (*guid, *next, *bytes)).collect());
+        let pairs = pairs.iter().map(|((guid, next), bytes)| (*guid, *next, *bytes)).collect();
+        let file = HeldFile { place: self.place()?, pairs };
         let path = self.layout.held();
         let new: PathBuf = self.layout.tmp().join("held");
         fs::write(&new, file.to_bytes()).and_then(|()| fs::rename(&new, &path))
+    }
+
+    fn place(&self) -> io::Result<Place> {
+        let store = fs::metadata(self.layout.store())?;
+        Ok(Place(store.ino(), store.ctime(), store.ctime_nsec()))
     }
 
     /// Bytes of an image that another does not share; nothing if one of them is gone.

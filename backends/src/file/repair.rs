@@ -119,7 +119,7 @@ impl Inner {
         }
         drop(self.ready().take());
         drop(self.draft().take());
-        self.forget_held();
+        self.forget_held()?;
         self.drop_alternate(record)?;
         self.faults.at("repair: before the head")?;
         let reader = self.reader(number)?;
