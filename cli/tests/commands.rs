@@ -287,6 +287,21 @@ fn sizes_are_had_or_refused() {
     // A usual one is bounded.
     node.define("w");
     assert!(node.volume("w").cache.size <= 128 << 20);
+    // It must do for all that the volume is sent to.
+    let target = |node: &Node, host: &str| node.run(&["define", "target", "v", host]);
+    assert_eq!(define(&node, &["-k", "16M"]).code, 0);
+    let peers = ["beta", "gamma", "delta"].map(|name| Node::start(dir.path(), name));
+    peers.iter().for_each(|peer| introduce(&node, peer));
+    assert_eq!((target(&node, "beta").code, target(&node, "gamma").code), (0, 0));
+    let ran = target(&node, "delta");
+    let told =
+        "a cache of 16.0 MiB is too small to send the volume to 3 nodes at a time: give it 24M or more";
+    assert!(
+        ran.code == 3 && ran.err.contains(told) && ran.err.contains("--cachesize SIZE` changes it"),
+        "{ran:?}"
+    );
+    assert_eq!((define(&node, &["-k", "24M"]).code, target(&node, "delta").code), (0, 0));
+    assert!(define(&node, &["-k", "16M"]).err.contains(told));
 }
 
 /// Whether snapshots are reflinks where a node's files are.

@@ -19,6 +19,7 @@ use crate::{
     compression::Compression,
     progress::{Progress, PullSummary},
     rate::RateLimiter,
+    room::SendRoom,
     transfer::Offer,
     wire::{Announce, Refusal, Trace, TraceReply},
 };
@@ -85,6 +86,8 @@ pub struct Served {
     pub limiter: Option<Arc<RateLimiter>>,
     /// Counts what is sent.
     pub meter: Arc<Meter>,
+    /// Memory for what is sent of the volume, to whomever.
+    pub room: Arc<SendRoom>,
 }
 
 /// The holds of one pair of volume and peer. Each call replaces the holds of the one before, durably, and before it

@@ -6,6 +6,7 @@ pub mod frame;
 mod host;
 mod progress;
 mod rate;
+mod room;
 mod security;
 mod transfer;
 pub mod wire;
@@ -15,6 +16,7 @@ pub use endpoint::{ConnectError, Node, NodeError, NodeOptions, Peer, endpoint, t
 pub use host::{Capacity, Channel, Holds, Host, Link, Meter, PullState, Served, Unheard};
 pub use progress::{Phase, Progress, PullSummary, Reporter};
 pub use rate::RateLimiter;
+pub use room::{LEAST_FOR_A_TARGET, MOST_STREAMS, SendRoom};
 pub use security::{IdentityError, InvalidKey, InvalidTicket, NodeKey, PublicKey, Ticket};
 pub use transfer::{
     AnnounceError, Epochs, ForgetfulEpochs, Mended, Mending, Offer, Patience, PullError, Replica, announce,

@@ -14,7 +14,7 @@ use zumastor_core::{
 };
 
 use super::{
-    Daemon,
+    Daemon, cache,
     circles::{Asked, unknown_note, would_circle},
     config_files::{nested, options},
     destroy,
@@ -59,6 +59,7 @@ impl Daemon {
             if same && !initialize && (chunk.is_none() || chunk.map(ByteSize) == config.chunk) {
                 if let Some(bytes) = cachesize.filter(|bytes| config.cache != Some(ByteSize(*bytes))) {
                     let config = VolumeConfig { cache: Some(ByteSize(bytes)), ..config };
+                    cache::refuse(&name, &config)?;
                     self.write_volume(&name, &config).await?;
                     there.set_config(config);
                     let size = HumanBytes(bytes);
@@ -311,6 +312,9 @@ impl Daemon {
             export: define.export,
             margin: define.margin,
         };
+        let mut wanted = VolumeConfig { source: Some(source.clone()), ..config.clone() };
+        wanted.target.remove(&host);
+        cache::refuse(name, &wanted)?;
         self.remember(&host, address).await?;
         if config.source.as_ref() == Some(&source) {
             return Ok(Outcome::already(format!("volume {name} comes from {host} so already")));
@@ -410,8 +414,9 @@ impl Daemon {
                 Asked::Clear => {}
             }
         }
-        self.remember(&host, address).await?;
         config.target.insert(host.clone(), target.clone());
+        cache::refuse(name, &config)?;
+        self.remember(&host, address).await?;
         self.write_volume(name, &config).await?;
         volume.set_config(config);
         Push::start(self, &volume, &host, &target).await;

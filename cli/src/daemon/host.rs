@@ -54,7 +54,8 @@ impl Host for Answers {
         }
         let epoch = self.0.epoch(&volume).await.map_err(failed)?.map_or(0, |(_, epoch)| epoch);
         let holds = PairHolds::new(self.0.state.clone(), volume.clone(), peer.clone(), Side::Upstream);
-        Ok(Served { store, holds: Arc::new(holds), epoch, offer, period, compression, limiter, meter })
+        let room = volume.room.clone();
+        Ok(Served { store, holds: Arc::new(holds), epoch, offer, period, compression, limiter, meter, room })
     }
 
     async fn lend(&self, peer: &NodeName, volume: &str) -> Result<Served, Refusal> {
@@ -70,6 +71,7 @@ impl Host for Answers {
         let store = volume.store().await.map_err(|error| {
             Refusal::new(RefusalCode::Failed, format!("at {}: {}", self.0.name, chain(&error)))
         })?;
+        let room = volume.room.clone();
         let holds = PairHolds::new(self.0.state.clone(), volume, peer.clone(), Side::Downstream);
         Ok(Served {
             store,
@@ -80,6 +82,7 @@ impl Host for Answers {
             compression: None,
             limiter: None,
             meter: Arc::default(),
+            room,
         })
     }
 

@@ -76,7 +76,7 @@ impl Pull {
         let replica = Replica {
             wanted,
             epochs,
-            streams: cache::streams(&self.volume.config()),
+            streams: cache::Shares::of(&self.volume.config()).streams(),
             ..Replica::new(store, Arc::new(holds), remote)
         };
         // A snapshot that is complete is shown, whether or not the upstream can be reached.

@@ -16,11 +16,11 @@ use zumastor_core::{
     NodeName, SnapshotNumber, SnapshotRecord, SnapshotStore, StoreError, VolumeName,
     config::{TargetConfig, VolumeConfig},
 };
-use zumastor_net::{Compression, Meter, Offer, RateLimiter};
+use zumastor_net::{Compression, Meter, Offer, RateLimiter, SendRoom};
 
 use super::{
-    cache, circles::Circling, hooks::Hooks, mounting::Mounting, scrub::Scrubber, snapshotter::Snapshotter,
-    space::SpaceWatch, state::Window, worker::Worker,
+    cache::Shares, circles::Circling, hooks::Hooks, mounting::Mounting, scrub::Scrubber,
+    snapshotter::Snapshotter, space::SpaceWatch, state::Window, worker::Worker,
 };
 use crate::api::{Part, Role};
 
@@ -47,6 +47,8 @@ pub struct Volume {
     pub scrubber: Scrubber,
     /// What is run around its snapshots and its replication.
     pub hooks: Hooks,
+    /// Memory for what is sent of it.
+    pub room: Arc<SendRoom>,
     /// Snapshots from this number on may be taken back yet: their group is not complete.
     unsettled: Mutex<Option<SnapshotNumber>>,
     /// What a daemon that was killed left to be done for a snapshot.
@@ -97,7 +99,9 @@ impl Target {
 impl Volume {
     /// A volume whose store is opened when it is needed first.
     pub fn new(name: VolumeName, config: VolumeConfig, stores: Arc<Stores>) -> Self {
+        let room = Arc::new(SendRoom::new(Shares::of(&config).sending, config.target.len()));
         Self {
+            room,
             name,
             snapshotting: tokio::sync::Mutex::default(),
             snapshotter: Snapshotter::default(),
@@ -126,9 +130,11 @@ impl Volume {
 
     /// Changes how it is configured; what replicates it is not touched.
     pub fn set_config(&self, config: VolumeConfig) {
+        let shares = Shares::of(&config);
+        self.room.set(shares.sending, config.target.len());
         // One that is being opened is told by who opens it.
         if let Ok(Some(store)) = self.store.try_lock().as_deref() {
-            store.limit_cache(cache::kept(&config));
+            store.limit_cache(shares.kept);
         }
         *self.config.write().expect("no panic while locked") = config;
         self.circling.ask_soon();
@@ -363,7 +369,7 @@ impl Stores {
                 open_volume(&self.spec(name, config), OriginMust::MayBeAbsent, making).await?
             }
         };
-        store.limit_cache(cache::kept(config));
+        store.limit_cache(Shares::of(config).kept);
         *slot = Some(Arc::downgrade(&store));
         Ok(store)
     }

@@ -140,7 +140,8 @@ pub fn transport_config() -> Arc<TransportConfig> {
         .max_concurrent_bidi_streams(VarInt::from_u32(MAX_STREAMS))
         .max_concurrent_uni_streams(VarInt::from_u32(0))
         .datagram_receive_buffer_size(None)
-        .stream_receive_window(VarInt::from_u32(8 << 20))
+        // Four of them are all that the other end has under way.
+        .stream_receive_window(VarInt::from_u32(4 << 20))
         .receive_window(VarInt::from_u32(64 << 20))
         .send_window(16 << 20)
         .mtu_discovery_config(Some(discovery))

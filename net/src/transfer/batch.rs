@@ -9,11 +9,16 @@ use crate::{
     compression::Compression,
     frame,
     host::Capacity,
-    wire::{BatchEntry, BatchHeader, Codec, FetchReply, MAX_BATCH, PAGES_PER_LEAF},
+    room::SendRoom,
+    wire::{BatchEntry, BatchHeader, Codec, FetchReply, PAGES_PER_LEAF},
 };
 
-/// Collects the changed leaves of one segment into frames of at most [`MAX_BATCH`] bytes of data.
+/// Collects the changed leaves of one segment into frames of at most [`MAX_BATCH`](crate::wire::MAX_BATCH) bytes of data, fewer where there is less
+/// room.
 pub(super) struct BatchBuilder {
+    room: Arc<SendRoom>,
+    /// Bytes of data that the batch may have that is being made.
+    most: usize,
     compressor: Option<(zstd::bulk::Compressor<'static>, Arc<Compression>)>,
     capacity: Option<Capacity>,
     entries: Vec<BatchEntry>,
@@ -30,21 +35,33 @@ pub(super) struct Encoded {
 
 impl BatchBuilder {
     /// Without compression, data are left as they are.
-    pub fn new(compression: Option<Arc<Compression>>, capacity: Option<Capacity>) -> std::io::Result<Self> {
+    pub fn new(
+        compression: Option<Arc<Compression>>,
+        capacity: Option<Capacity>,
+        room: Arc<SendRoom>,
+    ) -> std::io::Result<Self> {
         let with = |compression: Arc<Compression>| {
             Ok::<_, std::io::Error>((zstd::bulk::Compressor::new(compression.level())?, compression))
         };
+        let most = room.batch();
         Ok(Self {
+            room,
+            most,
             compressor: compression.map(with).transpose()?,
             capacity,
             entries: Vec::new(),
-            payload: Vec::with_capacity(MAX_BATCH),
+            payload: Vec::with_capacity(most),
         })
+    }
+
+    /// Bytes of data that the batch may have that is being made: whole leaves, and at least one.
+    pub fn most(&self) -> usize {
+        self.most
     }
 
     /// Whether `length` more bytes of data would be too many.
     pub fn is_full_for(&self, length: usize) -> bool {
-        self.payload.len() + length > MAX_BATCH || self.entries.len() >= MAX_ENTRIES
+        self.payload.len() + length > self.most || self.entries.len() >= MAX_ENTRIES
     }
 
     /// Adds a leaf, by its position in the segment; `page` gives the bytes of each data page.
@@ -76,7 +93,9 @@ impl BatchBuilder {
             None => frame::encode(&header(Codec::Raw), &self.payload),
         };
         let data = self.payload.len() as u64;
+        self.most = self.room.batch();
         self.payload.clear();
+        self.payload.shrink_to(self.most);
         Some(Encoded { frame, data })
     }
 

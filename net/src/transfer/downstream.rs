@@ -25,6 +25,7 @@ use crate::{
     frame::{self, FrameError, Limits},
     host::{Holds, Link},
     progress::{Phase, Progress, PullSummary, Reporter},
+    room::MOST_STREAMS,
     wire::{
         ChangedSegment, Committed, CommittedReply, MAX_CONTROL, MAX_HAVE, MAX_VOLUME, Plan, Refusal,
         RefusalCode, Request, Want, WantReply,
@@ -51,11 +52,11 @@ pub struct Replica {
 }
 
 impl Replica {
-    /// A replica that is fetched over four streams and made durable every second.
+    /// A replica that is fetched over as many streams as are of use and made durable every second.
     pub fn new(store: Arc<dyn SnapshotStore>, holds: Arc<dyn Holds>, volume: impl Into<String>) -> Self {
         let (volume, checkpoint) = (volume.into(), Duration::from_secs(1));
         let epochs = Arc::new(ForgetfulEpochs::default());
-        Self { store, holds, volume, streams: 4, checkpoint, wanted: None, epochs }
+        Self { store, holds, volume, streams: MOST_STREAMS, checkpoint, wanted: None, epochs }
     }
 }
 
@@ -471,15 +472,15 @@ async fn fetch_all(
     if found != digest {
         return Err(PullError::DigestMismatch { expected: digest, found });
     }
-    let checked = job.checked.clone();
-    let damaged = job.with_staged(move |staging| checked.rest(staging)).await?;
+    let (checked, streams) = (job.checked.clone(), replica.streams);
+    let damaged = job.with_staged(move |staging| checked.rest(staging, streams)).await?;
     if damaged.is_empty() {
         return Ok(());
     }
     tracing::warn!(leaves = damaged.len(), "what was staged is not what was written, fetching it again");
     job.refetch(damaged).await?;
     let checked = job.checked.clone();
-    match job.with_staged(move |staging| checked.rest(staging)).await?.first() {
+    match job.with_staged(move |staging| checked.rest(staging, streams)).await?.first() {
         None => Ok(()),
         Some(leaf) => Err(PullError::Rotten { offset: leaf.0 * LEAF }),
     }

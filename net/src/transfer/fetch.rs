@@ -566,7 +566,7 @@ where
 type Leaves = BTreeMap<SegmentIndex, SegmentLeaves>;
 
 /// Batches between the connection and the writer.
-const QUEUE: usize = 2;
+const QUEUE: usize = 1;
 
 #[cfg(test)]
 mod tests {

@@ -11,7 +11,7 @@ use zumastor_core::{
 };
 
 use super::batch::{BatchBuilder, Encoded, all_pages, page_range};
-use crate::wire::{PAGES_PER_LEAF, SegmentLeafSet};
+use crate::wire::{MAX_BATCH, PAGES_PER_LEAF, SegmentLeafSet};
 
 /// Reads one snapshot for one request.
 pub(super) struct Sender {
@@ -53,8 +53,10 @@ impl Sender {
         let changes = self.runtime.block_on(self.store.changes(base, self.number, window.clone()))?;
         let leaves = self.leaves.segment(segment)?;
         let mut buffers = Buffers::default();
-        for start in window.clone().step_by(BLOCK as usize) {
-            let block = start..(start + BLOCK).min(window.end);
+        let mut start = window.start;
+        while start < window.end {
+            let block = start..(start + self.builder.most() as u64).min(window.end);
+            start = block.end;
             let mut pages = [Pages::default(); (BLOCK / LEAF) as usize];
             for extent in changes.within(&block) {
                 mark(&mut pages, &block, extent.range, extent.kind);
@@ -218,5 +220,5 @@ fn mark(pages: &mut [Pages], block: &Range<u64>, range: Range<u64>, kind: Extent
     }
 }
 
-/// Bytes looked at together: a batch's worth.
-const BLOCK: u64 = 1 << 20;
+/// Most bytes that are looked at together: a batch's worth.
+const BLOCK: u64 = MAX_BATCH as u64;

@@ -308,10 +308,11 @@ async fn send_data(
     let prepared = async {
         let served = served?;
         fetch.validate()?;
+        let sending = Arc::clone(&served.room).enter();
         let sender = sender(&served, &fetch, capacity).await?;
-        Ok((served, sender))
+        Ok((served, sender, sending))
     };
-    let (served, mut sender) = match prepared.await {
+    let (served, mut sender, _sending) = match prepared.await {
         Ok(prepared) => prepared,
         Err(refusal) => {
             let reply = frame::encode(&FetchReply::Refused(refusal), &[]);
@@ -404,8 +405,8 @@ async fn sender(served: &Served, fetch: &Fetch, capacity: Option<Capacity>) -> R
             Some(base) => Some((base.number(), store.open_snapshot(base.number()).await?)),
             None => None,
         };
-        let builder =
-            BatchBuilder::new(served.compression.clone(), capacity).map_err(StoreError::io("zstd"))?;
+        let builder = BatchBuilder::new(served.compression.clone(), capacity, Arc::clone(&served.room));
+        let builder = builder.map_err(StoreError::io("zstd"))?;
         Ok::<_, StoreError>(Sender {
             store: Arc::clone(store),
             number: target.number(),

@@ -50,8 +50,8 @@ impl Checked {
     }
 
     /// Reads back what has not been; gives the leaves that are not what the tree of the staging says, among those that
-    /// differ from the base, and forgets all of it. Blocking.
-    pub fn rest(&self, staging: &dyn Staging) -> Result<Vec<LeafIndex>, StoreError> {
+    /// differ from the base, and forgets all of it. Takes less memory than so many streams. Blocking.
+    pub fn rest(&self, staging: &dyn Staging, streams: usize) -> Result<Vec<LeafIndex>, StoreError> {
         let size = staging.plan().record.size;
         let nodes = staging.leaves().nodes()?;
         let before = self.base.as_deref().map(LeafTree::nodes).transpose()?.unwrap_or_default();
@@ -71,9 +71,9 @@ impl Checked {
             }
             Ok(())
         };
-        // Twice the processors: half of them wait for the disk.
-        let threads =
-            std::thread::available_parallelism().map_or(2, |n| 2 * n.get()).clamp(1, segments.len().max(1));
+        // Twice the processors: half of them wait for the disk. Each has a buffer, of which a stream has many more.
+        let most = segments.len().min(4 * streams).max(1);
+        let threads = std::thread::available_parallelism().map_or(2, |n| 2 * n.get()).clamp(1, most);
         std::thread::scope(|scope| {
             let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
             workers.into_iter().try_for_each(|worker| worker.join().expect("reading does not panic"))

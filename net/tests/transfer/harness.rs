@@ -18,7 +18,7 @@ use zumastor_core::{
 };
 use zumastor_net::{
     Channel, Compression, Holds, Host, Link, Meter, Offer, Patience, PullError, PullState, PullSummary,
-    Replica, Reporter, Served, Unheard, pull, serve,
+    Replica, Reporter, SendRoom, Served, Unheard, pull, serve,
     wire::{Announce, Refusal, RefusalCode, Trace, TraceReply},
 };
 
@@ -102,6 +102,7 @@ impl Host for Upstream {
             compression: self.compression.map(|level| Arc::new(Compression::new(level))),
             limiter: None,
             meter: Arc::clone(&self.meter),
+            room: Arc::new(SendRoom::new(64 << 20, 1)),
         })
     }
 

@@ -55,6 +55,9 @@ pub fn volume(config: &VolumeConfig, others: &[(VolumeName, VolumeConfig)]) -> O
     if let Some(Err(reason)) = config.cache.map(|size| cache::check(size.0)) {
         return problem(&["cache"], reason);
     }
+    if let (Some(_), Err(reason)) = (config.cache, cache::check_targets(config)) {
+        return problem(&["cache"], reason);
+    }
     if let Some(Err(error)) = config.chunk.map(|size| check_chunk(size.0)) {
         return problem(&["chunk"], error.to_string());
     }
