@@ -20,8 +20,10 @@ type Try<'a> = (i32, &'a str, &'a str, &'a str);
 fn all(node: &Node, tries: &[Try<'_>]) {
     let mut wrong = String::new();
     for (code, line, trouble, remedy) in tries {
-        let args: Vec<String> =
-            line.split_whitespace().map(|word| word.replace("DIR", &text(&node.root))).collect();
+        let args: Vec<String> = line
+            .split_whitespace()
+            .map(|word| word.replace("DIR", &text(&node.root)).replace("NOTHING", ""))
+            .collect();
         let args: Vec<&str> = args.iter().map(String::as_str).collect();
         let ran = node.run(&args);
         if (ran.code, ran.out.as_str()) != (*code, "")
@@ -54,66 +56,106 @@ fn node(dir: &Path) -> Node {
     node
 }
 
+/// Wrong usage of each command.
+const WRONG: &[Try<'_>] = &[
+    (2, "", "Usage: zumastor", "Commands:"),
+    (2, "snapshoot v", "unrecognized subcommand 'snapshoot'", "'snapshot'"),
+    (2, "snapshot", "<VOLUME>", "--help"),
+    (2, "snapshot v/w", "cannot be a volume name", "use 1 to 63 letters"),
+    (2, "snapshot --group a/b", "cannot be a group name", "use 1 to 63 letters"),
+    (2, "snapshot --group g v hourly", "no volume is named", "`zumastor snapshot --group GROUP [ROTATION]`"),
+    (2, "define", "Usage: zumastor define", "volume"),
+    (2, "define volume w", "<ORGDEV>", "--help"),
+    (2, "define master", "<VOLUME>", "--help"),
+    (2, "define master v -h", "a value is required", "--help"),
+    (2, "define master v -h many", "is no number of snapshots to keep", "write 0 to"),
+    (2, "define master v -c mine", "is no custom rotation", "such as frequent,96,15m"),
+    (2, "define master v -c mine,3,sometimes", "sometimes", "15m"),
+    (2, "define master v -c daily,3", "cannot be the name of a custom rotation", "choose another name"),
+    (2, "define master v --group g --no-group", "cannot be used with", "--help"),
+    (2, "define schedule v", "no rotation was named", "`zumastor define schedule v --hourly 24"),
+    (2, "define source r", "<HOST[:PORT]>", "--help"),
+    (2, "define source r beta -p 0", "0 is not in 1..", "--help"),
+    (2, "define source r beta -p soon", "invalid digit", "--help"),
+    (2, "define target v beta -r 12Q", "invalid value '12Q'", "--help"),
+    (2, "define target v beta -r 0", "at least one byte a second", "--help"),
+    (2, "define target v beta --rotations a/b", "a/b", "use 1 to 63 letters"),
+    (2, "forget", "Usage: zumastor forget", "volume"),
+    (2, "forget target v", "<HOST>", "--help"),
+    (2, "hold v one x", "not the number of a snapshot", "--help"),
+    (2, "hold v 0", "<NAME>", "--help"),
+    (2, "delete v", "<SNAPSHOT>...", "--help"),
+    (2, "replicate v", "<HOST>", "--help"),
+    (2, "replicate v beta -s newest", "not the number of a snapshot", "--help"),
+    (2, "replicate v beta -d soon", "invalid digit", "--help"),
+    (2, "resize v", "--origin <SIZE>", "--help"),
+    (2, "resize v -o large", "invalid value 'large'", "--help"),
+    (2, "resize v -o 0", "a volume has 1 byte to 128 TiB", "--origin 40G"),
+    (2, "revert v", "<SNAPSHOT>", "--help"),
+    (2, "start", "Usage: zumastor start", "master"),
+    (2, "stop everything v", "unrecognized subcommand 'everything'", "--help"),
+    (2, "peer add gamma", "<TICKET>", "--help"),
+    (2, "peer add gamma zuma1-nonsense", "ticket", "`zumastor peer ticket`"),
+    (2, "digest", "<FILE|DEVICE>...", "--help"),
+    (2, "daemon --listen here", "invalid socket address", "--help"),
+    (2, "status --colour", "unexpected argument '--colour'", "--help"),
+    (2, "status v one", "not the number of a snapshot", "--help"),
+    (2, "status --watch=0", "0 is not in 1..", "--help"),
+    (2, "daemon --name a/b", "cannot be a node name", "use 1 to 63 letters"),
+    (2, "define volume w DIR/w DIR/w.snaps -c 3000", "must be a power of two", "--help"),
+    (2, "define volume w DIR/w DIR/w.snaps -k 1M", "a cache of 1.00 MiB is too small", "give 16M or more"),
+    (2, "forget volume", "<VOLUME>", "--help"),
+    (2, "forget schedule", "<VOLUME>", "--help"),
+    (2, "forget source", "<VOLUME>", "--help"),
+    (2, "destroy", "<VOLUME|ORGDEV>", "--help"),
+    (2, "destroy v/w", "cannot be a volume name", "use 1 to 63 letters"),
+    (2, "destroy v DIR/v.snaps more", "unexpected argument 'more'", "--help"),
+    (2, "delete v 0 --all", "cannot be used with '--all'", "--help"),
+    (2, "plan", "<VOLUME>", "--help"),
+    (2, "plan v r", "unexpected argument 'r'", "--help"),
+    (2, "reload now", "unexpected argument 'now'", "--help"),
+    (2, "promote", "<VOLUME>", "--help"),
+    (2, "remount", "<VOLUME>", "--help"),
+    (2, "remount v --mountpoint", "a value is required", "--help"),
+    (2, "scrub", "<VOLUME>", "--help"),
+    (2, "scrub v one", "not the number of a snapshot", "--help"),
+    (2, "scrub v 0 --all", "cannot be used with '--all'", "--help"),
+    (2, "history", "<VOLUME>", "--help"),
+    (2, "history v -n 0", "0 is not in 1..", "--help"),
+    (2, "hold v 0 NOTHING", "a hold's name has 1 to 63 bytes", "--help"),
+    (2, "release v 0", "<NAME>", "--help"),
+    (2, "release v 0 NOTHING", "a hold's name has 1 to 63 bytes", "--help"),
+    (2, "start master", "<VOLUME>", "--help"),
+    (2, "stop target v", "<HOST>", "--help"),
+    (2, "peer", "Usage: zumastor peer", "ticket"),
+    (2, "peer ticket --address a:b:c:7", "no HOST or HOST:PORT", "such as beta.example"),
+    (2, "peer list gamma", "unexpected argument 'gamma'", "--help"),
+    (2, "peer remove", "<NAME>", "--help"),
+    (2, "demo here", "unexpected argument 'here'", "--help"),
+    (2, "completions tcsh", "invalid value 'tcsh'", "bash"),
+    (2, "man DIR more", "unexpected argument 'more'", "--help"),
+];
+
 #[test]
 fn usage_errors() {
     let dir = tempfile::tempdir().unwrap();
-    let node = node(dir.path());
-    all(
-        &node,
-        &[
-            (2, "", "Usage: zumastor", "Commands:"),
-            (2, "snapshoot v", "unrecognized subcommand 'snapshoot'", "'snapshot'"),
-            (2, "snapshot", "<VOLUME>", "--help"),
-            (2, "snapshot v/w", "cannot be a volume name", "use 1 to 63 letters"),
-            (2, "snapshot --group a/b", "cannot be a group name", "use 1 to 63 letters"),
-            (
-                2,
-                "snapshot --group g v hourly",
-                "no volume is named",
-                "`zumastor snapshot --group GROUP [ROTATION]`",
-            ),
-            (2, "define", "Usage: zumastor define", "volume"),
-            (2, "define volume w", "<ORGDEV>", "--help"),
-            (2, "define master", "<VOLUME>", "--help"),
-            (2, "define master v -h", "a value is required", "--help"),
-            (2, "define master v -h many", "is no number of snapshots to keep", "write 0 to"),
-            (2, "define master v -c mine", "is no custom rotation", "such as frequent,96,15m"),
-            (2, "define master v -c mine,3,sometimes", "sometimes", "15m"),
-            (
-                2,
-                "define master v -c daily,3",
-                "cannot be the name of a custom rotation",
-                "choose another name",
-            ),
-            (2, "define master v --group g --no-group", "cannot be used with", "--help"),
-            (2, "define schedule v", "no rotation was named", "`zumastor define schedule v --hourly 24"),
-            (2, "define source r", "<HOST[:PORT]>", "--help"),
-            (2, "define source r beta -p 0", "0 is not in 1..", "--help"),
-            (2, "define source r beta -p soon", "invalid digit", "--help"),
-            (2, "define target v beta -r 12Q", "invalid value '12Q'", "--help"),
-            (2, "define target v beta -r 0", "at least one byte a second", "--help"),
-            (2, "define target v beta --rotations a/b", "a/b", "use 1 to 63 letters"),
-            (2, "forget", "Usage: zumastor forget", "volume"),
-            (2, "forget target v", "<HOST>", "--help"),
-            (2, "hold v one x", "not the number of a snapshot", "--help"),
-            (2, "hold v 0", "<NAME>", "--help"),
-            (2, "delete v", "<SNAPSHOT>...", "--help"),
-            (2, "replicate v", "<HOST>", "--help"),
-            (2, "replicate v beta -s newest", "not the number of a snapshot", "--help"),
-            (2, "replicate v beta -d soon", "invalid digit", "--help"),
-            (2, "resize v", "--origin <SIZE>", "--help"),
-            (2, "resize v -o large", "invalid value 'large'", "--help"),
-            (2, "resize v -o 0", "a volume has 1 byte to 128 TiB", "--origin 40G"),
-            (2, "revert v", "<SNAPSHOT>", "--help"),
-            (2, "start", "Usage: zumastor start", "master"),
-            (2, "stop everything v", "unrecognized subcommand 'everything'", "--help"),
-            (2, "peer add gamma", "<TICKET>", "--help"),
-            (2, "peer add gamma zuma1-nonsense", "ticket", "`zumastor peer ticket`"),
-            (2, "digest", "<FILE|DEVICE>...", "--help"),
-            (2, "daemon --listen here", "invalid socket address", "--help"),
-            (2, "status --colour", "unexpected argument '--colour'", "--help"),
-        ],
-    );
+    all(&node(dir.path()), WRONG);
+}
+
+#[test]
+fn each_command_has_been_used_wrongly() {
+    let help = Command::new(env!("CARGO_BIN_EXE_zumastor")).arg("--help").output().unwrap();
+    let help = String::from_utf8(help.stdout).unwrap();
+    let listed =
+        help.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty());
+    let commands: Vec<&str> = listed
+        .filter_map(|line| line.split_whitespace().next())
+        .filter(|command| *command != "help")
+        .collect();
+    assert!(commands.len() > 20, "{commands:?}");
+    let tried = |command: &str| WRONG.iter().any(|(_, line, ..)| line.split(' ').next() == Some(command));
+    let missing: Vec<_> = commands.into_iter().filter(|command| !tried(command)).collect();
+    assert!(missing.is_empty(), "nobody has tried to use wrongly: {missing:?}");
 }
 
 #[test]
@@ -177,6 +219,15 @@ fn refusals() {
             ),
             (3, "promote u", "neither master nor replica", "`zumastor define master u` makes it the master"),
             (3, "peer remove beta", "beta", "`zumastor forget"),
+            (3, "delete v --all", "would delete 1 snapshots of volume v", "`--yes` does it without asking"),
+            (3, "destroy v", "snapshots are held: 0 by user (audit)", "`zumastor release v SNAPSHOT NAME`"),
+            (3, "destroy u", "volume u with 0 snapshots", "`--yes` does it without asking"),
+            (3, "destroy DIR/v.img DIR/v.snaps", "v.img belongs to volume v", "give each volume"),
+            (3, "destroy DIR/x.img DIR/full", "full is no snapshot store", "that `define volume` was given"),
+            (3, "destroy DIR/x.img DIR/full --yes", "full is no snapshot store", ""),
+            (3, "resize v --snapshot 1G", "are for block devices", "has the size of its file system"),
+            (3, "digest DIR", "is no file or block device", ""),
+            (3, "remount v -p DIR/nowhere", "mount", ""),
         ],
     );
     assert_eq!(node.volume("v").snapshots.len(), 2);

@@ -54,6 +54,14 @@ pub use status::*;
 
 use crate::exit::Failure;
 
+/// Tells what is wrong with the name of a hold, if anything.
+pub fn check_hold_name(name: &str) -> Result<(), String> {
+    if (1..=63).contains(&name.len()) && !name.chars().any(char::is_control) {
+        return Ok(());
+    }
+    Err("a hold's name has 1 to 63 bytes and no control characters".to_owned())
+}
+
 /// `define volume`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -21,20 +21,21 @@ pub struct Args {
     #[arg(value_parser = volume_name)]
     volume: VolumeName,
     /// Only the newest so many
-    #[arg(short, long, value_name = "COUNT")]
-    number: Option<usize>,
+    #[arg(short, long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..))]
+    number: Option<u32>,
     /// As JSON; its field `schema` says which version. Transfers and other events stand apart, the newest first
     #[arg(long)]
     json: bool,
 }
 
 pub async fn run(args: Args, client: Client) -> Result<(), Failure> {
-    let history = client.history(&args.volume, args.number).await?;
+    let number = args.number.map(|number| number as usize);
+    let history = client.history(&args.volume, number).await?;
     if args.json {
         return ui::answer(serde_json::to_string_pretty(&history).map_err(Failure::doing("writing JSON"))?);
     }
     let lines = lines(&history, &TimeZone::system());
-    let skip = args.number.map_or(0, |most| lines.len().saturating_sub(most));
+    let skip = number.map_or(0, |most| lines.len().saturating_sub(most));
     if lines.is_empty() {
         ui::comment(format_args!("nothing has happened to volume {} yet", args.volume));
         return Ok(());

@@ -2,7 +2,7 @@
 
 use zumastor_core::{SnapshotNumber, VolumeName};
 
-use super::{snapshot_number, volume_name};
+use super::{hold_name, snapshot_number, volume_name};
 use crate::{client::Client, exit::Failure, ui};
 
 /// Keep a snapshot from being deleted
@@ -15,6 +15,7 @@ pub struct HoldArgs {
     #[arg(value_parser = snapshot_number)]
     snapshot: SnapshotNumber,
     /// Why: what the hold is called
+    #[arg(value_parser = hold_name)]
     name: String,
 }
 
@@ -28,6 +29,7 @@ pub struct ReleaseArgs {
     #[arg(value_parser = snapshot_number)]
     snapshot: SnapshotNumber,
     /// What the hold is called
+    #[arg(value_parser = hold_name)]
     name: String,
 }
 

@@ -32,7 +32,7 @@ use std::{future::Future, process::ExitCode};
 use clap::{CommandFactory, Parser, Subcommand};
 use zumastor_core::{NodeName, SnapshotNumber, VolumeName};
 
-use crate::{client::Client, exit::Failure, paths::Paths, ui};
+use crate::{api::check_hold_name, client::Client, exit::Failure, paths::Paths, ui};
 
 /// Scheduled snapshots of block volumes, replicated as only the changed blocks.
 #[derive(Debug, Parser)]
@@ -133,6 +133,10 @@ fn volume_name(text: &str) -> Result<VolumeName, String> {
 
 fn node_name(text: &str) -> Result<NodeName, String> {
     text.parse().map_err(|error: zumastor_core::InvalidName| error.to_string())
+}
+
+fn hold_name(text: &str) -> Result<String, String> {
+    check_hold_name(text).map(|()| text.to_owned())
 }
 
 fn snapshot_number(text: &str) -> Result<SnapshotNumber, String> {

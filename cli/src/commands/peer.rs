@@ -27,7 +27,7 @@ enum What {
     /// Print this node's ticket, for `peer add` on another node
     Ticket {
         /// Where the other node can reach this one; may be given several times [default: what this host knows]
-        #[arg(long, value_name = "HOST[:PORT]")]
+        #[arg(long, value_name = "HOST[:PORT]", value_parser = address)]
         address: Vec<String>,
     },
     /// Trust a node
@@ -70,6 +70,24 @@ fn ticket(node: NodeStatus, given: Vec<String>) -> Result<(), Failure> {
     let addresses = ticket.addresses.join(", ");
     ui::comment(format_args!("  there: `zumastor peer add {} TICKET` (reached at {addresses})", ticket.name));
     Ok(())
+}
+
+/// A host's name or address, with a port or without.
+fn address(text: &str) -> Result<String, String> {
+    let (host, port) = match text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        Some((six, rest)) => (six, rest.strip_prefix(':').or_else(|| rest.is_empty().then_some("0"))),
+        None if text.parse::<Ipv6Addr>().is_ok() => (text, Some("0")),
+        None => text.split_once(':').map_or((text, Some("0")), |(host, port)| (host, Some(port))),
+    };
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-._:%".contains(c);
+    match port.is_some_and(|port| port.parse::<u16>().is_ok()) && !host.is_empty() && host.chars().all(plain)
+    {
+        true => Ok(text.to_owned()),
+        false => {
+            Err("no HOST or HOST:PORT, such as beta.example, 192.0.2.7:11235 or [2001:db8::7]:11235"
+                .to_owned())
+        }
+    }
 }
 
 /// Addresses without a port get the one that the daemon listens on, unless it is the usual one.
@@ -157,5 +175,9 @@ mod tests {
         assert_eq!(with_port(given(), DEFAULT_PORT), given());
         let with = ["h:9", "h:7", "10.0.0.1:9", "[fd00::1]:9", "[fd00::1]:9", "[fd00::1]:7"];
         assert_eq!(with_port(given(), 9), with);
+        assert!(given().iter().all(|given| address(given).is_ok()));
+        for bad in ["", ":7", "a b:7", "h:port", "h:70000", "[fd00::1", "[fd00::1]7", "udp://h"] {
+            assert!(address(bad).is_err(), "{bad:?}");
+        }
     }
 }

@@ -11,9 +11,12 @@ use std::{
 
 use tokio::time::{Instant, sleep};
 use zumastor_backends::{condemn_store, remove_store};
-use zumastor_core::{StoreError, VolumeName};
+use zumastor_core::{StoreError, VolumeName, config::VolumeConfig};
 
-use super::{Daemon, volume::Volume};
+use super::{
+    Daemon,
+    volume::{Volume, identity},
+};
 use crate::{
     api::{Destroy, Outcome},
     exit::Failure,
@@ -85,6 +88,11 @@ impl Daemon {
         }
         self.check_paths(&origin, &snapstore).await?;
         if !yes {
+            // Nobody is asked about what is none. What cannot be read may be one that is half deleted.
+            if let Ok(None) = identity(&VolumeConfig::new(origin.clone(), snapstore.clone())).await {
+                return Err(Failure::refused(format!("{} is no snapshot store", snapstore.display()))
+                    .remedy("give the two paths that `define volume` was given"));
+            }
             return Err(question("all snapshots", &snapstore));
         }
         let condemned = snapstore.clone();

@@ -44,9 +44,8 @@ impl Daemon {
     pub async fn add_peer(&self, add: AddPeer) -> Result<Outcome, Failure> {
         let _editing = self.editing.lock().await;
         let AddPeer { name, ticket } = add;
-        let ticket: Ticket = ticket.trim().parse().map_err(|error| {
-            Failure::usage(format!("that is no ticket: {error}"))
-                .remedy("`zumastor peer ticket`, over there, prints one")
+        let ticket: Ticket = ticket.trim().parse().map_err(|error: zumastor_net::InvalidTicket| {
+            Failure::usage(error.to_string()).remedy("`zumastor peer ticket`, over there, prints one")
         })?;
         if ticket.key == self.key {
             return Err(Failure::refused("that is this node's own ticket")

@@ -18,7 +18,7 @@ use super::{
     window::{Member, Taken},
 };
 use crate::{
-    api::{Outcome, Role, SnapshotStatus, TakenSnapshot},
+    api::{self, Outcome, Role, SnapshotStatus, TakenSnapshot},
     exit::{Failure, chain},
 };
 
@@ -140,7 +140,7 @@ impl Daemon {
         number: SnapshotNumber,
         name: &str,
     ) -> Result<Outcome, Failure> {
-        check_hold_name(name)?;
+        api::check_hold_name(name).map_err(Failure::usage)?;
         // A volume that is being forgotten gets no more holds.
         let _editing = self.editing.lock().await;
         let found = self.volume(volume)?;
@@ -233,11 +233,4 @@ pub fn check_rotation(volume: &Volume, rotation: &str) -> Result<(), Failure> {
     };
     Err(Failure::failed(format!("volume {name} has no rotation {rotation:?}; {known}"))
         .remedy(format!("`zumastor define schedule {name}` adds rotations")))
-}
-
-fn check_hold_name(name: &str) -> Result<(), Failure> {
-    if (1..=63).contains(&name.len()) && !name.chars().any(char::is_control) {
-        return Ok(());
-    }
-    Err(Failure::usage("a hold's name has 1 to 63 bytes and no control characters"))
 }

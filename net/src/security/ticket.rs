@@ -22,7 +22,7 @@ pub struct Ticket {
 
 /// What was given is no ticket.
 #[derive(Debug, thiserror::Error)]
-#[error("this is no ticket ({0}): copy the whole word that `zumastor peer ticket` prints on the other node")]
+#[error("this is no ticket ({0}): it takes the whole word that the other node prints")]
 pub struct InvalidTicket(&'static str);
 
 #[derive(Serialize, Deserialize)]
