@@ -5,7 +5,11 @@ mod common;
 
 use std::{cell::RefCell, fs, path::Path};
 
-use common::{Node, image, introduce, master_and_replica, text, wait_for, write};
+use common::{
+    Node,
+    damage::{content_files, damage_snapshot},
+    image, introduce, master_and_replica, ran, text, wait_for, write,
+};
 use zumastor::api::{HeadStatus, Health, Part, Role, VolumeStatus};
 use zumastor_core::SnapshotNumber;
 
@@ -169,11 +173,8 @@ fn schedules_sources_and_targets() {
     let scheduled = |node: &Node| drop(node.ok(&["define", "schedule", "v", "--daily", "2"]));
     at_every_step(&mut node, scheduled, always("forget schedule v"), is(|v| v.schedule.is_none()));
 
-    let stopped = is(|v| v.stopped == [Part::Master]);
-    let start = |node: &Node| drop(node.ok(&["start", "master", "v"]));
-    at_every_step(&mut node, start, always("stop master v"), stopped);
-    let stop = |node: &Node| drop(node.ok(&["stop", "master", "v"]));
-    at_every_step(&mut node, stop, always("start master v"), is(|v| v.stopped.is_empty()));
+    stopped_and_started(&mut node, "master v", Part::Master);
+    stopped_and_started(&mut node, "volume v", Part::Volume);
 
     let no_target = |node: &Node| drop(node.run(&["forget", "target", "v", "beta"]));
     at_every_step(
@@ -183,6 +184,7 @@ fn schedules_sources_and_targets() {
         is(|v| v.targets.len() == 1 && v.targets[0].config.period == Some(600)),
     );
     let target = |node: &Node| drop(node.ok(&["define", "target", "v", "beta"]));
+    stopped_and_started(&mut node, "target v beta", Part::Target("beta".parse().unwrap()));
     at_every_step(&mut node, target, always("forget target v beta"), is(|v| v.targets.is_empty()));
 
     image(&node.path("w.img"), MIB, 2);
@@ -191,7 +193,21 @@ fn schedules_sources_and_targets() {
     let no_source = |node: &Node| drop(node.run(&["forget", "source", "w"]));
     at_every_step(&mut node, no_source, always("define source w beta --period 60"), sourced);
     let source = |node: &Node| drop(node.ok(&["define", "source", "w", "beta"]));
+    stopped_and_started(&mut node, "source w", Part::Source);
     at_every_step(&mut node, source, always("forget source w"), |node| sourced(node).map(|sourced| !sourced));
+}
+
+/// Stops and starts a part of a volume's work, named as a person names it.
+fn stopped_and_started(node: &mut Node, words: &str, part: Part) {
+    let volume = words.split(' ').nth(1).unwrap();
+    let stopped = |node: &Node| node.volume(volume).stopped == [part.clone()];
+    let [start, stop] = ["start", "stop"].map(|verb| format!("{verb} {words}"));
+    let run = |line: &str| {
+        let line = self::words(line);
+        move |node: &Node| drop(node.ok(&line.iter().map(String::as_str).collect::<Vec<_>>()))
+    };
+    at_every_step(node, run(&start), always(&stop), |node| Some(stopped(node)));
+    at_every_step(node, run(&stop), always(&start), |node| Some(!stopped(node)));
 }
 
 #[test]
@@ -241,6 +257,108 @@ fn snapshots_and_what_is_held_and_deleted() {
     at_every_step(&mut node, release, always("hold v 0 audit"), held);
     let hold = |node: &Node| drop(node.ok(&["hold", "v", "0", "audit"]));
     at_every_step(&mut node, hold, always("release v 0 audit"), is(|v| v.snapshots[0].holds.is_empty()));
+
+    // Of many, each goes as a whole, the oldest first; what is held stays, and no number comes back.
+    let (taken, last) = (RefCell::new(Vec::new()), RefCell::new(SnapshotNumber(0)));
+    let three = |node: &Node| {
+        node.run(&["hold", "v", "0", "audit"]);
+        while numbers(&node.volume("v")).len() < 4 {
+            node.ok(&["snapshot", "v"]);
+            let new = newest(node);
+            assert!(new > *last.borrow(), "number {new} was given before");
+            *last.borrow_mut() = new;
+        }
+        *taken.borrow_mut() = numbers(&node.volume("v"))[1..].to_vec();
+    };
+    at_every_step(&mut node, three, always("delete v --all --yes"), |node| {
+        let there = numbers(&node.volume("v"));
+        assert!(there[0] == SnapshotNumber(0) && taken.borrow().ends_with(&there[1..]), "{there:?}");
+        for number in &there[1..] {
+            let read = node.ok(&["scrub", "v", &number.to_string()]);
+            assert!(read.contains("all as it was"), "{read}");
+        }
+        Some(there.len() == 1)
+    });
+}
+
+/// The file that holds the volume stays whatever happens.
+#[test]
+fn a_volume_is_destroyed() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut node = node(dir.path());
+    let content = node.digest("v");
+    let (image, snaps) = (node.path("v.img"), node.path("v.snaps"));
+    let by_paths = ["destroy".to_owned(), text(&image), text(&snaps), "--yes".to_owned()];
+    let defined = |node: &Node| !node.status().volumes.is_empty();
+    let there = |node: &Node| {
+        if !defined(node) {
+            if snaps.exists() {
+                // It was forgotten, and goes by its paths now.
+                let error = node.fails(3, &["define", "volume", "v", &text(&image), &text(&snaps)]);
+                assert!(error.contains("`zumastor destroy"), "{error}");
+                node.ok(&by_paths.each_ref().map(String::as_str));
+            }
+            node.define("v");
+            node.ok(&["define", "master", "v"]);
+            node.ok(&["snapshot", "v"]);
+        }
+    };
+    at_every_step(&mut node, there, always("destroy v --yes"), |node| {
+        assert_eq!(node.digest("v"), content);
+        if !defined(node) {
+            return Some(true);
+        }
+        // What is half deleted is no volume that could be used, and says so.
+        let volume = node.volume("v");
+        let half = volume.health == Health::Unavailable;
+        assert!(!half || volume.trouble.unwrap().contains("`zumastor destroy`"));
+        assert!(half || numbers(&node.volume("v")) == [SnapshotNumber(0)]);
+        Some(false)
+    });
+    there(&node);
+    node.ok(&["forget", "volume", "v"]);
+    let forgotten = |node: &Node| {
+        if !snaps.exists() {
+            node.define("v");
+            node.ok(&["define", "master", "v"]);
+            node.ok(&["snapshot", "v"]);
+            node.ok(&["forget", "volume", "v"]);
+        }
+    };
+    at_every_step(
+        &mut node,
+        forgotten,
+        |_| by_paths.to_vec(),
+        |node| {
+            assert_eq!(node.digest("v"), content);
+            Some(!snaps.exists())
+        },
+    );
+}
+
+/// What is damaged is known to be until all of it is right again.
+#[test]
+fn a_snapshot_is_repaired() {
+    let dir = tempfile::tempdir().unwrap();
+    let (alpha, mut beta) = master_and_replica(dir.path(), MIB, &[], &[]);
+    beta.ok(&["replicate", "v", "alpha", "--wait"]);
+    let files = content_files(&beta, 0);
+    let bytes = || files.iter().map(|file| fs::read(file).unwrap()).collect::<Vec<_>>();
+    let good = bytes();
+    let damaged = |node: &Node| {
+        for leaf in [0, 3, 9] {
+            damage_snapshot(node, 0, leaf * (64 << 10) + 7, 1);
+        }
+        assert_eq!(node.run(&["scrub", "v", "--no-repair"]).code, 1);
+    };
+    at_every_step(&mut beta, damaged, always("scrub v 0"), |node| {
+        let volume = node.volume("v");
+        let right = bytes() == good;
+        assert!(right || volume.health == Health::Damaged, "damage is not told: {:?}", volume.health);
+        (volume.health != Health::Unavailable).then_some(volume.health != Health::Damaged)
+    });
+    assert!(beta.ok(&["scrub", "v"]).contains("all as it was"));
+    assert_eq!(beta.digest("v"), alpha.digest("v"));
 }
 
 #[test]
@@ -299,7 +417,17 @@ fn peers_and_files() {
 }
 
 #[test]
-fn replication_killed_at_either_end() {
+fn a_replica_that_is_killed_while_it_receives() {
+    replication_killed(true);
+}
+
+#[test]
+fn a_master_that_is_killed_while_it_sends() {
+    replication_killed(false);
+}
+
+/// At each step at one end.
+fn replication_killed(at_beta: bool) {
     if cfg!(not(debug_assertions)) {
         println!("left out: this build has no steps to be killed at");
         return;
@@ -312,30 +440,34 @@ fn replication_killed_at_either_end() {
     };
     beta.ok(&["replicate", "v", "alpha", "--wait"]);
     let mut number = 0u64;
-    for at_beta in [true, false] {
-        for steps in (1..).step_by(5) {
-            write(&alpha.path("v.img"), 8192, &(number + 1).to_le_bytes());
-            alpha.ok(&["snapshot", "v"]);
-            number += 1;
-            let content = alpha.digest("v");
-            // The digest is computed beside everything else: its steps are not those of the transfer.
-            alpha.wait_until("v", "the digest", |v| v.snapshots.last().unwrap().digest.is_some());
-            (if at_beta { &beta } else { &alpha }).kill_at(steps);
-            let ran = beta.run(&["replicate", "v", "alpha", "--wait"]);
-            // At the other end a transfer may fail, or have all it needs.
-            let killed = if at_beta { beta.was_killed(ran.code) } else { alpha.was_killed(0) };
-            if !killed {
-                let _ = fs::remove_file(alpha.path("kill"));
-                assert_eq!((shown(&beta), ran.code), (Some(number), 0), "{ran:?}");
-                println!("{} steps at {}", steps - 1, if at_beta { "beta" } else { "alpha" });
-                break;
-            }
+    for steps in 1.. {
+        write(&alpha.path("v.img"), 8192, &(number + 1).to_le_bytes());
+        alpha.ok(&["snapshot", "v"]);
+        number += 1;
+        let content = alpha.digest("v");
+        // The digest is computed beside everything else: its steps are not those of the transfer.
+        alpha.wait_until("v", "the digest", |v| v.snapshots.last().unwrap().digest.is_some());
+        (if at_beta { &beta } else { &alpha }).kill_at(steps);
+        let mut command = beta.spawn(&["replicate", "v", "alpha", "--wait"]);
+        // When it is started again at once, the other end need not find out that it is gone.
+        let killed = match at_beta {
+            true => beta.was_killed_before(&mut command),
+            false => alpha.was_killed_before(&mut command),
+        };
+        if killed {
             (if at_beta { &mut beta } else { &mut alpha }).up();
-            let now = wait_for("a whole snapshot to be shown", || shown(&beta));
-            assert!(now == number || now == number - 1, "{now} of {number}");
-            assert!(ran.code != 0 || now == number, "what was acknowledged is gone: {ran:?}");
-            beta.ok(&["replicate", "v", "alpha", "--wait"]);
-            assert_eq!((shown(&beta), beta.digest("v")), (Some(number), content));
         }
+        let ran = ran(&command.wait_with_output().unwrap());
+        if !killed {
+            assert_eq!((shown(&beta), ran.code), (Some(number), 0), "{ran:?}");
+            assert!(steps > 2, "a replication passed {} steps", steps - 1);
+            println!("{} steps at {}", steps - 1, if at_beta { "beta" } else { "alpha" });
+            return;
+        }
+        let now = wait_for("a whole snapshot to be shown", || shown(&beta));
+        assert!(now == number || now == number - 1, "{now} of {number}");
+        assert!(ran.code != 0 || now == number, "what was acknowledged is gone: {ran:?}");
+        beta.ok(&["replicate", "v", "alpha", "--wait"]);
+        assert_eq!((shown(&beta), beta.digest("v")), (Some(number), content));
     }
 }

@@ -3,12 +3,15 @@
 mod common;
 
 use std::{
-    fs::{self, File, FileTimes},
-    os::unix::fs::{FileExt, PermissionsExt},
+    fs::{self, File},
     path::{Path, PathBuf},
 };
 
-use common::{Node, image, master_and_replica, ran, write};
+use common::{
+    Node,
+    damage::{content_files, damage, damage_snapshot},
+    image, master_and_replica, ran, write,
+};
 use zumastor::api::{HeadStatus, Health, ScrubReport, ScrubResult};
 use zumastor_core::SnapshotNumber;
 use zumastor_net::Phase;
@@ -16,35 +19,8 @@ use zumastor_net::Phase;
 const MIB: u64 = 1 << 20;
 const LEAF: u64 = 64 << 10;
 
-/// The files that hold what snapshots hold.
-fn content_files(node: &Node, number: u64) -> Vec<PathBuf> {
-    let snaps = node.path("v.snaps");
-    let image = snaps.join(format!("snapshots/{number:010}/image"));
-    if image.exists() {
-        return vec![image];
-    }
-    fs::read_dir(snaps.join("data")).unwrap().map(|entry| entry.unwrap().path()).collect()
-}
-
 fn leaves_file(node: &Node, number: u64) -> PathBuf {
     node.path("v.snaps").join(format!("snapshots/{number:010}/leaves"))
-}
-
-/// Makes bytes of a file others than they were, unnoticed.
-fn damage(path: &Path, offset: u64, length: usize) {
-    let metadata = fs::metadata(path).unwrap();
-    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).unwrap();
-    let file = File::options().read(true).write(true).open(path).unwrap();
-    let mut bytes = vec![0; length];
-    file.read_exact_at(&mut bytes, offset).unwrap();
-    bytes.iter_mut().for_each(|byte| *byte ^= 0xff);
-    file.write_all_at(&bytes, offset).unwrap();
-    file.set_times(FileTimes::new().set_modified(metadata.modified().unwrap())).unwrap();
-    fs::set_permissions(path, metadata.permissions()).unwrap();
-}
-
-fn damage_snapshot(node: &Node, number: u64, offset: u64, length: usize) {
-    content_files(node, number).iter().for_each(|path| damage(path, offset, length));
 }
 
 /// Alpha and beta with snapshot 0 of `v`, which has `size` bytes.

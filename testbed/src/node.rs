@@ -129,6 +129,25 @@ impl Node {
         Ok(())
     }
 
+    /// Has the daemon end at so many steps from now, as by a power cut. Only programs that are built for debugging do.
+    pub fn kill_at(&self, steps: u32) -> Result<(), Failure> {
+        fs::write(self.path("kill"), steps.to_string()).map_err(Failure::doing("asking for a kill"))
+    }
+
+    /// Whether the daemon was ended at a step; if it was not, it will not be any more. One that was can be started.
+    pub fn was_killed(&mut self) -> Result<bool, Failure> {
+        let _ = fs::remove_file(self.path("kill"));
+        let killed = self.until("the daemon to answer or to end", Duration::from_secs(30), |node| {
+            let ended =
+                node.daemon.as_mut().is_none_or(|daemon| daemon.try_wait().is_ok_and(|s| s.is_some()));
+            Ok(ended.then_some(true).or(node.status().is_ok().then_some(false)))
+        })?;
+        if killed {
+            self.daemon = None;
+        }
+        Ok(killed)
+    }
+
     /// Ends the daemon as a service manager does, and gives its exit code.
     pub fn down(&mut self) -> Result<i32, Failure> {
         let Some(child) = self.daemon.take() else { return Ok(0) };
@@ -238,7 +257,9 @@ impl Node {
     }
 
     fn environment<'a>(&self, command: &'a mut Command) -> &'a mut Command {
-        command.env("ZUMASTOR_ROOT", &self.options.root).env("TZ", "UTC").env_remove("RUST_LOG")
+        let kill = self.path("kill");
+        command.env("ZUMASTOR_ROOT", &self.options.root).env("ZUMASTOR_TEST_KILL", kill);
+        command.env("TZ", "UTC").env_remove("RUST_LOG")
     }
 }
 

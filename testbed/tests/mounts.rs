@@ -258,6 +258,61 @@ fn root_a_mounted_volume_is_reverted_resized_and_mounted_elsewhere() -> Result<(
     Ok(())
 }
 
+/// At each step of it: it is mounted where it was or where it is to be, whole, and nowhere else.
+#[test]
+fn root_a_remount_that_is_killed_is_done_or_not() -> Result<(), Failure> {
+    if !root_with(&["mkfs.xfs", "mkfs.ext4", "mount", "losetup"]) {
+        return Ok(());
+    }
+    if cfg!(not(debug_assertions)) {
+        println!("left out: this build has no steps to be killed at");
+        return Ok(());
+    }
+    let place = Place::new()?;
+    let (mut node, at) = master(&place, "ext4", &[])?;
+    write(&at, 7);
+    node.ok(&["snapshot", "v"])?;
+    let places = [at, node.path("other")];
+    fs::create_dir(&places[1]).unwrap();
+    let mounted = |node: &Node| {
+        let volume = wait_until(node, "what is mounted", |volume| {
+            volume
+                .mounts
+                .as_ref()
+                .is_some_and(|mounts| mounts.mountpoint.is_some() && mounts.snappath.is_some())
+        });
+        let mounts = volume.mounts.unwrap();
+        assert_eq!(mounts.troubles, Vec::<String>::new());
+        let (there, here) = (mounts.mountpoint.unwrap(), volume.snapshots[0].mounted.clone().unwrap());
+        assert_eq!((generation(&there), generation(&here)), (7, 7));
+        let empty = places.iter().find(|place| **place != there).unwrap();
+        assert!(fs::read_dir(empty).unwrap().next().is_none(), "{empty:?} holds something too");
+        there
+    };
+    for steps in 1.. {
+        let from = mounted(&node);
+        let to = places.iter().find(|place| **place != from).unwrap();
+        node.kill_at(steps)?;
+        let remount = ["remount", "v", "--mountpoint", to.to_str().unwrap()];
+        let ran = node.run(&remount)?;
+        if !node.was_killed()? {
+            assert_eq!((ran.code, mounted(&node)), (0, to.clone()), "{ran:?}");
+            assert!(steps > 6, "a remount unmounts, writes a file and mounts");
+            println!("{} steps", steps - 1);
+            break;
+        }
+        node.up()?;
+        let now = mounted(&node);
+        assert!(ran.code != 0 || now == *to, "it was acknowledged, and is gone after step {steps}: {ran:?}");
+        // It may be there already, and is mounted anew then.
+        node.ok(&remount)?;
+        assert_eq!(mounted(&node), *to, "after step {steps}");
+    }
+    assert_eq!(node.down()?, 0);
+    place.nothing_is_left();
+    Ok(())
+}
+
 /// A file system that its owner mounts, and that does not hold still: its journal is played back, but not into the snapshot.
 fn owned_by_others(kind: &str) -> Result<(), Failure> {
     if !root_with(&["mkfs.xfs", &format!("mkfs.{kind}"), "mount", "losetup"]) {

@@ -21,6 +21,7 @@ use rustix::{
     },
     thread::{CapabilitySet, capabilities},
 };
+use zumastor_core::steps;
 
 /// Whether this process may mount file systems on devices: root, and not only of a user namespace.
 pub fn can_mount() -> bool {
@@ -95,13 +96,19 @@ impl Aside {
     fn move_to(&self, directory: &Path, how: MoveMountFlags) -> io::Result<()> {
         const HERE: &CStr = c"";
         let how = how | MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
-        Ok(move_mount(self.0.as_fd(), HERE, CWD, directory, how)?)
+        steps::pass("mount: before");
+        move_mount(self.0.as_fd(), HERE, CWD, directory, how)?;
+        steps::pass("mount: after");
+        Ok(())
     }
 }
 
 /// Takes away what is on top at a directory, if nothing uses it.
 pub fn take(directory: &Path) -> io::Result<()> {
-    Ok(unmount(directory, UnmountFlags::NOFOLLOW)?)
+    steps::pass("unmount: before");
+    unmount(directory, UnmountFlags::NOFOLLOW)?;
+    steps::pass("unmount: after");
+    Ok(())
 }
 
 /// Takes away what is on top at a directory, with what is mounted below it. Whoever uses it goes on with it until the end.

@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "not every test needs everything")]
 
+pub mod damage;
+
 use std::{
     fs::{self, File},
     os::unix::fs::FileExt,
@@ -101,6 +103,21 @@ impl Node {
             self.daemon = None;
         }
         ended.is_some()
+    }
+
+    /// Whether the daemon was ended at a step before a command of another node came to its end; if it was not, it will not be
+    /// any more. One that was can be started.
+    pub fn was_killed_before(&mut self, command: &mut Child) -> bool {
+        let killed = wait_for("the daemon's end, or the command's", || {
+            let ended = self.daemon.as_mut().unwrap().try_wait().unwrap();
+            ended.map(|_| true).or(command.try_wait().unwrap().map(|_| false))
+        });
+        if !killed {
+            return self.was_killed(0);
+        }
+        let _ = fs::remove_file(self.root.join("kill"));
+        self.daemon = None;
+        true
     }
 
     /// Ends the daemon as a power cut does.
