@@ -54,6 +54,29 @@ fn push_and_pull_by_command() {
 }
 
 #[test]
+fn a_whole_volume_each_time_where_a_test_wants_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (alpha, beta) = master_and_replica(dir.path(), 8 * MIB, &["--test", "fullvolume"], &[]);
+    alpha.ok(&["replicate", "v", "beta", "--wait"]);
+
+    // What became zero is sent as such: what the replica had there must not stay.
+    write(&alpha.path("v.img"), 2 * MIB, &vec![0; MIB as usize]);
+    write(&alpha.path("v.img"), 0, b"something new");
+    alpha.ok(&["snapshot", "v"]);
+    let out = alpha.ok(&["replicate", "v", "beta", "--wait"]);
+    assert!(out.starts_with("snapshot 1 replicated from snapshot 0: 7.00 MiB of data"), "{out}");
+    assert_eq!(beta.digest("v"), alpha.digest("v"));
+
+    // And only what changed when the test is over.
+    alpha.ok(&["define", "target", "v", "beta"]);
+    write(&alpha.path("v.img"), 0, b"something newer");
+    alpha.ok(&["snapshot", "v"]);
+    let out = alpha.ok(&["replicate", "v", "beta", "--wait"]);
+    assert!(out.starts_with("snapshot 2 replicated from snapshot 1: 4.00 KiB of data"), "{out}");
+    assert_eq!(beta.digest("v"), alpha.digest("v"));
+}
+
+#[test]
 fn a_period_on_the_source_pulls() {
     let dir = tempfile::tempdir().unwrap();
     let (alpha, beta) = master_and_replica(dir.path(), MIB, &[], &["--period", "1"]);

@@ -197,6 +197,14 @@ pub struct SourceConfig {
     pub margin: Option<u64>,
 }
 
+/// A way to send that is of use in tests only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TestFeature {
+    /// Each replication sends the whole volume, as if nothing of it were there.
+    FullVolume,
+}
+
 /// `[target.HOST]`: a node the volume is sent to.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -223,4 +231,7 @@ pub struct TargetConfig {
     /// at least a minute, when absent. Without a period all the time that is allowed, and then a day when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub margin: Option<u64>,
+    /// For tests.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub test: Option<TestFeature>,
 }

@@ -5,7 +5,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use zumastor_core::{GroupName, Selection, VolumeName, check_chunk, config::TargetConfig, parse_size};
+use zumastor_core::{
+    GroupName, Selection, VolumeName, check_chunk,
+    config::{TargetConfig, TestFeature},
+    parse_size,
+};
 
 use super::{confirm::confirmed, rotations::Rotations, volume_name};
 use crate::{
@@ -173,6 +177,17 @@ pub struct Target {
     /// least 60; without a period, a day in all]
     #[arg(long, value_name = "SECONDS")]
     pub margin: Option<u64>,
+    /// For tests: `fullvolume` sends the whole volume each time, whatever has changed
+    #[arg(short, long, value_name = "FEATURE")]
+    pub test: Option<Test>,
+}
+
+/// What `--test` can ask for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+#[value(rename_all = "lowercase")]
+pub enum Test {
+    /// All of the volume each time
+    FullVolume,
 }
 
 /// The path that is meant: `VG/LV` is a logical volume, if there is no directory of the volume group's name here.
@@ -250,10 +265,13 @@ pub async fn run(args: Args, client: Client) -> Result<(), Failure> {
             rotations,
             all,
             margin,
+            test,
         }) => {
+            let test = test.map(|Test::FullVolume| TestFeature::FullVolume);
             let rotations = Selection::new(rotations).map_err(|error| Failure::usage(error.to_string()))?;
             let name = name.map(String::from);
-            let options = TargetConfig { period, name, ratelimit, uncompressed, rotations, all, margin };
+            let options =
+                TargetConfig { period, name, ratelimit, uncompressed, rotations, all, margin, test };
             client.define_target(&volume, &DefineTarget { host, options }).await?
         }
     };

@@ -14,7 +14,7 @@ use zumastor_backends::{
 };
 use zumastor_core::{
     NodeName, SnapshotNumber, SnapshotRecord, SnapshotStore, StoreError, VolumeName,
-    config::{TargetConfig, VolumeConfig},
+    config::{TargetConfig, TestFeature, VolumeConfig},
 };
 use zumastor_net::{Compression, Meter, Offer, RateLimiter, SendRoom};
 
@@ -81,7 +81,8 @@ impl Target {
     pub fn new(config: &TargetConfig, worker: Worker) -> Self {
         let limiter = config.ratelimit.map(|rate| Arc::new(RateLimiter::new(rate)));
         let compression = (!config.uncompressed).then(|| Arc::new(Compression::new(ZSTD_LEVEL)));
-        let offer = Offer { selection: config.rotations.clone(), all: config.all, also: None, before: None };
+        let whole = config.test == Some(TestFeature::FullVolume);
+        let offer = Offer { selection: config.rotations.clone(), all: config.all, whole, ..Offer::default() };
         Self { worker, compression, limiter, meter: Arc::new(Meter::default()), offer: Mutex::new(offer) }
     }
 

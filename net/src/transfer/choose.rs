@@ -17,6 +17,8 @@ pub struct Offer {
     pub also: Option<SnapshotNumber>,
     /// Only those before this one: the others may be taken back yet.
     pub before: Option<SnapshotNumber>,
+    /// All of each, as if nothing of it were there. For tests.
+    pub whole: bool,
 }
 
 /// What to answer.
@@ -103,7 +105,7 @@ mod tests {
     }
 
     fn daily(all: bool) -> Offer {
-        Offer { selection: Selection::new(["daily".to_owned()]).unwrap(), all, also: None, before: None }
+        Offer { selection: Selection::new(["daily".to_owned()]).unwrap(), all, ..Offer::default() }
     }
 
     #[test]

@@ -4,8 +4,8 @@ use std::{ops::Range, sync::Arc};
 
 use tokio::runtime::Handle;
 use zumastor_core::{
-    ExtentKind, LEAF, LeafIndex, PAGE, SegmentIndex, SnapshotNumber, SnapshotReader, SnapshotStore,
-    StoreError,
+    Changes, Extent, ExtentKind, LEAF, LeafIndex, PAGE, SegmentIndex, SnapshotNumber, SnapshotReader,
+    SnapshotStore, StoreError,
     digest::{LeafTree, SegmentLeaves},
     is_zero,
 };
@@ -17,6 +17,8 @@ use crate::wire::{MAX_BATCH, PAGES_PER_LEAF, SegmentLeafSet};
 pub(super) struct Sender {
     pub store: Arc<dyn SnapshotStore>,
     pub number: SnapshotNumber,
+    /// Whether all is sent, changed or not.
+    pub whole: bool,
     pub target: Arc<dyn SnapshotReader>,
     pub base: Option<(SnapshotNumber, Arc<dyn SnapshotReader>)>,
     pub leaves: Arc<LeafTree>,
@@ -50,7 +52,10 @@ impl Sender {
     pub fn changes(&mut self, segment: SegmentIndex, sink: &mut Sink<'_>) -> Result<(), Stop> {
         let window = segment.range(self.target.size());
         let base = self.base.as_ref().map(|(number, _)| *number);
-        let changes = self.runtime.block_on(self.store.changes(base, self.number, window.clone()))?;
+        let changes = match self.whole {
+            true => Changes::from_iter([Extent::data(window.clone())]),
+            false => self.runtime.block_on(self.store.changes(base, self.number, window.clone()))?,
+        };
         let leaves = self.leaves.segment(segment)?;
         let mut buffers = Buffers::default();
         let mut start = window.start;
@@ -61,7 +66,7 @@ impl Sender {
             for extent in changes.within(&block) {
                 mark(&mut pages, &block, extent.range, extent.kind);
             }
-            self.block(segment, &leaves, block, pages, false, &mut buffers, sink)?;
+            self.block(segment, &leaves, block, pages, self.whole, &mut buffers, sink)?;
         }
         self.flush(segment, sink)
     }

@@ -258,7 +258,10 @@ async fn plan(served: &Served, want: &Want) -> Result<WantReply, StoreError> {
     }
     let leaves = store.leaves(target.number()).await?;
     let record = SnapshotRecord { digest: leaves.digest(), ..target.clone() };
-    let changed = changed_segments(&**store, base, target.number(), record.size).await?;
+    let changed = match served.offer.whole {
+        true => all_segments(record.size),
+        false => changed_segments(&**store, base, target.number(), record.size).await?,
+    };
     Ok(WantReply::Plan(Plan {
         record,
         base: common.map(SnapshotRecord::guid),
@@ -266,6 +269,18 @@ async fn plan(served: &Served, want: &Want) -> Result<WantReply, StoreError> {
         more,
         epoch: served.epoch,
     }))
+}
+
+/// The segments of a whole volume, as if all of it had changed.
+fn all_segments(size: u64) -> Vec<ChangedSegment> {
+    let changed = |segment: SegmentIndex| {
+        let range = segment.range(size);
+        ChangedSegment {
+            segment,
+            bytes: u32::try_from(range.end - range.start).expect("a segment has 64 MiB"),
+        }
+    };
+    (0..SegmentIndex::count(size)).map(SegmentIndex).map(changed).collect()
 }
 
 /// Which segments carry changes, and how many bytes at most. Looks at a bounded part of the volume at a time.
@@ -387,7 +402,7 @@ async fn sender(served: &Served, fetch: &Fetch, capacity: Option<Capacity>) -> R
     let snapshots = store.snapshots().await.map_err(|error| failed(&error))?;
     let target = find(&snapshots, fetch.target)?;
     let base = match &fetch.what {
-        FetchWhat::Changes { base: Some(base), .. } => Some(find(&snapshots, *base)?),
+        FetchWhat::Changes { base: Some(base), .. } if !served.offer.whole => Some(find(&snapshots, *base)?),
         _ => None,
     };
     let last = match &fetch.what {
@@ -410,6 +425,7 @@ async fn sender(served: &Served, fetch: &Fetch, capacity: Option<Capacity>) -> R
         Ok::<_, StoreError>(Sender {
             store: Arc::clone(store),
             number: target.number(),
+            whole: served.offer.whole,
             target: store.open_snapshot(target.number()).await?,
             base,
             leaves: store.leaves(target.number()).await?,
