@@ -2,16 +2,12 @@
 
 mod common;
 
-use std::{
-    fs,
-    os::unix::process::CommandExt,
-    path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
-};
+use std::{fs, path::Path};
 
 use common::{
-    mounted::{Place, generation, master, mounted_pair, replicated, wait_for, wait_until, write},
+    mounted::{Place, generation, master, mounted_pair, replicated, wait_until, write},
     root_with,
+    samba::Samba,
 };
 use zumastor::exit::Failure;
 use zumastor_testbed::output;
@@ -73,65 +69,6 @@ fn root_snapshots_are_seen_in_the_volume() -> Result<(), Failure> {
     Ok(())
 }
 
-/// A Samba of a test's own.
-struct Samba {
-    smbd: Child,
-    conf: PathBuf,
-    port: String,
-}
-
-impl Samba {
-    fn start(dir: &Path, include: &Path) -> Self {
-        let port =
-            std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
-        let own = |name: &str| {
-            let path = dir.join(name);
-            fs::create_dir_all(&path).unwrap();
-            path.display().to_string()
-        };
-        let (state, conf) = (own("samba"), dir.join("smb.conf"));
-        let text = format!(
-            "[global]\nserver role = standalone server\nmap to guest = Bad User\nguest ok = yes\nguest account = root\n\
-             lock directory = {state}\nstate directory = {state}\ncache directory = {state}\npid directory = {state}\n\
-             private dir = {state}\nncalrpc dir = {state}/rpc\nlog file = {state}/log\nsmb ports = {port}\n\
-             interfaces = lo\nbind interfaces only = yes\ndisable netbios = yes\nload printers = no\nprinting = bsd\n\
-             printcap name = /dev/null\ninclude = {}\n",
-            include.display()
-        );
-        fs::write(&conf, text).unwrap();
-        let log = fs::File::create(dir.join("smbd.log")).unwrap();
-        let mut command = Command::new("/usr/sbin/smbd");
-        command
-            .args(["--foreground", "--no-process-group", "--debug-stdout", "-s"])
-            .arg(&conf)
-            .env("TZ", "UTC");
-        // At its end it ends its whole group.
-        command.process_group(0);
-        let smbd = command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
-        let samba = Self { smbd, conf, port };
-        wait_for("Samba to answer", || samba.client("dir").ok());
-        samba
-    }
-
-    fn client(&self, command: &str) -> Result<String, Failure> {
-        output("smbclient", |client| {
-            client
-                .arg("-s")
-                .arg(&self.conf)
-                .args(["-p", &self.port, "//127.0.0.1/v", "-U%", "-c", command])
-                .env("TZ", "UTC")
-        })
-    }
-}
-
-impl Drop for Samba {
-    fn drop(&mut self) {
-        let pid = rustix::process::Pid::from_child(&self.smbd);
-        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
-        let _ = self.smbd.wait();
-    }
-}
-
 #[test]
 fn root_samba_shows_previous_versions() -> Result<(), Failure> {
     if !root_with(&["mkfs.xfs", "mkfs.ext4", "mount", "losetup", "smbd", "smbclient"]) {
@@ -142,7 +79,7 @@ fn root_samba_shows_previous_versions() -> Result<(), Failure> {
     write(&at, 0);
     node.ok(&["snapshot", "v"])?;
     let include = node.path("run/samba.conf");
-    let samba = Samba::start(&place.path().join("alpha"), &include);
+    let samba = Samba::start(&place.path().join("alpha"), &format!("include = {}", include.display()));
     write(&at, 1);
     let versions = samba.client("allinfo first")?;
     let name = node.volume("v")?.snapshots[0].name.clone();

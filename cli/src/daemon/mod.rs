@@ -18,6 +18,7 @@ mod host;
 mod initialize;
 mod lag;
 mod mounting;
+mod offer;
 mod parts;
 mod peers;
 mod plan;

@@ -12,14 +12,13 @@ use std::{
 
 use jiff::tz::TimeZone;
 use tokio::{task::JoinHandle, time::sleep};
-use uuid::Uuid;
 use zumastor_core::{HeadState, SnapshotNumber, SnapshotRecord, SnapshotStore, config::VolumeConfig};
 
-use super::{Daemon, define::resolved, status::snapshot_name, volume::Volume};
+use super::{Daemon, define::resolved, offer::Offer, status::snapshot_name, volume::Volume};
 use crate::{
     api::{MountStatus, Outcome, Part, Role},
     exit::{Failure, chain},
-    exports::{self, Client, Export, Own, Share},
+    exports::{self, Share},
     mounts::{self, Busy, Frozen, Options, Plan, Report, Shown, Snapshot},
 };
 
@@ -175,17 +174,22 @@ impl Daemon {
                 }
             }
             offer.prune(&plan);
-            let mut report = mounts::apply(&plan);
-            if report.flipped
-                && let Err(error) = exports::flush()
-            {
-                report.troubles.push(error);
-            }
+            let mut troubles = Vec::new();
+            let mut report =
+                mounts::apply(&plan, &mut |device| troubles.extend(exports::moved(&[device]).err()));
+            report.troubles.append(&mut troubles);
             let exported = offer.exports(&plan, &report);
             let done = if offered_before.clients == offer.clients { offered_before.done } else { Vec::new() };
             report.troubles.extend(exports::sync(&exported, &offer.clients, &done));
+            if last.is_none() {
+                // A daemon before this one may have been killed in the middle of a flip.
+                let left = mounts::left_behind(&plan, &exports::devices_in_use());
+                if !left.is_empty() {
+                    report.troubles.extend(exports::moved(&left).err());
+                }
+            }
             if offer.replica && report.shown.is_some() && exports::is_exported(&plan.mountpoint) {
-                report.notes.extend(exports::leases_trouble().map(str::to_owned));
+                report.notes.extend(exports::leases_note());
             }
             let view = View {
                 share: offer.share(&plan, &report),
@@ -298,13 +302,11 @@ impl Daemon {
         let (last, guid) = (volume.mounting.last.clone(), record.guid());
         let carry_out = move || {
             let last = last.lock().expect("no panic while locked");
-            let plan = last.as_ref().unwrap_or(&nothing);
-            for snapshot in plan.snapshots.iter().filter(|snapshot| snapshot.guid == guid) {
-                if let Err(error) = exports::retract(&plan.place(snapshot)) {
+            mounts::release(last.as_ref().unwrap_or(&nothing), guid, &device, |at| {
+                if let Err(error) = exports::retract(at) {
                     tracing::warn!("{error}");
                 }
-            }
-            mounts::release(plan, guid, &device)
+            })
         };
         tokio::task::spawn_blocking(carry_out).await.expect("unmounting does not panic")
     }
@@ -477,64 +479,6 @@ fn views(records: &[SnapshotRecord], snapshots: &[Snapshot]) -> BTreeMap<String,
         views.entry(format!("@GMT-{time}")).or_insert_with(|| snapshot.name.clone());
     }
     views
-}
-
-/// What other machines are offered of a volume.
-#[derive(Debug, Clone, Default)]
-struct Offer {
-    /// Who may mount it by NFS.
-    clients: Vec<Client>,
-    /// What NFS knows the volume itself by.
-    fsid: Option<Uuid>,
-    /// Whether Samba shares it.
-    samba: bool,
-    /// Whether it is a replica.
-    replica: bool,
-    /// What was exported of it.
-    done: Vec<Export>,
-}
-
-impl Offer {
-    fn own<'a>(&self, plan: &'a Plan) -> Own<'a> {
-        Own { snappath: &plan.snappath, fsid: self.fsid }
-    }
-
-    /// What is exported of what is mounted.
-    fn exports(&self, plan: &Plan, report: &Report) -> Vec<Export> {
-        if self.clients.is_empty() {
-            return Vec::new();
-        }
-        let volume = report.shown.and(self.fsid).map(|fsid| Export { path: plan.mountpoint.clone(), fsid });
-        let mounted = plan.snapshots.iter().filter(|snapshot| report.mounted.contains_key(&snapshot.number));
-        let snapshot = |snapshot: &Snapshot| Export { path: plan.place(snapshot), fsid: snapshot.guid.0 };
-        volume.into_iter().chain(mounted.map(snapshot)).collect()
-    }
-
-    /// Takes back what is not to be mounted any more, so that it can be unmounted.
-    fn prune(&self, plan: &Plan) {
-        let all = plan.snapshots.iter().map(|snapshot| (snapshot.number, plan.place(snapshot))).collect();
-        let report = Report { shown: plan.shown.as_ref().map(|_| None), mounted: all, ..Report::default() };
-        let planned = self.exports(plan, &report);
-        if exports::take_back(&planned, self.clients.len(), &self.own(plan)) {
-            let _ = exports::flush();
-        }
-    }
-
-    /// Takes back everything.
-    fn take_back(&self, plan: &Plan) {
-        if exports::take_back(&[], 0, &self.own(plan)) {
-            let _ = exports::flush();
-        }
-    }
-
-    fn share(&self, plan: &Plan, report: &Report) -> Option<Share> {
-        (self.samba && report.shown.is_some()).then(|| Share {
-            name: plan.volume.to_string(),
-            path: plan.mountpoint.clone(),
-            snappath: plan.snappath.clone(),
-            writable: matches!(plan.shown, Some(Shown::Head(_))) && !plan.options.read_only,
-        })
-    }
 }
 
 /// `hourly.0` leads to the newest hourly snapshot, `hourly.1` to the one before.

@@ -6,10 +6,15 @@ use std::{
     path::{Path, PathBuf},
     process::{Command, Stdio},
     str::FromStr,
+    thread,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
+
+use super::clients::{Device, expire_on};
+use crate::mounts::devices_at;
 
 /// A directory that is exported, read only.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -107,29 +112,46 @@ pub fn sync(wanted: &[Export], clients: &[Client], done: &[Export]) -> Vec<Strin
     troubles
 }
 
-/// Takes back what is exported of a volume and not wanted, or to more than so many clients; true if there was something.
-pub fn take_back(wanted: &[Export], clients: usize, own: &Own<'_>) -> bool {
+/// Takes back what is exported of a volume and not wanted, or to more than so many clients. The server lets go of it, so that
+/// it can be unmounted.
+pub fn take_back(wanted: &[Export], clients: usize, own: &Own<'_>) -> Result<(), String> {
     let there = exported();
-    let mut any = false;
-    for one in there.iter().filter(|there| own.has(there)) {
-        let count = there.iter().filter(|there| there.path == one.path).count();
-        if count > clients || !wanted.iter().any(|export| one.is(export)) {
-            any = true;
-            if let Err(error) = exportfs(&["-u", &at(&one.client, &one.path)]) {
-                tracing::warn!("{error}");
-            }
-        }
-    }
-    any
+    let too_many = |at: &Path| there.iter().filter(|there| there.path == at).count() > clients;
+    let unwanted = |one: &Exported| too_many(&one.path) || !wanted.iter().any(|export| one.is(export));
+    withdraw(there.iter().filter(|there| own.has(there) && unwanted(there)))
 }
 
 /// Takes back one directory, so that it can be unmounted.
 pub fn retract(path: &Path) -> Result<(), String> {
-    let there: Vec<Exported> = exported().into_iter().filter(|there| there.path == path).collect();
-    for there in &there {
-        exportfs(&["-u", &at(&there.client, &there.path)])?;
+    withdraw(exported().iter().filter(|there| there.path == path))
+}
+
+fn withdraw<'a>(exports: impl Iterator<Item = &'a Exported>) -> Result<(), String> {
+    let (mut names, mut paths) = (Vec::new(), Vec::new());
+    for one in exports {
+        names.push(at(&one.client, &one.path));
+        paths.push(one.path.clone());
     }
-    if there.is_empty() { Ok(()) } else { flush() }
+    if names.is_empty() {
+        return Ok(());
+    }
+    // In one go: see `settle`.
+    let arguments: Vec<_> = ["-u"].into_iter().chain(names.iter().map(String::as_str)).collect();
+    let settled = flushing(&arguments)?;
+    expire_on(&devices_at(&paths))?;
+    settle(settled)
+}
+
+/// The server goes on with what is seen now at a directory that is exported, and lets go of what was seen there before, which is
+/// on this device. Clients of version 4 open their files again, there.
+pub fn moved(devices: &[Device]) -> Result<(), String> {
+    if !is_serving() {
+        return Ok(());
+    }
+    let settled = flushing(&["-f"])?;
+    // At once: what they have open is on the old one, and what they ask about it is answered from the new one.
+    expire_on(devices)?;
+    settle(settled)
 }
 
 /// Whether a directory is exported, by whomever.
@@ -137,21 +159,67 @@ pub fn is_exported(path: &Path) -> bool {
     exported().iter().any(|there| there.path == path)
 }
 
-/// Makes the kernel look again at what is exported: it holds on to what was mounted before.
+/// Has the kernel ask again what is exported, and let go of what it had mounted of that.
 pub fn flush() -> Result<(), String> {
-    if Path::new("/proc/fs/nfsd/threads").exists() { exportfs(&["-f"]) } else { Ok(()) }
+    moved(&[])
 }
 
-/// What is to be said where clients of NFS version 4 may go on with what they have of a file after a flip.
-pub fn leases_trouble() -> Option<&'static str> {
-    let threads = fs::read_to_string("/proc/fs/nfsd/threads").unwrap_or_default();
-    let serving = threads.trim().parse::<u32>().is_ok_and(|threads| threads > 0);
-    let leases = fs::read_to_string("/proc/sys/fs/leases-enable").is_ok_and(|leases| leases.trim() != "0");
-    (serving && leases).then_some(
-        "the NFS server gives out delegations, and clients of version 4 may not see a new snapshot until they give them back: \
-         `sysctl fs.leases-enable=0`, then restart the NFS server",
-    )
+fn is_serving() -> bool {
+    Path::new("/proc/fs/nfsd/threads").exists()
 }
+
+/// Runs `exportfs`, which at its end empties the kernel's tables; true if the kernel has let go of everything that was in them.
+fn flushing(arguments: &[&str]) -> Result<bool, String> {
+    let settled = is_past(flushed());
+    exportfs(arguments).map(|()| settled)
+}
+
+/// The kernel counts in seconds. When its tables are emptied twice in one, it does not go by what is in them any more, and yet
+/// holds on to it for up to half a minute. So they are emptied again in the next one.
+fn settle(settled: bool) -> Result<(), String> {
+    if settled || !is_serving() {
+        return Ok(());
+    }
+    let end = Instant::now() + PATIENCE;
+    while !is_past(flushed()) && Instant::now() < end {
+        thread::sleep(GLANCE);
+    }
+    exportfs(&["-f"])
+}
+
+/// The second, since 1970, as of which the kernel's tables were emptied last; several times in one, and it is in the future.
+fn flushed() -> u64 {
+    let tables = ["nfsd.export", "nfsd.fh"].map(|table| format!("/proc/net/rpc/{table}/flush"));
+    let times = tables.iter().filter_map(|path| fs::read_to_string(path).ok()?.trim().parse().ok());
+    times.max().unwrap_or_default()
+}
+
+fn is_past(second: u64) -> bool {
+    SystemTime::now().duration_since(UNIX_EPOCH).is_ok_and(|now| now.as_secs() > second)
+}
+
+/// So long is waited at most for a second to be over.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Pause between two looks meanwhile.
+const GLANCE: Duration = Duration::from_millis(20);
+
+/// What is to be said where clients of NFS version 4 may go on with what they have of a file after a flip.
+pub fn leases_note() -> Option<String> {
+    let number = |path: &str| fs::read_to_string(path).ok()?.trim().parse::<u32>().ok();
+    let serving = number("/proc/fs/nfsd/threads").is_some_and(|threads| threads > 0);
+    let leases = number("/proc/sys/fs/leases-enable").is_some_and(|leases| leases != 0);
+    // A client renews its lease when two thirds of it are over.
+    let renewed = number("/proc/fs/nfsd/nfsv4leasetime").unwrap_or(LEASE) * 2 / 3;
+    (serving && leases).then(|| {
+        format!(
+            "the NFS server gives out delegations: a client of version 4 that asks it for nothing sees a new snapshot only after up \
+             to {renewed} seconds; `sysctl fs.leases-enable=0`, then restart the NFS server"
+        )
+    })
+}
+
+/// Seconds that a lease lasts unless an administrator says otherwise: NFSD_LEASE_TIME of fs/nfsd/nfsd.h.
+const LEASE: u32 = 90;
 
 /// What NFS knows a volume by on this node: the same after a restart and a flip, and another than other volumes have.
 pub fn volume_fsid(lineage: Uuid, volume: &str) -> Uuid {

@@ -2,7 +2,8 @@
 
 use std::{
     collections::BTreeMap,
-    fs, io,
+    fs::{self, File},
+    io,
     os::unix::fs::symlink,
     path::{Path, PathBuf},
 };
@@ -20,6 +21,7 @@ use super::{
     table::{Mount, Table},
     users::{self, names, users},
 };
+use crate::exports::{Device, clients_on};
 
 /// A mount that could not be taken away, because something uses it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,13 +47,14 @@ enum IfBusy {
     Detach,
 }
 
-/// Mounts what is planned, takes away what is not, and tells what came of it.
-pub fn apply(plan: &Plan) -> Report {
+/// Mounts what is planned, takes away what is not, and tells what came of it. When the volume shows another file system than
+/// before, `gone` is told the device of the old one, as soon as nobody finds it any more.
+pub fn apply(plan: &Plan, gone: &mut dyn FnMut(Device)) -> Report {
     let mut report = Report::default();
     if let Err(error) = snapshots(plan, &mut report) {
         report.troubles.push(format!("the snapshots are not mounted as they should be: {error}"));
     }
-    if let Err(error) = shown(plan, &mut report) {
+    if let Err(error) = shown(plan, &mut report, gone) {
         report.troubles.push(format!("the volume is not mounted at {}: {error}", plan.mountpoint.display()));
     }
     if report.shown.is_some()
@@ -73,8 +76,9 @@ pub fn apply(plan: &Plan) -> Report {
     report
 }
 
-/// Takes a snapshot's mounts away, so that it can be deleted; what the volume itself shows stays.
-pub fn release(plan: &Plan, guid: SnapshotGuid, device: &Path) -> Result<(), Busy> {
+/// Takes a snapshot's mounts away, so that it can be deleted; what the volume itself shows stays. Each is no longer exported
+/// once `retract` returns, which is not called while an NFS client has something of it open.
+pub fn release(plan: &Plan, guid: SnapshotGuid, device: &Path, retract: impl Fn(&Path)) -> Result<(), Busy> {
     let Ok(table) = Table::read() else { return Ok(()) };
     let wanted = match kernel::is_block_device(device) {
         true => Identity::of_head(device),
@@ -83,7 +87,14 @@ pub fn release(plan: &Plan, guid: SnapshotGuid, device: &Path) -> Result<(), Bus
     let mut of_it: Vec<&Mount> =
         table.0.iter().filter(|mount| mount.at != plan.mountpoint && Identity::of(mount) == wanted).collect();
     of_it.sort_by_key(|mount| mount.at.starts_with(&plan.snappath));
+    for mount in &of_it {
+        let users = clients_on(&[mount.device]);
+        if !users.is_empty() {
+            return Err(Busy { at: mount.at.clone(), users });
+        }
+    }
     for mount in of_it {
+        retract(&mount.at);
         if !take(mount, IfBusy::Keep)? {
             continue;
         }
@@ -109,7 +120,7 @@ pub fn unmount_all(plan: &Plan) -> Vec<Busy> {
         }
     }
     // Directories and links go with the rest.
-    apply(&plan.nothing());
+    apply(&plan.nothing(), &mut drop);
     busy
 }
 
@@ -213,8 +224,21 @@ fn tidy(plan: &Plan, report: &Report) -> io::Result<()> {
     Ok(())
 }
 
-fn shown(plan: &Plan, report: &mut Report) -> io::Result<()> {
+fn shown(plan: &Plan, report: &mut Report, gone: &mut dyn FnMut(Device)) -> io::Result<()> {
     let table = Table::read()?;
+    let old = table.top(&plan.mountpoint).filter(|top| ours(plan, top));
+    // Open, its device is no other file system's until `gone` was told.
+    let old = old.map(|top| (top.device, File::open(&top.source)));
+    let done = show(plan, table, report);
+    if let Some((device, _open)) = old
+        && Table::read()?.top(&plan.mountpoint).is_none_or(|top| top.device != device)
+    {
+        gone(device);
+    }
+    done
+}
+
+fn show(plan: &Plan, table: Table, report: &mut Report) -> io::Result<()> {
     let stack = table.stack(&plan.mountpoint);
     let Some(shown) = &plan.shown else {
         if let Err(busy) = take_shown(plan, &table) {
@@ -254,7 +278,7 @@ fn shown(plan: &Plan, report: &mut Report) -> io::Result<()> {
     if replaces && is(stack.get(1)) {
         // A flip was begun, and not ended.
         take_shown(plan, &table).map_err(|busy| io::Error::other(busy.to_string()))?;
-        (report.shown, report.flipped) = (Some(number), true);
+        report.shown = Some(number);
         return Ok(());
     }
     let aside = match shown {
@@ -273,7 +297,6 @@ fn shown(plan: &Plan, report: &mut Report) -> io::Result<()> {
     if replaces {
         place::put_beneath(&aside, &plan.mountpoint)?;
         take_shown(plan, &Table::read()?).map_err(|busy| io::Error::other(busy.to_string()))?;
-        report.flipped = true;
     } else {
         take_shown(plan, &table).map_err(|busy| io::Error::other(busy.to_string()))?;
         if plan.own_mountpoint {
@@ -402,7 +425,8 @@ fn take(mount: &Mount, busy: IfBusy) -> Result<bool, Busy> {
         Some(libc::EINVAL | libc::ENOENT) => return Ok(false),
         _ => return Err(Busy { at: mount.at.clone(), users: vec![format!("an error: {error}")] }),
     }
-    let users = users(device.as_slice());
+    let mut users = users(device.as_slice());
+    users.extend(clients_on(&[mount.device]));
     if busy == IfBusy::Detach && mount.read_only && kernel::detach(&mount.at).is_ok() {
         tracing::info!(at = %mount.at.display(), users = names(&users), "taken away; whoever uses it keeps it");
         return Ok(true);

@@ -74,6 +74,11 @@ pub fn devices_of(guid: &str) -> Vec<std::path::PathBuf> {
     loops::with_note(&format!("{SNAPSHOT}{guid}"))
 }
 
+/// Whether a device is a loop device that holds a snapshot.
+pub fn is_snapshots_loop(device: &Path) -> bool {
+    loops::described(device).is_some_and(|described| described.note.starts_with(SNAPSHOT))
+}
+
 /// Mounts a snapshot aside, read only; nothing if it holds no file system that is known here.
 pub fn snapshot(snapshot: &Snapshot, options: &Options, whole: bool) -> io::Result<Option<Aside>> {
     let Some(kind) = Kind::of(&snapshot.device)? else { return Ok(None) };

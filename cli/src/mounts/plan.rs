@@ -69,8 +69,6 @@ pub struct Report {
     pub unknown: Vec<SnapshotNumber>,
     /// Why snapshots are not mounted.
     pub failed: BTreeMap<SnapshotNumber, String>,
-    /// Whether the volume shows another snapshot than before.
-    pub flipped: bool,
     /// What is good to know.
     pub notes: Vec<String>,
     /// What could not be done, each in a sentence.

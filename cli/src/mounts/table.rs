@@ -14,6 +14,8 @@ pub struct Mount {
     pub id: u64,
     /// The number of the mount that it lies in.
     pub parent: u64,
+    /// The number of the file system's device: major, minor.
+    pub device: (u32, u32),
     /// The directory of its file system that is its root.
     pub root: PathBuf,
     /// Where it is.
@@ -80,12 +82,19 @@ pub fn mounted_at(directory: &Path) -> io::Result<Option<PathBuf>> {
     Ok(Table::read()?.top(directory).map(|mount| mount.source.clone()))
 }
 
+/// The devices of the file systems that are seen at these directories.
+pub fn devices_at(directories: &[PathBuf]) -> Vec<(u32, u32)> {
+    let Ok(table) = Table::read() else { return Vec::new() };
+    directories.iter().filter_map(|at| table.top(at)).map(|mount| mount.device).collect()
+}
+
 /// One line: proc_pid_mountinfo(5).
 fn parse(line: &[u8]) -> Option<Mount> {
     let mut fields = line.split(|byte| *byte == b' ');
     let number = |field: &[u8]| std::str::from_utf8(field).ok()?.parse().ok();
     let (id, parent) = (number(fields.next()?)?, number(fields.next()?)?);
-    let _device = fields.next()?;
+    let (major, minor) = std::str::from_utf8(fields.next()?).ok()?.split_once(':')?;
+    let device = (major.parse().ok()?, minor.parse().ok()?);
     let (root, at, flags) = (unescape(fields.next()?), unescape(fields.next()?), fields.next()?);
     let (mut shared, mut slave) = (false, false);
     for field in fields.by_ref() {
@@ -100,7 +109,7 @@ fn parse(line: &[u8]) -> Option<Mount> {
     let (_kind, source, of_all) = (fields.next()?, unescape(fields.next()?), fields.next()?);
     let read_only = |flags: &[u8]| flags.split(|byte| *byte == b',').any(|flag| flag == b"ro");
     let read_only = read_only(flags) || read_only(of_all);
-    Some(Mount { id, parent, root, at, read_only, shared, slave, source })
+    Some(Mount { id, parent, device, root, at, read_only, shared, slave, source })
 }
 
 /// Blanks and the like are written as `\040`.
@@ -133,6 +142,7 @@ mod tests {
         let line = b"64 43 0:39 / /mnt/a\\040b ro,relatime shared:1 master:2 - btrfs /dev/loop0 rw,subvol=/";
         let mount = parse(line).unwrap();
         assert_eq!((mount.id, mount.parent, mount.at.as_path()), (64, 43, Path::new("/mnt/a b")));
+        assert_eq!(mount.device, (0, 39));
         assert!(mount.read_only && mount.shared && mount.source == Path::new("/dev/loop0"));
         let plain = parse(b"1 1 8:1 /sub / rw - ext4 /dev/sda1 rw,x").unwrap();
         assert!(!plain.read_only && !plain.shared && plain.root == Path::new("/sub"));
@@ -144,6 +154,7 @@ mod tests {
         let mount = |id, parent, at: &str| Mount {
             id,
             parent,
+            device: (0, 0),
             root: "/".into(),
             at: at.into(),
             read_only: false,

@@ -24,7 +24,7 @@ pub fn users(devices: &[(u32, u32)]) -> Vec<String> {
 /// Programs, in a few words.
 pub fn names(users: &[String]) -> String {
     match users {
-        [] => "something that cannot be told: a program that has it open, another mount, or an NFS client"
+        [] => "something that cannot be told: a program that has it open, another mount, or the NFS server"
             .to_owned(),
         users if users.len() <= 5 => users.join(", "),
         users => format!("{} and {} more", users[..5].join(", "), users.len() - 5),

@@ -3,6 +3,8 @@
 #![allow(dead_code, reason = "not every scenario needs everything")]
 
 pub mod mounted;
+pub mod nfs;
+pub mod samba;
 
 use std::path::Path;
 
