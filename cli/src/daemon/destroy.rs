@@ -61,9 +61,14 @@ impl Daemon {
             };
             return Err(question(&format!("volume {name} with {count}"), &config.snapstore));
         }
+        // It is refused while somebody writes to what is mounted, and then nothing has happened.
+        self.unmount_head(&volume).await?;
         let open = volume.store().await.ok().map(|store| Arc::downgrade(&store));
         let snapstore = config.snapstore.clone();
-        blocking(move || condemn_store(&snapstore)).await?;
+        if let Err(failure) = blocking(move || condemn_store(&snapstore)).await {
+            self.mount(&volume).await;
+            return Err(failure);
+        }
         let (config, busy) = self.forget_defined(name).await?;
         drop(volume);
         // Whoever still works with it comes to an end: nothing begins any more.

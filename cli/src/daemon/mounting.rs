@@ -12,7 +12,7 @@ use std::{
 
 use jiff::tz::TimeZone;
 use tokio::{task::JoinHandle, time::sleep};
-use zumastor_core::{HeadState, SnapshotNumber, SnapshotRecord, SnapshotStore, config::VolumeConfig};
+use zumastor_core::{HeadState, SnapshotNumber, SnapshotRecord, SnapshotStore, config::VolumeConfig, steps};
 
 use super::{Daemon, define::resolved, offer::Offer, status::snapshot_name, volume::Volume};
 use crate::{
@@ -163,6 +163,9 @@ impl Daemon {
             if closed.load(Ordering::Relaxed) {
                 return View::default();
             }
+            if last.is_none() {
+                mounts::take_over(&plan);
+            }
             let offered_before = offered.lock().expect("no panic while locked").clone();
             if let Some(before) = last.as_ref().filter(|_| offered_before.clients != offer.clients) {
                 offered_before.take_back(before);
@@ -178,9 +181,11 @@ impl Daemon {
             let mut report =
                 mounts::apply(&plan, &mut |device| troubles.extend(exports::moved(&[device]).err()));
             report.troubles.append(&mut troubles);
+            steps::pass("mount: before exporting");
             let exported = offer.exports(&plan, &report);
             let done = if offered_before.clients == offer.clients { offered_before.done } else { Vec::new() };
             report.troubles.extend(exports::sync(&exported, &offer.clients, &done));
+            steps::pass("mount: exported");
             if last.is_none() {
                 // A daemon before this one may have been killed in the middle of a flip.
                 let left = mounts::left_behind(&plan, &exports::devices_in_use());

@@ -12,6 +12,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
+use zumastor_core::steps;
 
 use super::clients::{Device, expire_on};
 use crate::mounts::devices_at;
@@ -149,6 +150,7 @@ pub fn moved(devices: &[Device]) -> Result<(), String> {
         return Ok(());
     }
     let settled = flushing(&["-f"])?;
+    steps::pass("exports: moved");
     // At once: what they have open is on the old one, and what they ask about it is answered from the new one.
     expire_on(devices)?;
     settle(settled)

@@ -9,7 +9,7 @@ use std::{
 };
 
 use rustix::mount::{MountPropagationFlags, mount_change};
-use zumastor_core::SnapshotGuid;
+use zumastor_core::{SnapshotGuid, steps};
 
 use super::{
     Plan, Report, Shown, Snapshot,
@@ -45,6 +45,8 @@ enum IfBusy {
     Keep,
     /// If it is read only, whoever uses it keeps it until the end, and nobody else sees it.
     Detach,
+    /// The same, for a view of something that stays mounted in its own place.
+    DetachView,
 }
 
 /// Mounts what is planned, takes away what is not, and tells what came of it. When the volume shows another file system than
@@ -74,6 +76,21 @@ pub fn apply(plan: &Plan, gone: &mut dyn FnMut(Device)) -> Report {
         }
     }
     report
+}
+
+/// Lets the volume go on if a daemon that was killed had made it hold still. To be called before anything is done with it: from
+/// then on, what holds still does so for a snapshot.
+pub fn take_over(plan: &Plan) {
+    let Ok(table) = Table::read() else { return };
+    if let Some(top) = table.top(&plan.mountpoint).filter(|top| ours(plan, top)) {
+        go_on(top);
+    }
+}
+
+fn go_on(mount: &Mount) {
+    if !mount.read_only && freeze::thaw(&mount.at).unwrap_or(false) {
+        tracing::warn!(at = %mount.at.display(), "the file system still held still, and goes on now");
+    }
 }
 
 /// Takes a snapshot's mounts away, so that it can be deleted; what the volume itself shows stays. Each is no longer exported
@@ -131,6 +148,7 @@ pub fn unmount_shown(plan: &Plan) -> Result<(), Busy> {
 
 /// Takes away what is mounted below `volumes` for volumes that are not there any more.
 pub fn sweep(volumes: &Path, known: impl Fn(&str) -> bool) {
+    place::tidy();
     let Ok(table) = Table::read() else { return };
     for mount in table.below(volumes) {
         let Some(name) = mount.at.strip_prefix(volumes).ok().and_then(|rest| rest.iter().next()?.to_str())
@@ -140,6 +158,7 @@ pub fn sweep(volumes: &Path, known: impl Fn(&str) -> bool) {
         if known(name) || name.strip_suffix("-snapshots").is_some_and(&known) {
             continue;
         }
+        go_on(mount);
         match take(mount, IfBusy::Detach) {
             Ok(_) => drop(fs::remove_dir(&mount.at)),
             Err(busy) => tracing::warn!("{busy}, and belongs to no volume any more"),
@@ -233,7 +252,9 @@ fn shown(plan: &Plan, report: &mut Report, gone: &mut dyn FnMut(Device)) -> io::
     if let Some((device, _open)) = old
         && Table::read()?.top(&plan.mountpoint).is_none_or(|top| top.device != device)
     {
+        steps::pass("mount: flipped");
         gone(device);
+        steps::pass("mount: let go of the old one");
     }
     done
 }
@@ -259,9 +280,6 @@ fn show(plan: &Plan, table: Table, report: &mut Report) -> io::Result<()> {
     };
     let is = |mount: Option<&&Mount>| mount.is_some_and(|mount| Identity::of(mount) == wanted);
     if is(stack.first()) {
-        if number.is_none() && freeze::thaw(&plan.mountpoint).unwrap_or(false) {
-            tracing::warn!(at = %plan.mountpoint.display(), "the file system still held still, and goes on now");
-        }
         report.shown = Some(number);
         return Ok(());
     }
@@ -319,7 +337,7 @@ fn views(plan: &Plan, report: &mut Report) -> io::Result<()> {
         let stays =
             if name == DOTSNAPSHOT { plan.dotsnapshot } else { wanted.contains_key(&name.to_owned()) };
         if !stays {
-            take(mount, IfBusy::Detach).map_err(|busy| io::Error::other(busy.to_string()))?;
+            take(mount, IfBusy::DetachView).map_err(|busy| io::Error::other(busy.to_string()))?;
             let _ = fs::remove_dir(&mount.at);
         }
     }
@@ -386,7 +404,7 @@ fn take_shown(plan: &Plan, table: &Table) -> Result<(), Busy> {
     for mount in table.below(&plan.mountpoint) {
         let view = view_name(plan, &mount.at).is_some();
         let at = mount.at.clone();
-        take(mount, IfBusy::Detach)?;
+        take(mount, if view { IfBusy::DetachView } else { IfBusy::Detach })?;
         if view {
             // The directory was made for this.
             let _ = fs::remove_dir(at);
@@ -427,7 +445,8 @@ fn take(mount: &Mount, busy: IfBusy) -> Result<bool, Busy> {
     }
     let mut users = users(device.as_slice());
     users.extend(clients_on(&[mount.device]));
-    if busy == IfBusy::Detach && mount.read_only && kernel::detach(&mount.at).is_ok() {
+    let may_go = busy == IfBusy::DetachView || busy == IfBusy::Detach && mount.read_only;
+    if may_go && kernel::detach(&mount.at).is_ok() {
         tracing::info!(at = %mount.at.display(), users = names(&users), "taken away; whoever uses it keeps it");
         return Ok(true);
     }

@@ -8,6 +8,7 @@ use std::{
 };
 
 use rustix::fs::{AtFlags, StatxFlags, statx};
+use zumastor_core::steps;
 
 use super::{
     file_system::Identity,
@@ -33,7 +34,11 @@ pub fn freeze(at: &Path, image: &Path) -> io::Result<Option<Frozen>> {
         return Ok(None);
     }
     match call(&root, FIFREEZE) {
-        Ok(()) => Ok(Some(Frozen { root, at: at.to_owned() })),
+        Ok(()) => {
+            let frozen = Frozen { root, at: at.to_owned() };
+            steps::pass("mount: holds still");
+            Ok(Some(frozen))
+        }
         Err(error) if error.raw_os_error() == Some(libc::EBUSY) => Ok(None),
         Err(error) => Err(error),
     }
@@ -51,6 +56,7 @@ pub fn thaw(at: &Path) -> io::Result<bool> {
 
 impl Drop for Frozen {
     fn drop(&mut self) {
+        steps::pass("mount: before it goes on");
         if let Err(error) = call(&self.root, FITHAW) {
             tracing::error!(at = %self.at.display(), %error, "the file system still holds still: `fsfreeze -u` lets it go on");
         }

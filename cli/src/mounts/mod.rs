@@ -20,7 +20,7 @@ mod users;
 #[cfg(test)]
 mod tests;
 
-pub use apply::{Busy, apply, release, sweep, unmount_all, unmount_shown};
+pub use apply::{Busy, apply, release, sweep, take_over, unmount_all, unmount_shown};
 pub use freeze::{Frozen, freeze};
 pub use kernel::{can_mount, is_block_device};
 pub use left::left_behind;

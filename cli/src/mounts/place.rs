@@ -3,6 +3,7 @@
 use std::{fs, io, path::Path};
 
 use rustix::mount::{MountPropagationFlags, mount_change};
+use zumastor_core::steps;
 
 use super::{
     kernel::{self, Aside},
@@ -26,18 +27,21 @@ pub(super) fn tuck(new: &Aside, directory: &Path) -> io::Result<()> {
     let holding = table.holding(directory).ok_or_else(nowhere)?;
     let (around, name) = directory.parent().zip(directory.file_name()).ok_or_else(nowhere)?;
     // Never removed with what is in it: that may be the directory of others.
-    let aside = tempfile::Builder::new().prefix("zumastor-").tempdir()?.keep();
+    let aside = tempfile::Builder::new().prefix(ASIDE).tempdir()?.keep();
     if !holding.shared {
         mount_change(&holding.at, MountPropagationFlags::SHARED)?;
     }
+    steps::pass("mount: the place around is shared");
     let tucked = (|| {
         Aside::bind(around, false)?.put(&aside)?;
+        steps::pass("mount: the place around is aside");
         let put = new.put(&aside.join(name));
         // From here on, what is taken away here stays there.
         let alone = mount_change(&aside, MountPropagationFlags::PRIVATE);
         kernel::detach(&aside)?;
         put.and(alone.map_err(io::Error::from))
     })();
+    steps::pass("mount: nothing is aside");
     let _ = fs::remove_dir(&aside);
     if !holding.shared {
         let before =
@@ -46,3 +50,26 @@ pub(super) fn tuck(new: &Aside, directory: &Path) -> io::Result<()> {
     }
     tucked
 }
+
+/// Takes away what a daemon that was killed meanwhile left aside.
+pub fn tidy() {
+    let Ok(table) = Table::read() else { return };
+    let here = std::env::temp_dir();
+    for mount in table.0.iter().filter(|mount| mount.at.parent() == Some(&here)) {
+        let named = |name: &str| name.starts_with(ASIDE);
+        if !mount.at.file_name().and_then(|name| name.to_str()).is_some_and(named) {
+            continue;
+        }
+        // Otherwise what is mounted there would be taken away from its own place, too.
+        let taken = mount_change(&mount.at, MountPropagationFlags::PRIVATE).map_err(io::Error::from);
+        match taken.and_then(|()| kernel::detach(&mount.at)) {
+            Ok(()) => drop(fs::remove_dir(&mount.at)),
+            Err(error) => {
+                tracing::warn!(at = %mount.at.display(), %error, "a mount of a daemon that was killed is left")
+            }
+        }
+    }
+}
+
+/// Begins the names of directories that are used for a moment.
+const ASIDE: &str = "zumastor-aside-";
