@@ -6,6 +6,8 @@ use std::{
     ops::Range,
     os::unix::fs::{FileExt, OpenOptionsExt},
     path::Path,
+    thread,
+    time::Duration,
 };
 
 use rustix::fs::OFlags;
@@ -18,6 +20,11 @@ use super::{
     zero::{Zeroed, make_zero},
 };
 use crate::described::failed;
+
+/// How often is looked who uses the head before somebody counts as a writer.
+const LOOKS: u32 = 10;
+/// Pause between two looks.
+const GLANCE: Duration = Duration::from_millis(20);
 
 /// Bytes that a device consists of.
 pub(crate) const SECTOR: u64 = 512;
@@ -50,10 +57,21 @@ impl Inner {
         Ok(equal.then_some(number))
     }
 
+    /// Whether somebody may be writing to the head. Readers that come and go while they are counted are not taken for writers.
+    fn may_be_written(&self) -> Result<bool, StoreError> {
+        for _ in 0..LOOKS {
+            if self.pool.head_users()? != Users::Writers {
+                return Ok(false);
+            }
+            thread::sleep(GLANCE);
+        }
+        Ok(true)
+    }
+
     /// Makes sure that nothing is lost when the head is replaced.
     fn replaceable(&self, head: HeadState) -> Result<(), StoreError> {
         let path = || self.pool.device(Slot::Head);
-        if self.pool.head_users()? == Users::Writers {
+        if self.may_be_written()? {
             return Err(StoreError::HeadBusy { path: path() });
         }
         match head {
