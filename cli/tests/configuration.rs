@@ -159,7 +159,7 @@ fn a_role_that_was_edited_while_the_daemon_was_away_is_noticed() {
     assert!(beta.fails(3, &["reload"]).contains("more than a line in a file"));
     fs::write(&path, &replica).unwrap();
     assert_eq!(beta.down(), 0);
-    refused(&beta, &as_master(&replica), "so that it has [source]");
+    refused(&beta, &as_master(&replica), "so that it has no [master]");
     beta.up();
     assert_eq!(beta.volume("v").role, Role::Replica);
     // What commands do is no edit, also when the daemon is started after them.
@@ -176,6 +176,18 @@ fn a_role_that_was_edited_while_the_daemon_was_away_is_noticed() {
     fs::write(&path, replica.replace("[source]\nhost = \"alpha\"", "")).unwrap();
     beta.up();
     assert_eq!(beta.volume("v").role, Role::Undecided);
+    // But what it was before is not forgotten by that.
+    assert_eq!(beta.down(), 0);
+    refused(&beta, &as_master(&replica), &epoch);
+    fs::write(&path, &master).unwrap();
+    beta.up();
+    assert_eq!(beta.volume("v").role, Role::Master);
+    beta.ok(&["define", "source", "v", "alpha", "--yes"]);
+    beta.ok(&["forget", "source", "v"]);
+    beta.kill();
+    let neither = file();
+    refused(&beta, &format!("{neither}\n[master]\n"), "so that it has no [master]");
+    beta.up();
     beta.ok(&["forget", "volume", "v"]);
     beta.define("v");
     beta.ok(&["define", "source", "v", "alpha"]);

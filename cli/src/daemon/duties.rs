@@ -13,7 +13,7 @@ impl Daemon {
         let (state, volume) = (self.state.clone(), name.clone());
         let before = blocking(move || {
             let before = state.duties(&volume)?;
-            if !before.contains(&duty) {
+            if !duty.is_none() && !before.contains(&duty) {
                 state.note_duties(&volume, &[&before[..], &[duty]].concat())?;
             }
             Ok(before)
@@ -21,7 +21,7 @@ impl Daemon {
         let before = before.await?;
         let (volume, written) = (name.clone(), config.clone());
         let written = self.configuring(move |files| files.write_volume(&volume, &written)).await;
-        let now = if written.is_ok() { vec![duty] } else { before };
+        let now = if written.is_ok() && !duty.is_none() { vec![duty] } else { before };
         let (state, volume) = (self.state.clone(), name.clone());
         blocking(move || state.note_duties(&volume, &now)).await?;
         written
@@ -39,7 +39,7 @@ impl Daemon {
             let was = match was {
                 Duty { master: Some(0), .. } => "has [master]".to_owned(),
                 Duty { master: Some(epoch), .. } => format!("has [master] with epoch = {epoch}"),
-                Duty { .. } => "has [source]".to_owned(),
+                Duty { .. } => "has no [master]".to_owned(),
             };
             return Err(Failure::refused(format!(
                 "volumes/{name}.toml makes this node another master of the volume, or none, and that is more than a line in a \
@@ -57,7 +57,9 @@ impl Daemon {
     pub async fn note_duties(&self, volumes: &[(VolumeName, VolumeConfig)]) -> Result<(), Failure> {
         for (name, config) in volumes {
             let (state, volume, now) = (self.state.clone(), name.clone(), Duty::of(config));
-            blocking(move || state.note_duties(&volume, &[now])).await?;
+            if !now.is_none() {
+                blocking(move || state.note_duties(&volume, &[now])).await?;
+            }
         }
         Ok(())
     }

@@ -1,5 +1,5 @@
-//! What this node is for each volume, as the configuration that was applied last says. A file that says something else by now
-//! was edited by hand.
+//! What this node is for each volume, or was last, as the configuration that was applied says. A file that says something else
+//! by now was edited by hand.
 
 use redb::TableDefinition;
 use serde::{Deserialize, Serialize};
@@ -23,6 +23,11 @@ impl Duty {
     /// What a configuration says.
     pub fn of(config: &VolumeConfig) -> Self {
         Self { master: config.master.as_ref().map(|master| master.epoch), source: config.source.is_some() }
+    }
+
+    /// Whether it is neither master nor replica: what it was before then counts.
+    pub fn is_none(self) -> bool {
+        self.master.is_none() && !self.source
     }
 
     /// Whether the change to `after` is one of masters: other nodes must hear of it.
