@@ -18,6 +18,7 @@ mod file;
 mod lvm_thin;
 mod open;
 mod plain;
+mod pool_events;
 mod reading;
 #[cfg(feature = "device-mapper")]
 mod thin;
@@ -33,3 +34,4 @@ pub use open::{
 #[cfg(feature = "device-mapper")]
 pub use open::{open_devices, open_lvm};
 pub use plain::plain_source;
+pub use pool_events::pool_events;

@@ -131,12 +131,14 @@ impl VolumeConfig {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SpaceConfig {
-    /// With less than that free, snapshots that nobody holds are dropped, the oldest first; never, when absent.
+    /// With less than that free, snapshots that nobody holds are dropped, the oldest first. When absent, never; where the
+    /// volume itself lies in the same pool, with less than that pool's own mark.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub minimum_free: Option<ByteSize>,
-    /// Manual snapshots as well, after all others.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub drop_manual: bool,
+    /// Manual snapshots as well, after all others. When absent, no; where the volume itself could no longer be written
+    /// otherwise, yes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drop_manual: Option<bool>,
 }
 
 impl SpaceConfig {

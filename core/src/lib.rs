@@ -32,8 +32,8 @@ pub use memory::MemoryStore;
 pub use rotation::{CustomName, InvalidRotation, RotationName, RotationSpec};
 pub use selection::Selection;
 pub use store::{
-    Frozen, Geometry, HeadRepair, HeadState, Repair, SnapshotReader, SnapshotStore, SnapshotUsage, StagePlan,
-    Staging, StoreInfo, Usage, UsageBySnapshot,
+    Fill, Frozen, Geometry, HeadRepair, HeadState, PoolRoom, Repair, SnapshotReader, SnapshotStore,
+    SnapshotUsage, StagePlan, Staging, StoreInfo, Usage, UsageBySnapshot,
 };
 pub use units::{
     ByteSize, HumanBytes, InvalidChunk, InvalidSize, LEAF, LEAVES_PER_SEGMENT, LeafIndex, PAGE, SEGMENT,

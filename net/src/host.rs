@@ -105,6 +105,13 @@ pub trait Holds: fmt::Debug + Send + Sync {
     async fn common(&self, number: SnapshotNumber) -> Result<(), StoreError>;
 }
 
+/// Makes room for what comes into one volume.
+#[async_trait]
+pub trait MakeRoom: fmt::Debug + Send + Sync {
+    /// So many bytes are about to come in. What cannot be had is noticed by whoever asks the store.
+    async fn make_room(&self, bytes: u64);
+}
+
 /// What a pull that was asked for is doing.
 #[derive(Debug, Clone, PartialEq)]
 pub enum PullState {

@@ -13,7 +13,7 @@ pub mod wire;
 
 pub use compression::Compression;
 pub use endpoint::{ConnectError, Node, NodeError, NodeOptions, Peer, endpoint, transport_config};
-pub use host::{Capacity, Channel, Holds, Host, Link, Meter, PullState, Served, Unheard};
+pub use host::{Capacity, Channel, Holds, Host, Link, MakeRoom, Meter, PullState, Served, Unheard};
 pub use progress::{Phase, Progress, PullSummary, Reporter};
 pub use rate::RateLimiter;
 pub use room::{LEAST_FOR_A_TARGET, MOST_STREAMS, SendRoom};

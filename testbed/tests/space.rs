@@ -83,6 +83,8 @@ fn scenario(kind: FileSystem, size: u64) -> Result<(), Failure> {
     {
         assert!(told.contains(part), "{part} in {told}");
     }
+    let checked = node.run(&["status", "--check"])?;
+    assert!(checked.code == 1 && checked.err.contains("v (SPACE IS SHORT)"), "{checked:?}");
     // Manual ones only where that is asked for; what is held and the newest never.
     configure(&node, 2 * size, true)?;
     node.wait_for("v", "the manual one to go", PATIENCE, |volume| (numbers(volume) == [2, 6]).then_some(()))?;
@@ -98,6 +100,7 @@ fn scenario(kind: FileSystem, size: u64) -> Result<(), Failure> {
         (volume.health == Health::Ok).then(|| volume.clone())
     })?;
     assert_eq!(well.space.and_then(|space| space.full_since), None);
+    assert!(node.ok(&["status", "--check"])?.contains("ok"));
     Ok(())
 }
 

@@ -8,9 +8,13 @@ mod devices;
 mod header;
 mod make;
 mod pool;
+mod said;
 mod sizes;
 
-use std::{collections::BTreeSet, sync::Mutex};
+use std::{
+    collections::BTreeSet,
+    sync::{Mutex, atomic::AtomicU32},
+};
 
 use zumastor_core::StoreError;
 
@@ -21,7 +25,7 @@ use header::{Content, Header};
 use pool::{Devices, DmPool, clear_others};
 
 use crate::{
-    Faults, Making, VolumeSpec,
+    Faults, Making, VolumeSpec, pool_events,
     thin::{ThinStore, kernel::prefix, lock::lock, mapper::Mapper},
 };
 
@@ -32,6 +36,7 @@ pub(crate) fn open(
     faults: Faults,
 ) -> Result<ThinStore, StoreError> {
     let mapper = Mapper::open()?;
+    pool_events::listen();
     let (mut header, content) = Header::open(&spec.snapstore)?;
     lock(header.file(), &spec.snapstore)?;
     let content = match (content, making) {
@@ -68,6 +73,18 @@ fn assemble(spec: &VolumeSpec, header: Header, content: Content) -> Result<DmPoo
     clear_others(&pool.mapper, &pool.volume, &pool.prefix)?;
     pool.assemble()?;
     let said = pool.said()?;
+    let trouble = pool.trouble();
+    if said.is_none() {
+        // Nothing of it can be used, and what is in the way of a repair goes.
+        pool.dismantle()?;
+        let what = trouble.unwrap_or_else(|| "the pool has failed".to_owned());
+        return Err(StoreError::Damaged { path: spec.snapstore.clone(), what });
+    }
+    if let Some(trouble) = trouble {
+        tracing::error!(volume = %spec.name, "the volume can only be read: {trouble}");
+        pool.mark(true)?;
+        return Ok(pool);
+    }
     // A crash may have come between the header and the pool.
     match said.as_ref().map(|said| said.transaction) {
         Some(there) if there == transaction => pool.current = true,
@@ -105,6 +122,7 @@ fn new_pool(spec: &VolumeSpec, header: Header, content: Content) -> Result<DmPoo
         header: Mutex::new((header, content)),
         known: Mutex::new(BTreeSet::new()),
         last: Mutex::new(0),
+        time: AtomicU32::new(0),
         holding: Mutex::new(()),
         current: false,
         strange_hold: false,

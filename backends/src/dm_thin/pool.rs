@@ -4,7 +4,10 @@ use std::{
     collections::BTreeSet,
     io,
     path::{Path, PathBuf},
-    sync::{Mutex, MutexGuard},
+    sync::{
+        Mutex, MutexGuard,
+        atomic::{AtomicU32, Ordering},
+    },
 };
 
 use rustix::fs::{FlockOperation, flock};
@@ -17,16 +20,17 @@ use super::{
 };
 use crate::{
     thin::{
-        Access, Catalogue, Gone, Pool, PoolStatus, Slot, ThinId, Users,
-        kernel::{
-            PREFIX, SECTOR, Said, Suspended, is_named_after, old_name, read_held, retire, status, thin_line,
-            trouble,
-        },
+        Access, Catalogue, Gone, Pool, PoolStatus, Room, Slot, ThinId, Users, data_fill,
+        kernel::{PREFIX, SECTOR, Suspended, is_named_after, old_name, read_held, retire, thin_line},
         mapper::{Line, Mapper, dangling, link, node, unlink},
         users::users,
     },
     thin_metadata::ThinMetadata,
 };
+
+/// Clones after which none is made any more: the kernel keeps with each mapping in 24 bits after which of them it was made, and
+/// lets a larger number spill into that of the block (`pack_block_time`, drivers/md/dm-thin-metadata.c).
+const LAST_CLONE: u32 = (1 << 24) - 1024;
 
 /// A pool that belongs to one volume.
 #[derive(Debug)]
@@ -42,6 +46,8 @@ pub(super) struct DmPool {
     pub known: Mutex<BTreeSet<ThinId>>,
     /// The number that was given last.
     pub last: Mutex<u32>,
+    /// How many clones were ever made in the pool.
+    pub time: AtomicU32,
     /// One moment of the metadata is held at a time.
     pub holding: Mutex<()>,
     /// Whether what the header says is as new as the pool.
@@ -138,8 +144,10 @@ impl DmPool {
                 StoreError::Unsupported(format!("the device {name} was removed by somebody else"))
             })
         };
-        let low = (layout.pool() / layout.chunk / 16).max(1);
         let chunk = layout.chunk / SECTOR;
+        // The kernel tells when less is left: early enough for somebody to look often from then on.
+        let fill = data_fill(Room { used: 0, total: layout.pool() }, layout.chunk);
+        let low = fill.low * 2 / layout.chunk;
         // To wait for room is to hang: an error is seen.
         let parameters =
             format!("{} {} {chunk} {low} 1 error_if_no_space", number("metadata")?, number("data")?);
@@ -148,10 +156,6 @@ impl DmPool {
 
     fn thin_line(&self, id: ThinId, size: u64) -> Result<Line, StoreError> {
         thin_line(&self.mapper, &self.name("pool"), id, size)
-    }
-
-    pub(super) fn said(&self) -> Result<Option<Said>, StoreError> {
-        Said::ask(&self.mapper, &self.name("pool"))
     }
 
     pub(super) fn message(&self, message: &str) -> Result<(), io::Error> {
@@ -166,24 +170,6 @@ impl DmPool {
             },
             _ => StoreError::io(format!("{message} in the pool of volume {}", self.volume))(error),
         })
-    }
-
-    /// Why nothing can be changed, and what helps.
-    fn trouble(&self) -> Option<String> {
-        trouble(&self.said(), &self.repair())
-    }
-
-    /// What helps where nothing can be changed.
-    fn repair(&self) -> String {
-        let metadata = node(&self.name("metadata"));
-        let metadata = metadata.display();
-        format!(
-            "unmount the volume and its snapshots, stop the daemon, then `dmsetup remove {0}` and `thin_check {metadata}`; if \
-             that finds nothing wrong, `thin_check --clear-needs-check-flag {metadata}`, otherwise thin_repair(8); then start \
-             the daemon and make room: delete snapshots, or `zumastor resize {1} --metadata SIZE`",
-            self.name("pool"),
-            self.volume
-        )
     }
 
     fn allocate(&self) -> Result<ThinId, StoreError> {
@@ -230,6 +216,16 @@ impl DmPool {
         let (file, content) = &mut *header;
         content.open = open;
         file.write(content)
+    }
+
+    /// Removes the pool, and what it is made of. Of one that wants its metadata checked, the device with these stays, so that they
+    /// can be.
+    pub(super) fn dismantle(&self) -> Result<(), StoreError> {
+        let ill = self.mapper.find(&self.name("pool"))?.is_some() && self.trouble().is_some();
+        for what in BELOW.into_iter().filter(|what| !(ill && *what == "metadata")) {
+            self.mapper.remove(&self.name(what), true, false)?;
+        }
+        Ok(())
     }
 
     /// Puts the pool's transaction beside that of the header.
@@ -303,6 +299,7 @@ impl Pool for DmPool {
         let mut found = BTreeSet::new();
         self.read_metadata(&mut |metadata| {
             found = metadata.devices()?.into_iter().map(|device| ThinId(device.device)).collect();
+            self.time.store(metadata.time(), Ordering::Relaxed);
             Ok(())
         })?;
         *self.last.lock().expect("no panic while locked") = found.last().map_or(0, |id| id.0);
@@ -321,8 +318,17 @@ impl Pool for DmPool {
     }
 
     fn clone_of(&self, origin: ThinId, _slot: Slot, _size: u64) -> Result<ThinId, StoreError> {
+        let time = self.time.load(Ordering::Relaxed);
+        if time >= LAST_CLONE {
+            return Err(StoreError::Unsupported(format!(
+                "{time} clones have been made in the pool of volume {}, and the kernel cannot tell more than that apart: \
+                 replicate it to a new volume, and promote that one",
+                self.volume
+            )));
+        }
         let id = self.allocate()?;
         self.told(&format!("create_snap {id} {origin}"))?;
+        self.time.store(time + 1, Ordering::Relaxed);
         Ok(self.made(id))
     }
 
@@ -441,8 +447,15 @@ impl Pool for DmPool {
                 self.name("pool")
             )));
         }
+        let path = node(&self.name("metadata"));
+        if let Some(what) = self.trouble() {
+            // It takes no messages, and changes nothing either: what was committed last stays.
+            let done = ThinMetadata::open_current(&path).map_err(StoreError::from);
+            let done = done.and_then(|metadata| read(&metadata));
+            return done.map_err(|_| StoreError::Damaged { path: self.place.clone(), what });
+        }
         self.told("reserve_metadata_snap")?;
-        read_held(&self.mapper, &self.name("pool"), &node(&self.name("metadata")), read)
+        read_held(&self.mapper, &self.name("pool"), &path, read)
     }
 
     fn remedies(&self) -> (String, String) {
@@ -451,10 +464,19 @@ impl Pool for DmPool {
     }
 
     fn status(&self) -> Result<PoolStatus, StoreError> {
-        status(self.said(), self.chunk(), &self.repair())
+        self.look(false)
     }
 
-    fn grow(&self, data: Option<u64>, metadata: Option<u64>) -> Result<(), StoreError> {
+    fn glance(&self) -> Result<PoolStatus, StoreError> {
+        self.look(true)
+    }
+
+    fn grow(
+        &self,
+        data: Option<u64>,
+        metadata: Option<u64>,
+        noted: &mut dyn FnMut() -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
         let size = |on| BlockDevice::look(self.devices.path(on)).map(|device| device.size);
         let sizes = (size(On::SnapshotStore)?, size(On::MetadataDevice)?);
         let mut header = self.header();
@@ -468,7 +490,12 @@ impl Pool for DmPool {
         file.write(&new)?;
         *content = new;
         drop(header);
-        self.assemble()
+        noted()?;
+        self.assemble()?;
+        // The pool's own table may be the same as before: it looks for how large its devices are when it is resumed.
+        let pool = self.name("pool");
+        let suspended = self.mapper.suspend(&pool, false);
+        self.mapper.resume(&pool).and(suspended)
     }
 
     fn close(&self) -> Result<(), StoreError> {
@@ -485,9 +512,7 @@ impl Pool for DmPool {
             }
         }
         if all_gone {
-            for name in &below {
-                self.mapper.remove(name, true, false)?;
-            }
+            self.dismantle()?;
         }
         self.mark(false)?;
         flock(self.header().0.file(), FlockOperation::Unlock)

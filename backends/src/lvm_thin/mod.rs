@@ -22,7 +22,7 @@ use pool::{LvmPool, State, lock_file};
 use tags::Recorded;
 
 use crate::{
-    Faults, Making, VolumeSpec,
+    Faults, Making, VolumeSpec, pool_events,
     thin::{
         Catalogue, ThinStore,
         kernel::{SECTOR, prefix},
@@ -114,6 +114,7 @@ pub(crate) fn open(
     faults: Faults,
 ) -> Result<ThinStore, StoreError> {
     let mapper = Mapper::open()?;
+    pool_events::listen();
     let (file, path) = lock_file(&format!("{}.lock", joined(&place.vg, &place.lv)))?;
     lock(&file, &path)?;
     let mut seen = Seen::look(place)?;

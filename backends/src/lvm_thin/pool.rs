@@ -85,7 +85,13 @@ impl LvmPool {
     }
 
     pub(super) fn said(&self) -> Result<Option<Said>, StoreError> {
-        Said::ask(&self.mapper, &self.tpool())
+        Said::ask(&self.mapper, &self.tpool(), false)
+    }
+
+    fn look(&self, glance: bool) -> Result<PoolStatus, StoreError> {
+        let said = Said::ask(&self.mapper, &self.tpool(), glance);
+        let trouble = trouble(&said, &self.repair());
+        Ok(status(said?.as_ref(), self.chunk, trouble))
     }
 
     /// Where the pool's metadata are.
@@ -605,10 +611,23 @@ impl Pool for LvmPool {
     }
 
     fn status(&self) -> Result<PoolStatus, StoreError> {
-        status(self.said(), self.chunk, &self.repair())
+        self.look(false)
     }
 
-    fn grow(&self, _data: Option<u64>, _metadata: Option<u64>) -> Result<(), StoreError> {
+    fn glance(&self) -> Result<PoolStatus, StoreError> {
+        self.look(true)
+    }
+
+    fn is_shared(&self) -> bool {
+        true
+    }
+
+    fn grow(
+        &self,
+        _data: Option<u64>,
+        _metadata: Option<u64>,
+        _noted: &mut dyn FnMut() -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
         let (data, metadata) = self.remedies();
         Err(StoreError::Unsupported(format!(
             "the pool {} is LVM's, and may have other volumes: {data}, {metadata}",

@@ -34,7 +34,12 @@ impl Inner {
         // What a program wrote and the kernel has not yet written counts too.
         let path = self.pool.device(Slot::Head);
         let synced = File::open(&path).and_then(|head| head.sync_data());
-        synced.map_err(failed("syncing", &path))?;
+        if let Err(error) = synced
+            && self.check_sound().is_ok()
+        {
+            return Err(failed("syncing", &path)(error));
+        }
+        // A pool that changes nothing any more takes no flush either.
         self.head_on_disk()
     }
 
@@ -169,7 +174,7 @@ impl Inner {
     pub(crate) fn resize_store(&self, data: Option<u64>, metadata: Option<u64>) -> Result<(), StoreError> {
         let _control = self.control()?;
         self.faults.at("grow: before")?;
-        self.pool.grow(data, metadata)?;
+        self.pool.grow(data, metadata, &mut || self.faults.at("grow: noted"))?;
         self.faults.at("grow: after")
     }
 

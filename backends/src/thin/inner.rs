@@ -11,7 +11,7 @@ use std::{
 };
 
 use zumastor_core::{
-    Geometry, HumanBytes, NewSnapshot, SnapshotNumber, SnapshotReader, SnapshotRecord, StoreError, Usage,
+    Geometry, NewSnapshot, SnapshotNumber, SnapshotReader, SnapshotRecord, StoreError, Usage,
     digest::LeafTree,
 };
 
@@ -102,6 +102,10 @@ impl Inner {
             self.activate_snapshot(kept)?;
         }
         self.tidy_notes(&catalogue);
+        if self.check_sound().is_err() {
+            // Nothing can be changed, but everything read.
+            return Ok(());
+        }
         if catalogue.staged.is_some() && !staging::notes_are_whole(self, &catalogue) {
             tracing::warn!("what was being received cannot be taken up again and is discarded");
             self.discard_staged()?;
@@ -189,6 +193,7 @@ impl Inner {
 
     /// Replaces what the volume consists of, in one durable step. Where it fails it is unknown whether it did.
     pub(crate) fn replace(&self, new: Catalogue) -> Result<(), StoreError> {
+        self.check_sound()?;
         let saved = self.pool.save(&new);
         if saved.is_err() {
             self.break_off();
@@ -242,7 +247,7 @@ impl Inner {
         if self.has(number) {
             return Err(StoreError::Exists { number });
         }
-        self.admit("a snapshot")?;
+        self.admit_snapshot()?;
         self.clear_tail()?;
         self.try_graves();
         let mut catalogue = self.catalogue();
@@ -340,54 +345,12 @@ impl Inner {
         Ok(Usage { used, free: self.free()? })
     }
 
-    /// What may still be filled. The rest is kept for the head.
-    pub(crate) fn free(&self) -> Result<u64, StoreError> {
-        let data = self.pool.status()?.data;
-        Ok(data.free().saturating_sub(self.reserve(data.total)))
-    }
-
-    /// Bytes of the pool that snapshots and transfers leave to the head: where they run out, the volume itself can no
-    /// longer be written.
-    fn reserve(&self, total: u64) -> u64 {
-        (total / 50).clamp(4 * self.pool.chunk(), (4 << 30).max(4 * self.pool.chunk()))
-    }
-
-    /// Refuses what would take room that the head may need soon.
-    pub(crate) fn admit(&self, what: &str) -> Result<(), StoreError> {
-        let status = self.pool.status()?;
-        self.sound(status.trouble.as_ref())?;
-        let place = self.pool.place().display();
-        let (more_data, more_metadata) = self.pool.remedies();
-        let reserve = self.reserve(status.data.total);
-        if status.data.free() <= reserve {
-            return Err(StoreError::NoSpace {
-                what: format!(
-                    "{what} makes the volume's next writes take new blocks, and of {} on {place} only {} are free ({} are \
-                     kept for the volume itself): delete snapshots, or {more_data}",
-                    HumanBytes(status.data.total),
-                    HumanBytes(status.data.free()),
-                    HumanBytes(reserve)
-                ),
-            });
-        }
-        if status.metadata.free() < status.metadata.total / 8 {
-            return Err(StoreError::NoSpace {
-                what: format!(
-                    "{what} takes metadata, and of {} only {} are free: delete snapshots, or {more_metadata}",
-                    HumanBytes(status.metadata.total),
-                    HumanBytes(status.metadata.free())
-                ),
-            });
-        }
-        Ok(())
-    }
-
     /// Makes sure that the pool did not fail: it answers that all went well even where it could not commit.
     pub(crate) fn check_sound(&self) -> Result<(), StoreError> {
         self.sound(self.pool.status()?.trouble.as_ref())
     }
 
-    fn sound(&self, trouble: Option<&String>) -> Result<(), StoreError> {
+    pub(crate) fn sound(&self, trouble: Option<&String>) -> Result<(), StoreError> {
         trouble.map_or(Ok(()), |trouble| {
             Err(StoreError::Damaged { path: self.pool.place().to_owned(), what: trouble.clone() })
         })

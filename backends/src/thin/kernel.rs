@@ -38,9 +38,9 @@ pub(crate) struct Said {
 }
 
 impl Said {
-    /// Asks the pool of this name; nothing where it has failed.
-    pub(crate) fn ask(mapper: &Mapper, pool: &str) -> Result<Option<Self>, StoreError> {
-        Ok(Self::parse(&mapper.status(pool)?))
+    /// Asks the pool of this name; nothing where it has failed. It commits before that, unless it is only glanced at.
+    pub(crate) fn ask(mapper: &Mapper, pool: &str, glance: bool) -> Result<Option<Self>, StoreError> {
+        Ok(Self::parse(&mapper.status(pool, glance)?))
     }
 
     /// Reads the status line; nothing where the pool has failed.
@@ -60,6 +60,13 @@ impl Said {
             queues: words.contains(&"queue_if_no_space"),
         })
     }
+
+    /// Whether no more is left of the metadata than the kernel keeps for itself: a tenth, at most 16 MiB
+    /// (`__set_metadata_reserve`, drivers/md/dm-thin-metadata.c).
+    pub(crate) fn metadata_is_full(&self) -> bool {
+        let (used, total) = self.metadata;
+        total.saturating_sub(used) <= (total / 10).min((16 << 20) / METADATA_BLOCK)
+    }
 }
 
 /// Why a pool changes nothing, if so, and what helps.
@@ -78,15 +85,10 @@ pub(crate) fn trouble(said: &Result<Option<Said>, StoreError>, repair: &str) -> 
 }
 
 /// How a pool with chunks of that size is.
-pub(crate) fn status(
-    said: Result<Option<Said>, StoreError>,
-    chunk: u64,
-    repair: &str,
-) -> Result<PoolStatus, StoreError> {
-    let trouble = trouble(&said, repair);
+pub(crate) fn status(said: Option<&Said>, chunk: u64, trouble: Option<String>) -> PoolStatus {
     let room = |(used, total): (u64, u64), unit: u64| Room { used: used * unit, total: total * unit };
-    let (data, metadata) = said?.map_or(((0, 0), (0, 0)), |said| (said.data, said.metadata));
-    Ok(PoolStatus { data: room(data, chunk), metadata: room(metadata, METADATA_BLOCK), trouble })
+    let (data, metadata) = said.map_or(((0, 0), (0, 0)), |said| (said.data, said.metadata));
+    PoolStatus { data: room(data, chunk), metadata: room(metadata, METADATA_BLOCK), trouble }
 }
 
 /// The table of a thin device in the pool of this name.

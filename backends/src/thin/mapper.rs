@@ -159,11 +159,13 @@ impl Mapper {
         Ok(table)
     }
 
-    /// What the first target of a device says of itself.
-    pub(crate) fn status(&self, name: &str) -> Result<String, StoreError> {
+    /// What the first target of a device says of itself; a pool commits before that, unless it is only glanced at.
+    pub(crate) fn status(&self, name: &str, glance: bool) -> Result<String, StoreError> {
+        let flags = if glance { DmFlags::DM_NOFLUSH } else { DmFlags::empty() };
+        let options = DmOptions::default().set_flags(flags);
         let (_, status) = self
             .0
-            .table_status(&DevId::Name(&dm_name(name)?), DmOptions::default())
+            .table_status(&DevId::Name(&dm_name(name)?), options)
             .map_err(failed("reading the status of", name))?;
         status.into_iter().next().map(|(.., status)| status).ok_or_else(|| gone(name))
     }

@@ -16,6 +16,7 @@ mod pool;
 pub(crate) mod programs;
 mod reader;
 mod repair;
+mod room;
 mod staging;
 mod usage;
 pub(crate) mod users;
@@ -25,13 +26,15 @@ use std::{ops::Range, path::PathBuf, sync::Arc};
 
 use async_trait::async_trait;
 use zumastor_core::{
-    Changes, Geometry, HeadState, NewSnapshot, Repair, SnapshotNumber, SnapshotReader, SnapshotRecord,
-    SnapshotStore, StagePlan, Staging, StoreError, StoreInfo, Usage, UsageBySnapshot, digest::LeafTree,
+    Changes, Geometry, HeadState, NewSnapshot, PoolRoom, Repair, SnapshotNumber, SnapshotReader,
+    SnapshotRecord, SnapshotStore, StagePlan, Staging, StoreError, StoreInfo, Usage, UsageBySnapshot,
+    digest::LeafTree,
 };
 
 pub(crate) use catalogue::{Catalogue, Head, Kept, Staged};
 use inner::Inner;
-pub(crate) use pool::{Access, Gone, Pool, PoolStatus, Slot, ThinId, Users};
+pub(crate) use pool::{Access, Gone, Pool, PoolStatus, Room, Slot, ThinId, Users};
+pub(crate) use room::data_fill;
 
 use crate::Faults;
 
@@ -153,6 +156,10 @@ impl SnapshotStore for ThinStore {
 
     async fn free(&self) -> Result<u64, StoreError> {
         self.blocking(|inner| inner.free()).await
+    }
+
+    async fn pool(&self) -> Result<Option<PoolRoom>, StoreError> {
+        self.blocking(|inner| inner.room().map(Some)).await
     }
 
     fn device(&self, which: Option<SnapshotNumber>) -> Option<PathBuf> {

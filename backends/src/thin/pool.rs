@@ -73,12 +73,6 @@ pub(crate) struct Room {
     pub total: u64,
 }
 
-impl Room {
-    pub(crate) fn free(&self) -> u64 {
-        self.total.saturating_sub(self.used)
-    }
-}
-
 /// How a pool is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct PoolStatus {
@@ -176,11 +170,27 @@ pub(crate) trait Pool: fmt::Debug + Send + Sync + 'static {
     /// What gives a full pool more room for data, and for metadata.
     fn remedies(&self) -> (String, String);
 
+    /// Whether others may have volumes in it as well.
+    fn is_shared(&self) -> bool {
+        false
+    }
+
     /// How the pool is.
     fn status(&self) -> Result<PoolStatus, StoreError>;
 
-    /// Takes so many bytes of the device with the data, and of metadata, into use.
-    fn grow(&self, _data: Option<u64>, _metadata: Option<u64>) -> Result<(), StoreError> {
+    /// The same without having the kernel write what it has not written yet: for those who look often.
+    fn glance(&self) -> Result<PoolStatus, StoreError> {
+        self.status()
+    }
+
+    /// Takes so many bytes of the device with the data, and of metadata, into use. `noted` is called when that is decided, and
+    /// not yet done.
+    fn grow(
+        &self,
+        _data: Option<u64>,
+        _metadata: Option<u64>,
+        _noted: &mut dyn FnMut() -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
         Err(StoreError::Unsupported("the pool of this volume is not ours to resize".into()))
     }
 

@@ -51,6 +51,7 @@ pub(super) const DETAILS: usize = 24;
 /// What is read of a superblock.
 #[derive(Debug, Clone)]
 pub(super) struct Superblock {
+    pub(super) time: u32,
     pub(super) transaction_id: u64,
     pub(super) held_root: u64,
     /// Not in the copy for readers.
@@ -89,6 +90,7 @@ impl Superblock {
             return wrong(format!("its data blocks have {data_block_size} sectors"));
         }
         Ok(Self {
+            time: u32_at(bytes, 44),
             transaction_id: u64_at(bytes, 48),
             held_root: u64_at(bytes, 56),
             data_blocks: u64_at(bytes, 64),

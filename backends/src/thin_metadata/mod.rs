@@ -90,6 +90,11 @@ impl ThinMetadata {
         self.data_blocks
     }
 
+    /// The pool's time: how many snapshots were ever taken in it.
+    pub fn time(&self) -> u32 {
+        self.superblock.time
+    }
+
     /// The pool's transaction id, which its owner counts.
     pub fn transaction_id(&self) -> u64 {
         self.superblock.transaction_id

@@ -5,7 +5,7 @@ use std::{fmt, net::SocketAddr, path::PathBuf};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use zumastor_core::{
-    GroupId, GroupName, Hold, HoldOwner, NodeName, SnapshotGuid, SnapshotNumber, StoreInfo, VolumeName,
+    Fill, GroupId, GroupName, Hold, HoldOwner, NodeName, SnapshotGuid, SnapshotNumber, StoreInfo, VolumeName,
     config::{SourceConfig, TargetConfig},
     digest::Digest,
 };
@@ -68,6 +68,9 @@ pub struct VolumeStatus {
     pub used: Option<u64>,
     /// Bytes free for more.
     pub free: Option<u64>,
+    /// The pool in which volume and snapshots lie, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pool: Option<PoolStatus>,
     /// Bytes that deleting all snapshots would free, if that was asked for and can be told.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub all_snapshots: Option<u64>,
@@ -188,12 +191,43 @@ pub struct CacheStatus {
     pub streams: u64,
 }
 
+/// How full the pool is in which a volume and its snapshots lie.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolStatus {
+    /// For what they hold.
+    pub data: Fill,
+    /// For what says which block belongs to which of them.
+    pub metadata: Fill,
+    /// Whether the metadata suffice for all snapshots that the schedule keeps, if that was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plan: Option<MetadataPlan>,
+}
+
+/// The metadata that a volume and its snapshots take, in bytes. What is to come is an estimate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MetadataPlan {
+    /// Chunks of the volume.
+    pub chunks: u64,
+    /// For the volume, when all of it is in use.
+    pub volume: u64,
+    /// Snapshots that there are.
+    pub snapshots: u64,
+    /// What one of them takes on average.
+    pub each: u64,
+    /// Snapshots that the rotations keep, and what is there besides.
+    pub planned: u64,
+    /// What the volume and as many snapshots take if they go on as they did.
+    pub needed: u64,
+    /// The same if all of the volume was written over between any two snapshots.
+    pub worst: u64,
+}
+
 /// What is done when space gets short.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SpaceStatus {
     /// With less than that many bytes free, snapshots are dropped.
     pub minimum_free: u64,
-    /// Manual ones as well.
+    /// Manual ones as well, after all others.
     pub drop_manual: bool,
     /// Snapshots that were dropped for it since the daemon started.
     pub dropped: u64,

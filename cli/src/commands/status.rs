@@ -4,13 +4,13 @@ mod one;
 mod watch;
 
 use jiff::Timestamp;
-use zumastor_core::{HumanBytes, NodeName, SnapshotNumber, VolumeName};
+use zumastor_core::{Fill, HumanBytes, NodeName, SnapshotNumber, VolumeName};
 
 use super::{hook_lines, snapshot_number, volume_name};
 use crate::{
     api::{
-        CacheStatus, EventKind, HeadStatus, Health, Lag, Role, ScrubResult, SnapshotReport, SnapshotStatus,
-        Status, VolumeEvent, VolumeStatus, WorkState, WorkStatus,
+        CacheStatus, EventKind, HeadStatus, Health, Lag, MetadataPlan, PoolStatus, Role, ScrubResult,
+        SnapshotReport, SnapshotStatus, Status, VolumeEvent, VolumeStatus, WorkState, WorkStatus,
     },
     client::Client,
     exit::Failure,
@@ -31,6 +31,9 @@ pub struct Args {
     /// Also show what each snapshot takes, and what deleting it would free; this may take a while
     #[arg(short, long)]
     usage: bool,
+    /// End with exit code 1 unless all of them are ok: for whatever watches over machines
+    #[arg(long, conflicts_with = "watch")]
+    check: bool,
     /// As JSON; its field `schema` says which version
     #[arg(long)]
     json: bool,
@@ -46,8 +49,23 @@ pub async fn run(args: Args, client: Client) -> Result<(), Failure> {
     }
     let shown = look(&args, &client).await?;
     match args.json {
-        true => ui::answer(shown.json(true)?),
-        false => ui::answer(shown.text(args.volume.is_some(), Timestamp::now()).trim_end()),
+        true => ui::answer(shown.json(true)?)?,
+        false => ui::answer(shown.text(args.volume.is_some(), Timestamp::now()).trim_end())?,
+    }
+    match (args.check, &shown) {
+        (true, Shown::Status(status)) => check(status),
+        _ => Ok(()),
+    }
+}
+
+/// Fails if a volume is not well.
+fn check(status: &Status) -> Result<(), Failure> {
+    let ill = status.volumes.iter().filter(|volume| volume.health != Health::Ok);
+    let ill: Vec<_> = ill.map(|volume| format!("{} ({})", volume.name, health(volume.health))).collect();
+    match ill.is_empty() {
+        true => Ok(()),
+        false => Err(Failure::failed(format!("not ok: {}", ill.join(", ")))
+            .remedy("`zumastor status VOLUME` says what is wrong, and what to do about it")),
     }
 }
 
@@ -150,6 +168,7 @@ fn volume_lines(out: &mut Lines, volume: &VolumeStatus, one: bool, now: Timestam
             out.line(3, format!("remedy: {remedy}"));
         }
     }
+    pool_lines(out, volume);
     let newest = volume.snapshots.iter().rev().find(|snapshot| !snapshot.number.is_local());
     let newest = newest.map_or_else(String::new, |newest| {
         let age = Span(seconds(newest.created, now));
@@ -199,6 +218,37 @@ fn volume_lines(out: &mut Lines, volume: &VolumeStatus, one: bool, now: Timestam
             out.line(3, format!("it {missed}"));
         }
         work_lines(out, &target.work, &volume.name, &target.host, now);
+    }
+}
+
+/// How full the pool of the volume is, and what its metadata will have to hold.
+fn pool_lines(out: &mut Lines, volume: &VolumeStatus) {
+    let Some(PoolStatus { data, metadata, plan }) = &volume.pool else { return };
+    let of = |fill: &Fill| {
+        let percent = (fill.used * 100).checked_div(fill.total).unwrap_or(0);
+        format!("{} of {} ({percent} %)", HumanBytes(fill.used), HumanBytes(fill.total))
+    };
+    out.line(1, format!("pool       data {}, metadata {}", of(data), of(metadata)));
+    let Some(plan) = plan else { return };
+    let MetadataPlan { chunks, snapshots, planned, .. } = *plan;
+    let [each, own, needed, worst] = [plan.each, plan.volume, plan.needed, plan.worst].map(HumanBytes);
+    let usable = metadata.total.saturating_sub(metadata.low);
+    let verdict = if plan.needed > usable { "TOO LITTLE" } else { "enough" };
+    out.line(
+        1,
+        format!(
+            "metadata   {own} for {chunks} chunks + {planned} snapshots × {each} = {needed}, of {}: {verdict}",
+            HumanBytes(usable)
+        ),
+    );
+    let so_far = match snapshots {
+        0 => "a snapshot takes so much at least".to_owned(),
+        count => format!("so much the {count} there are have taken on average"),
+    };
+    out.line(3, format!("{so_far}; if all is written over between any two: {worst}"));
+    if plan.needed > usable {
+        let size = HumanBytes((plan.needed * 3 / 2).next_multiple_of(1 << 20));
+        out.line(3, format!("remedy: `zumastor resize {} --metadata SIZE`, such as {size}", volume.name));
     }
 }
 

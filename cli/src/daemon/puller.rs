@@ -21,6 +21,7 @@ use super::{
     circles::circle_text,
     epochs::ReplicaEpochs,
     holds::{PairHolds, Side},
+    space::ReplicaRoom,
     volume::Volume,
     worker::{Job, Trouble, Worker},
 };
@@ -76,6 +77,7 @@ impl Pull {
         let replica = Replica {
             wanted,
             epochs,
+            room: Some(Arc::new(ReplicaRoom::new(self.daemon.clone(), self.volume.clone()))),
             streams: cache::Shares::of(&self.volume.config()).streams(),
             ..Replica::new(store, Arc::new(holds), remote)
         };

@@ -80,6 +80,7 @@ impl Daemon {
         created: Timestamp,
     ) -> Result<SnapshotRecord, Failure> {
         self.make_up(volume).await?;
+        self.make_room_in_pool(volume, 0).await?;
         let (store, new) = (volume.store().await?, self.number(volume).await?);
         let (number, lineage) = (new.number, new.lineage);
         let new = NewSnapshot { rotations, created, ..new };

@@ -9,8 +9,8 @@ use std::{
 use jiff::{Timestamp, tz::TimeZone};
 use tokio::time::timeout;
 use zumastor_core::{
-    HeadState, Hold, NodeName, SnapshotGuid, SnapshotNumber, SnapshotRecord, SnapshotStore, StoreError,
-    VolumeName, config::VolumeConfig,
+    HeadState, Hold, NodeName, PoolRoom, SnapshotGuid, SnapshotNumber, SnapshotRecord, SnapshotStore,
+    StoreError, VolumeName, config::VolumeConfig,
 };
 
 use super::{
@@ -24,9 +24,9 @@ use super::{
 };
 use crate::{
     api::{
-        HeadStatus, Health, HoldStatus, Missed, NodeStatus, Part, STATUS_SCHEMA, ScheduleStatus, ScrubReport,
-        ScrubResult, SnapshotStatus, SourceStatus, Status, TargetStatus, TransferRecord, VolumeEvent,
-        VolumeStatus, WorkState, WorkStatus, left,
+        HeadStatus, Health, HoldStatus, Missed, NodeStatus, Part, PoolStatus, STATUS_SCHEMA, ScheduleStatus,
+        ScrubReport, ScrubResult, SnapshotStatus, SourceStatus, Status, TargetStatus, TransferRecord,
+        VolumeEvent, VolumeStatus, WorkState, WorkStatus, left,
     },
     exit::{Failure, chain},
 };
@@ -145,7 +145,7 @@ impl Daemon {
             (health, trouble) = (Health::Stopped, Some(written));
         }
         let view = volume.snapshotter.view();
-        let space = volume.space.status(&config.space);
+        let space = volume.space.status(&config.space, seen.room.as_ref());
         let cached = cache::status(&config, seen.opened.as_ref().map_or(0, |store| store.cached()));
         let late = lag::late(source.as_ref(), &targets);
         if let (Health::Ok | Health::Retrying, Some(late)) = (health, late) {
@@ -155,6 +155,11 @@ impl Daemon {
         if let (Health::Ok | Health::Retrying | Health::Late, Some(full)) = (health, volume.space.full()) {
             trouble = Some(trouble.map_or_else(|| full.clone(), |other| format!("{full}; {other}")));
             health = Health::Full;
+        }
+        if let (Health::Ok | Health::Retrying | Health::Late | Health::Full, Some(ill)) =
+            (health, seen.room.as_ref().and_then(|room| room.trouble.as_ref()))
+        {
+            (health, trouble) = (Health::Stopped, Some(ill.clone()));
         }
         if let (Health::Ok, Some(error)) = (health, &view.error) {
             (health, trouble) = (Health::Retrying, Some(error.text.clone()));
@@ -197,6 +202,11 @@ impl Daemon {
             size: seen.size,
             used: seen.used,
             free: seen.free,
+            pool: seen.room.as_ref().map(|room| PoolStatus {
+                data: room.data,
+                metadata: room.metadata,
+                plan: None,
+            }),
             all_snapshots: None,
             cache: cached,
             space,
@@ -275,6 +285,7 @@ struct Seen {
     size: Option<u64>,
     used: Option<u64>,
     free: Option<u64>,
+    room: Option<PoolRoom>,
     head: Option<HeadStatus>,
     staged: Option<SnapshotNumber>,
 }
@@ -293,6 +304,7 @@ impl Seen {
             size,
             used: Some(usage.used),
             free: Some(usage.free),
+            room: store.pool().await?,
             head: Some(head),
             staged: store.staged().await?.map(|plan| plan.record.number()),
         })

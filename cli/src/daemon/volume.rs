@@ -208,6 +208,11 @@ impl Volume {
         Ok(store.insert(opened).clone())
     }
 
+    /// Its store, if it is open and nobody is opening or closing it.
+    pub fn open_store(&self) -> Option<Arc<dyn SnapshotStore>> {
+        self.store.try_lock().ok()?.clone()
+    }
+
     /// Gives it a store, as if that had been opened.
     #[cfg(test)]
     pub async fn set_store(&self, store: Arc<dyn SnapshotStore>) {

@@ -65,6 +65,8 @@ impl Daemon {
     ) -> Result<Taken, Failure> {
         for member in members {
             self.make_up(&member.volume).await?;
+            // Once there is a snapshot, writing to the volume takes room.
+            self.make_room_in_pool(&member.volume, 0).await?;
             hooks::check_snapshot_hooks(&member.volume).await?;
         }
         let group = group.map(|name| (name.clone(), GroupId::generate()));

@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     frame::{self, FrameError, Limits},
-    host::{Holds, Link},
+    host::{Holds, Link, MakeRoom},
     progress::{Phase, Progress, PullSummary, Reporter},
     room::MOST_STREAMS,
     wire::{
@@ -49,6 +49,8 @@ pub struct Replica {
     pub wanted: Option<SnapshotNumber>,
     /// The epoch of what is here.
     pub epochs: Arc<dyn Epochs>,
+    /// Makes room before anything comes in, if anybody does.
+    pub room: Option<Arc<dyn MakeRoom>>,
 }
 
 impl Replica {
@@ -56,7 +58,7 @@ impl Replica {
     pub fn new(store: Arc<dyn SnapshotStore>, holds: Arc<dyn Holds>, volume: impl Into<String>) -> Self {
         let (volume, checkpoint) = (volume.into(), Duration::from_secs(1));
         let epochs = Arc::new(ForgetfulEpochs::default());
-        Self { store, holds, volume, streams: MOST_STREAMS, checkpoint, wanted: None, epochs }
+        Self { store, holds, volume, streams: MOST_STREAMS, checkpoint, wanted: None, epochs, room: None }
     }
 }
 
@@ -513,10 +515,33 @@ fn outstanding(job: &Job<'_>, changed: Vec<ChangedSegment>) -> Vec<ChangedSegmen
     todo
 }
 
+/// Makes sure that what is to come fits: it comes in whole chunks of the store, and may take metadata as well.
 async fn admit(replica: &Replica, todo: &[ChangedSegment]) -> Result<(), PullError> {
-    let needed: u64 = todo.iter().map(|changed| u64::from(changed.bytes)).sum();
-    let free = replica.store.free().await?;
-    if needed > free { Err(PullError::NoSpace { needed, free }) } else { Ok(()) }
+    let store = &replica.store;
+    // A store that has no volume yet has no chunks either.
+    let chunk = store.geometry().map_or(1, |geometry| geometry.chunk.max(1));
+    let needed: u64 = todo.iter().map(|changed| u64::from(changed.bytes).next_multiple_of(chunk)).sum();
+    if let Some(room) = &replica.room {
+        room.make_room(needed).await;
+    }
+    let free = store.free().await?;
+    if needed > free {
+        return Err(PullError::NoSpace { needed, free });
+    }
+    let Some(room) = store.pool().await? else { return Ok(()) };
+    let (metadata, free) =
+        (room.metadata_for(needed), room.metadata.free().saturating_sub(room.metadata.least));
+    if metadata > free {
+        let what = format!(
+            "up to {} of metadata are needed to receive {}, and only {} are free: delete snapshots, or {}",
+            HumanBytes(metadata),
+            HumanBytes(needed),
+            HumanBytes(free),
+            room.more_metadata
+        );
+        return Err(StoreError::NoSpace { what }.into());
+    }
+    Ok(())
 }
 
 /// Fetches whatever differs from the upstream's leaf hashes, when all that was sent does not add up.

@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "not every scenario needs everything")]
 
+pub mod devices;
 pub mod mounted;
 pub mod nfs;
 pub mod samba;
