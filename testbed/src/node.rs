@@ -110,6 +110,8 @@ impl Node {
             }
         };
         command.args(["daemon", "--listen", &self.options.listen, "--name", &self.options.name]);
+        // While this file has a number, the daemon ends itself after so many steps.
+        command.env("ZUMASTOR_TEST_KILL", self.path("kill"));
         self.environment(&mut command).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         self.daemon = Some(command.spawn().map_err(Failure::doing("starting a daemon"))?);
         self.until("the daemon to answer", Duration::from_secs(30), |node| {

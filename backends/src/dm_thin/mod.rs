@@ -13,7 +13,10 @@ mod sizes;
 
 use std::{
     collections::BTreeSet,
-    sync::{Mutex, atomic::AtomicU32},
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, AtomicU32},
+    },
 };
 
 use zumastor_core::StoreError;
@@ -126,6 +129,7 @@ fn new_pool(spec: &VolumeSpec, header: Header, content: Content) -> Result<DmPoo
         holding: Mutex::new(()),
         current: false,
         strange_hold: false,
+        frozen: AtomicBool::new(false),
     })
 }
 

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Mutex, MutexGuard,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
 };
 
@@ -54,6 +54,8 @@ pub(super) struct DmPool {
     pub current: bool,
     /// Set when a moment of the metadata is held that is not ours.
     pub strange_hold: bool,
+    /// Whether the head stands still for snapshots.
+    pub frozen: AtomicBool,
 }
 
 /// The devices below.
@@ -333,6 +335,9 @@ impl Pool for DmPool {
     }
 
     fn clone_head(&self, head: ThinId, number: SnapshotNumber) -> Result<ThinId, StoreError> {
+        if self.frozen.load(Ordering::Relaxed) {
+            return self.clone_of(head, Slot::Snapshot(number), 0);
+        }
         let suspended = Suspended::new(&self.mapper, self.slot(Slot::Head))?;
         let cloned = self.clone_of(head, Slot::Snapshot(number), 0);
         let resumed = suspended.resume();
@@ -340,6 +345,21 @@ impl Pool for DmPool {
             let _ = self.delete(*id);
         }
         resumed.and(cloned)
+    }
+
+    fn freeze_head(&self) -> Result<bool, StoreError> {
+        let name = self.slot(Slot::Head);
+        if let Err(error) = self.mapper.suspend(&name, true) {
+            let _ = self.mapper.resume(&name);
+            return Err(error);
+        }
+        self.frozen.store(true, Ordering::Relaxed);
+        Ok(true)
+    }
+
+    fn thaw_head(&self) -> Result<(), StoreError> {
+        self.frozen.store(false, Ordering::Relaxed);
+        self.mapper.resume(&self.slot(Slot::Head))
     }
 
     fn delete(&self, id: ThinId) -> Result<Gone, StoreError> {

@@ -6,12 +6,13 @@ use std::{
     ops::Range,
     os::unix::fs::{FileExt, OpenOptionsExt},
     path::Path,
+    sync::Arc,
     thread,
     time::Duration,
 };
 
 use rustix::fs::OFlags;
-use zumastor_core::{HeadState, SnapshotNumber, StoreError};
+use zumastor_core::{Frozen, HeadState, SnapshotNumber, StoreError};
 
 use super::{
     catalogue::{Catalogue, Head, Kept},
@@ -29,7 +30,33 @@ const GLANCE: Duration = Duration::from_millis(20);
 /// Bytes that a device consists of.
 pub(crate) const SECTOR: u64 = 512;
 
+/// A head that stands still. It goes on when this is dropped.
+#[derive(Debug)]
+pub(crate) struct FrozenHead(Arc<Inner>);
+
+impl Frozen for FrozenHead {}
+
+impl Drop for FrozenHead {
+    fn drop(&mut self) {
+        if self.0.faults.stopped() {
+            return;
+        }
+        if let Err(error) = self.0.pool.thaw_head() {
+            let device = self.0.pool.device(Slot::Head);
+            tracing::error!(%error, "the volume stands still: `dmsetup resume {}`", device.display());
+        }
+    }
+}
+
 impl Inner {
+    /// Keeps who writes to the head waiting; snapshots can be taken of it meanwhile.
+    pub(crate) fn freeze(self: &Arc<Self>) -> Result<Option<FrozenHead>, StoreError> {
+        let _control = self.control()?;
+        let frozen = self.pool.freeze_head()?.then(|| FrozenHead(self.clone()));
+        self.faults.at("freeze: after")?;
+        Ok(frozen)
+    }
+
     pub(crate) fn head(&self) -> Result<HeadState, StoreError> {
         // What a program wrote and the kernel has not yet written counts too.
         let path = self.pool.device(Slot::Head);

@@ -26,7 +26,7 @@ use std::{ops::Range, path::PathBuf, sync::Arc};
 
 use async_trait::async_trait;
 use zumastor_core::{
-    Changes, Geometry, HeadState, NewSnapshot, PoolRoom, Repair, SnapshotNumber, SnapshotReader,
+    Changes, Frozen, Geometry, HeadState, NewSnapshot, PoolRoom, Repair, SnapshotNumber, SnapshotReader,
     SnapshotRecord, SnapshotStore, StagePlan, Staging, StoreError, StoreInfo, Usage, UsageBySnapshot,
     digest::LeafTree,
 };
@@ -73,6 +73,10 @@ impl SnapshotStore for ThinStore {
 
     async fn create_snapshot(&self, new: NewSnapshot) -> Result<SnapshotRecord, StoreError> {
         self.blocking(move |inner| inner.create(new)).await
+    }
+
+    async fn freeze(&self) -> Result<Option<Box<dyn Frozen>>, StoreError> {
+        self.blocking(|inner| Ok(inner.freeze()?.map(|frozen| Box::new(frozen) as Box<dyn Frozen>))).await
     }
 
     async fn delete_snapshot(&self, number: SnapshotNumber) -> Result<(), StoreError> {

@@ -120,6 +120,17 @@ pub(crate) trait Pool: fmt::Debug + Send + Sync + 'static {
     /// happens, the head goes on.
     fn clone_head(&self, head: ThinId, number: SnapshotNumber) -> Result<ThinId, StoreError>;
 
+    /// Keeps who writes to the head waiting, a mounted file system being frozen, until [`thaw_head`](Self::thaw_head); what
+    /// [`clone_head`](Self::clone_head) makes meanwhile is of this moment. False where that cannot be done.
+    fn freeze_head(&self) -> Result<bool, StoreError> {
+        Ok(false)
+    }
+
+    /// Lets the head go on.
+    fn thaw_head(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
+
     /// Deletes a thin device. One that is still open stays until another call.
     fn delete(&self, id: ThinId) -> Result<Gone, StoreError>;
 

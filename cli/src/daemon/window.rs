@@ -313,10 +313,16 @@ impl Daemon {
 /// Freezes all, takes all, and lets go of all.
 async fn take(begun: &mut [Begun], grouped: bool) -> Result<(), Failure> {
     let mut frozen = Vec::with_capacity(begun.len());
+    // One alone needs nothing but its own snapshot to be of one moment.
+    let several = begun.len() > 1;
     for one in begun.iter() {
         // First what is mounted: its last writes go through the store.
         let still = hold_still(&one.volume).await?;
-        frozen.push((one.store.freeze().await.map_err(of(&one.volume, grouped))?, still));
+        let held = match several {
+            true => one.store.freeze().await.map_err(of(&one.volume, grouped))?,
+            false => None,
+        };
+        frozen.push((held, still));
     }
     for one in begun {
         one.unsure = true;
