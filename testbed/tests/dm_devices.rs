@@ -202,3 +202,35 @@ fn after_growing(what: &str) -> Result<(), Failure> {
     output("dmsetup", |command| command.args(["create", "check", "--table", table.trim_end()]))?;
     output("thin_check", |command| command.arg("/dev/mapper/check")).map(drop)
 }
+
+/// Of two partitions of one disk, the one that the volume was made of is told from the other.
+#[test]
+fn lab_the_wrong_partition_is_refused() -> Result<(), Failure> {
+    lab::inside(
+        &[TOOLS, &["losetup"]].concat(),
+        |lab| Ok(machine(lab, 64 << 20, 32 << 20)?.modules(&["loop"])),
+        || {
+            // A table with two partitions of 16 MiB each, as DOS had it.
+            let mut table = [0; 512];
+            table[440..444].copy_from_slice(&0x1234_5678u32.to_le_bytes());
+            for (entry, begin) in [(446, 2048u32), (462, 2048 + (16 << 11))] {
+                table[entry + 4] = 0x83;
+                table[entry + 8..entry + 12].copy_from_slice(&begin.to_le_bytes());
+                table[entry + 12..entry + 16].copy_from_slice(&(16u32 << 11).to_le_bytes());
+            }
+            table[510..].copy_from_slice(&[0x55, 0xAA]);
+            fs::write("/dev/ubda", table).map_err(Failure::doing("writing"))?;
+            let disk = output("losetup", |command| command.args(["-P", "-f", "--show", "/dev/ubda"]))?;
+            let on = |part: u32| VolumeSpec { origin: format!("{}p{part}", disk.trim()).into(), ..spec() };
+            drop(open_devices(&on(1), Some(Making::default()), Faults::none())?);
+            let wrong =
+                open_devices(&on(2), None, Faults::none()).expect_err("it is another one").to_string();
+            assert!(
+                wrong.contains("partition 12345678-02") && wrong.contains("partition 12345678-01"),
+                "{wrong}"
+            );
+            drop(open_devices(&on(1), None, Faults::none())?);
+            output("losetup", |command| command.args(["-d", disk.trim()])).map(drop)
+        },
+    )
+}

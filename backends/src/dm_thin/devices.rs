@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File, OpenOptions},
     os::{linux::fs::MetadataExt, unix::fs::FileTypeExt, unix::fs::OpenOptionsExt},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use rustix::fs::SeekFrom;
@@ -41,22 +41,43 @@ impl BlockDevice {
         Ok(Self { number, size })
     }
 
-    /// What the kernel says that it is, whatever name it has today.
-    pub(super) fn identity(&self) -> Option<String> {
-        let dir = format!("/sys/dev/block/{}", self.number);
-        let read = |name: &str| {
-            let text = fs::read_to_string(format!("{dir}/{name}")).ok()?;
-            Some(text.trim().to_owned()).filter(|text| !text.is_empty())
-        };
-        // A partition is known by its disk and its number.
-        let disk = ["dm/uuid", "md/uuid", "wwid", "serial", "device/wwid", "device/serial"];
-        let whole = disk.iter().find_map(|name| read(name));
-        let parent = || disk.iter().find_map(|name| read(&format!("../{name}")));
-        match read("partition") {
-            Some(partition) => parent().map(|disk| format!("{disk} partition {partition}")),
-            None => whole,
-        }
+    /// What is known of it, whatever name it has today: by the kernel, or for a partition by the table that it stands in.
+    pub(super) fn identity(&self, path: &Path) -> Option<String> {
+        let dir = Path::new("/sys/dev/block").join(&self.number);
+        identity(&dir).or_else(|| {
+            dir.join("partition")
+                .exists()
+                .then(|| partition_id(path))
+                .flatten()
+                .map(|id| format!("partition {id}"))
+        })
     }
+}
+
+/// What the kernel says of the block device whose directory this is.
+fn identity(dir: &Path) -> Option<String> {
+    let read = |path: PathBuf| {
+        let text = fs::read_to_string(path).ok()?;
+        Some(text.trim().to_owned()).filter(|text| !text.is_empty())
+    };
+    // The entry is a link to where the device really is. There, a partition lies below its disk.
+    let real = fs::canonicalize(dir).ok()?;
+    let partition = read(real.join("partition"));
+    let disk = if partition.is_some() { real.parent()?.to_owned() } else { real };
+    let names = ["dm/uuid", "md/uuid", "wwid", "serial", "device/wwid", "device/serial"];
+    let known = names.iter().find_map(|name| read(disk.join(name)))?;
+    Some(match partition {
+        Some(partition) => format!("{known} partition {partition}"),
+        None => known,
+    })
+}
+
+/// The identity of a partition that its table has.
+fn partition_id(path: &Path) -> Option<String> {
+    let arguments = ["-p", "-o", "value", "-s", "PART_ENTRY_UUID"];
+    let output = run("blkid", |command| command.args(arguments).arg(path)).ok()?;
+    let id = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    Some(id).filter(|id| !id.is_empty())
 }
 
 /// Refuses a device that somebody uses: a mounted file system, swap space, RAID, LVM, another device-mapper device.
@@ -95,4 +116,31 @@ pub(crate) fn signature(path: &Path) -> Result<Option<String>, StoreError> {
 /// Removes all signatures from a device.
 pub(super) fn wipe(path: &Path) -> Result<(), StoreError> {
     run_well("wipefs", path, |command| command.args(["-a", "-f", "-q"]).arg(path))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn a_partition_is_known_by_its_disk() {
+        let sys = tempfile::tempdir().unwrap();
+        let at = |path: &str| sys.path().join(path);
+        for dir in ["devices/host/nvme0n1/nvme0n1p2", "devices/virtual/loop0", "dev/block"] {
+            fs::create_dir_all(at(dir)).unwrap();
+        }
+        fs::write(at("devices/host/nvme0n1/wwid"), "eui.0025\n").unwrap();
+        fs::write(at("devices/host/nvme0n1/nvme0n1p2/partition"), "2\n").unwrap();
+        // Not what the links lie in.
+        fs::write(at("dev/block/wwid"), "another\n").unwrap();
+        symlink("../../devices/host/nvme0n1", at("dev/block/259:0")).unwrap();
+        symlink("../../devices/host/nvme0n1/nvme0n1p2", at("dev/block/259:2")).unwrap();
+        symlink("../../devices/virtual/loop0", at("dev/block/7:0")).unwrap();
+        assert_eq!(identity(&at("dev/block/259:0")).as_deref(), Some("eui.0025"));
+        assert_eq!(identity(&at("dev/block/259:2")).as_deref(), Some("eui.0025 partition 2"));
+        assert_eq!(identity(&at("dev/block/7:0")), None);
+        assert_eq!(identity(&at("dev/block/1:1")), None);
+    }
 }

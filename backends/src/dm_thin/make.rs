@@ -74,7 +74,7 @@ pub(super) fn make(
     sizes::check_chunk(chunk)?;
     let metadev_size = metadev.as_ref().map(|(path, device)| (*path, device.size));
     let mut layout = sizes::layout(chunk, size, (&spec.snapstore, snapdev.size), metadev_size)?;
-    layout.identity = origin.identity();
+    layout.identity = origin.identity(&spec.origin);
     let content =
         Content { layout, transaction: 0, open: true, catalogue: Catalogue::new(store, FIRST, size) };
     fill(spec, making, header, &content, faults)?;

@@ -157,7 +157,7 @@ fn check_devices(spec: &VolumeSpec, content: &Content) -> Result<(), StoreError>
             layout.origin
         ));
     }
-    match (origin.identity(), &layout.identity) {
+    match (origin.identity(&spec.origin), &layout.identity) {
         (Some(found), Some(expected)) if found != *expected => {
             return other(format!(
                 "{} is {found}, and the origin of this volume is {expected}",
