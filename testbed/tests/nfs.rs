@@ -118,6 +118,9 @@ impl Reader {
     }
 }
 
+/// Reads a file, given its name.
+type Read = Box<dyn FnMut(&str) -> Vec<u8> + Send>;
+
 /// Files, by their names, in a directory.
 fn files_below(at: &Path) -> impl FnMut(&str) -> Vec<u8> + Send + 'static {
     let at = at.to_owned();
@@ -192,7 +195,7 @@ fn unmount(at: &Path) -> Result<(), Failure> {
 }
 
 /// Everybody reads while flips go by: no error, no mix, and the new contents at once.
-fn flips_below_readers(pair: &Pair) -> Result<(), Failure> {
+fn flips_below_readers(pair: &Pair, raw: Option<Read>) -> Result<(), Failure> {
     let dir = tempfile::tempdir().map_err(Failure::doing("a directory"))?;
     let share = format!("[v]\npath = {}\nread only = yes", pair.shown.display());
     pair.replicate(1)?;
@@ -210,12 +213,13 @@ fn flips_below_readers(pair: &Pair) -> Result<(), Failure> {
             fs::read(to.join(name)).unwrap()
         }
     };
-    let readers = vec![
+    let mut readers = vec![
         Reader::start("on this machine", Sees::One, &stop, files_below(&pair.shown)),
         Reader::start("by Samba", Sees::One, &stop, by_samba),
         Reader::start("by NFS 4.2", Sees::Next, &stop, files_below(&four)),
         Reader::start("by NFS 3", Sees::Next, &stop, files_below(&three)),
     ];
+    readers.extend(raw.map(|read| Reader::start("on the device", Sees::One, &stop, read)));
     // Open all the time.
     let held = [&four, &three].map(|at| File::open(at.join("large")).unwrap());
     for number in 2..=FLIPS + 1 {
@@ -266,12 +270,60 @@ fn lab_twenty_flips_of_images_below_nfs_and_samba() -> Result<(), Failure> {
             let place = Place::new()?;
             nfs::serve(false)?;
             let pair = of_images(&place, &[])?;
-            flips_below_readers(&pair)?;
+            flips_below_readers(&pair, None)?;
             pair.end()?;
             place.nothing_is_left();
             Ok(())
         },
     )
+}
+
+/// The same on block devices; who reads the device itself goes over, too.
+#[cfg(feature = "device-mapper")]
+#[test]
+fn lab_twenty_flips_of_devices_below_nfs_and_samba() -> Result<(), Failure> {
+    const SIZE: u64 = 16 << 20;
+    let tools =
+        ["mkfs.ext4", "smbd", "smbclient", "debugfs", "dmsetup", "thin_restore", "thin_check", "blkid"];
+    lab::inside(
+        &[nfs::TOOLS, &tools].concat(),
+        |lab| {
+            let mut machine =
+                Machine::new("solo").memory(1024).modules(nfs::MODULES).modules(&["dm-thin-pool"]);
+            for (name, size) in [("a", SIZE), ("b", 64 << 20), ("c", SIZE), ("d", 64 << 20)] {
+                machine = machine.disk(&lab.disk(name, size)?);
+            }
+            Ok(machine)
+        },
+        || {
+            let dir = tempfile::tempdir().map_err(Failure::doing("a directory"))?;
+            nfs::serve(false)?;
+            output("mkfs.ext4", |mkfs| mkfs.args(["-q", "/dev/ubda"]))?;
+            let stores = [["/dev/ubda", "/dev/ubdb"], ["/dev/ubdc", "/dev/ubdd"]].map(|of| of.map(Path::new));
+            let pair = Pair::define(Pair::nodes(dir.path())?, "copy", stores, &[])?;
+            let copy = dir.path().join("copy");
+            let raw = move |name: &str| {
+                if name == FILES[0] {
+                    let mut device = File::open("/dev/mapper/copy").unwrap();
+                    std::io::copy(&mut device, &mut File::create(&copy).unwrap()).unwrap();
+                }
+                content_of(name, &copy)
+            };
+            flips_below_readers(&pair, Some(Box::new(raw)))?;
+            pair.end()?;
+            assert_eq!(fs::read_dir("/dev/mapper").unwrap().count(), 1, "devices are left");
+            Ok(())
+        },
+    )
+}
+
+/// A file of the ext4 that an image holds.
+#[cfg(feature = "device-mapper")]
+fn content_of(name: &str, image: &Path) -> Vec<u8> {
+    let to = tempfile::NamedTempFile::new().unwrap();
+    let dump = format!("dump /{name} {}", to.path().display());
+    output("debugfs", |debugfs| debugfs.args(["-R", &dump]).arg(image)).unwrap();
+    fs::read(to.path()).unwrap()
 }
 
 /// A delegation lets a client go on with what it has without asking. The flip ends it.
