@@ -16,9 +16,12 @@ use zumastor_backends::{
 };
 use zumastor_core::{SnapshotStore, StoreError};
 use zumastor_testbed::{
-    lab::{self, Lab, Machine},
+    lab::{self, Job, Lab, Machine},
     output,
 };
+
+/// The program, built with this test.
+const PROGRAM: &str = env!("CARGO_BIN_EXE_zumastor-under-test");
 
 /// What the tests of this file need beside the lab.
 const TOOLS: &[&str] = &["lvs", "vgcreate", "thin_check", "dmsetup", "mkfs.ext4"];
@@ -123,5 +126,21 @@ fn nothing_is_left() -> Result<(), Failure> {
     let mut nodes: Vec<_> = nodes.map(|name| name.into_string().unwrap()).collect();
     nodes.sort_unstable();
     assert_eq!(nodes[1..], wanted, "nodes are left");
+    Ok(())
+}
+
+/// Daemons and their commands, and LVM's tools beside them, as an administrator types them.
+#[test]
+fn lab_a_session_on_thin_volumes() -> Result<(), Failure> {
+    if !lab::ready(TOOLS) {
+        return Ok(());
+    }
+    let lab = Lab::new()?;
+    let mut machine = machine(&lab, 400 << 20)?.memory(1024);
+    for name in ["b", "c"] {
+        machine = machine.disk(&lab.disk(name, 64 << 20)?);
+    }
+    let log = lab.run(&machine, &Job::session("lvm_thin.sh").env("ZUMASTOR", PROGRAM))?.passed()?;
+    assert!(log.contains("all of the session held"), "{log}");
     Ok(())
 }

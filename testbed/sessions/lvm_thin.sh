@@ -1,0 +1,207 @@
+# Thin volumes of LVM, as an administrator uses them: alpha and beta have theirs in one pool, gamma has image files, and delta has
+# devices of its own (/dev/ubdb and c). $ZUMASTOR is the program.
+. "$LAB_SESSIONS/nodes.sh"
+
+# The logical volumes whose names begin so.
+volumes() {
+    lvs --noheadings -o lv_name -S "lv_name=~^$1" vg | tr -d ' ' | sort | tr '\n' ' '
+}
+
+mkdir -p /run/vol /run/snapshot
+pvcreate -q -ff -y /dev/ubda
+vgcreate -q vg /dev/ubda
+lvcreate -q --type thin-pool -L 300M --poolmetadatasize 8M -n pool vg
+lvchange -q --errorwhenfull y vg/pool
+lvcreate -q -V 64M -T vg/pool -n vol
+lvcreate -q -L 8M -n thick vg
+mkfs.ext4 -q /dev/vg/vol
+mount /dev/vg/vol /run/vol
+mkdir /run/vol/dir
+head -c 5000000 /dev/urandom >/run/vol/dir/large
+seq 1 2000 >/run/vol/small
+(cd /run/vol && find . -type f | sort | xargs sha256sum) >/tmp/hashes
+
+start alpha 7001
+start beta 7002
+start gamma 7003
+start delta 7004
+introduce alpha beta
+introduce alpha gamma
+introduce alpha delta
+
+# What is no thin volume goes another way, and what is one is not overwritten.
+z alpha define volume vol vg/thick 2>/tmp/said && fail "a thick volume was taken for a thin one"
+grep -q "ORGDEV SNAPDEV" /tmp/said || fail "$(cat /tmp/said)"
+z alpha define volume vol vg/vol --initialize --yes 2>/tmp/said && fail "a thin volume was initialized"
+grep -q "leave out .--initialize." /tmp/said || fail "$(cat /tmp/said)"
+z alpha define volume vol vg/nothing 2>/tmp/said && fail "a volume that does not exist was taken"
+grep -q "there is no logical volume vg/nothing" /tmp/said || fail "$(cat /tmp/said)"
+
+# Taken as it is, mounted or not.
+z alpha define volume vol vg/vol
+umount /run/vol
+z alpha define master vol --no-snapmount
+mounted=/tmp/alpha/run/volumes/vol
+(cd $mounted && sha256sum --quiet -c /tmp/hashes) || fail "the files are not what they were"
+
+# Snapshots of a mounted file system, which LVM shows.
+z alpha snapshot vol
+echo new >$mounted/new
+z alpha snapshot vol
+echo newer >$mounted/new
+same "$(volumes vol)" "vol vol_zuma0 vol_zuma1 " "what lvs shows"
+mount_snapshot "/dev/mapper/vol(0)"
+(cd /run/snapshot && sha256sum --quiet -c /tmp/hashes) || fail "snapshot 0 is not what was there"
+[ ! -e /run/snapshot/new ] || fail "snapshot 0 has what came later"
+umount /run/snapshot
+mount_snapshot /dev/vg/vol_zuma1
+same "$(cat /run/snapshot/new)" new "snapshot 1"
+umount /run/snapshot
+z beta define volume stolen vg/vol_zuma1 2>/tmp/said && fail "a snapshot was taken for a volume"
+grep -q "belongs to the volume on vg/vol" /tmp/said || fail "$(cat /tmp/said)"
+z beta define volume stolen vg/vol 2>/tmp/said && fail "a volume was taken twice"
+grep -q "in use by another process" /tmp/said || fail "$(cat /tmp/said)"
+
+# To a node with thin volumes in the same pool, one with files, and one with devices.
+z alpha define target vol beta --name copy
+z alpha define target vol gamma
+z alpha define target vol delta
+z beta define volume copy vg/copy vg/pool
+z beta define source copy alpha --name vol
+mkdir /tmp/files
+z gamma define volume vol /tmp/files/vol.img /tmp/files/vol.snaps
+z gamma define source vol alpha
+head -c 1000000 /dev/urandom >/dev/ubdb
+z delta define volume vold /dev/ubdb /dev/ubdc --initialize --yes
+z alpha define target vol delta --name vold
+z delta define source vold alpha --name vol
+for node in beta gamma delta; do z alpha replicate vol $node --wait; done
+wanted=$(digest alpha "/dev/mapper/vol(1)")
+same "$wanted" "$(digest beta /dev/vg/copy)" "the copy on beta"
+same "$wanted" "$(digest beta "/dev/mapper/copy(1)")" "snapshot 1 on beta"
+same "$wanted" "$(digest gamma /tmp/files/vol.img)" "the copy on gamma"
+same "$wanted" "$(digest delta /dev/mapper/vold)" "the copy on delta"
+same "$(volumes copy)" "copy copy_zuma1 " "what lvs shows of the copy"
+
+# From files.
+head -c 3000000 /dev/urandom >/tmp/files/doc.img
+z gamma define volume doc /tmp/files/doc.img /tmp/files/doc.snaps
+z gamma define master doc --no-snapmount
+z gamma define target doc alpha
+z gamma snapshot doc
+z alpha define volume doc vg/doc vg/pool
+z alpha define source doc gamma
+z gamma replicate doc alpha --wait 2>/dev/null && fail "a volume that is not made of extents was received"
+z alpha status doc | grep -q "consist of extents of 4.00 MiB" || fail "$(z alpha status doc)"
+z gamma resize doc --origin 8M
+z gamma snapshot doc
+z gamma replicate doc alpha --wait
+same "$(digest gamma /tmp/files/doc.img)" "$(digest alpha /dev/mapper/doc)" "what came from a file"
+
+# A change of 4 KiB moves about as much, though a chunk has 64. Who reads the copy goes on with what it was.
+sync
+exec 3</dev/mapper/copy
+before=$(sha256sum <"/dev/mapper/copy(1)")
+dd if=/dev/urandom of=$mounted/dir/large bs=4096 count=1 seek=700 conv=notrunc,fsync 2>/dev/null
+z alpha snapshot vol
+for node in beta gamma delta; do z alpha replicate vol $node --wait; done
+wanted=$(digest alpha "/dev/mapper/vol(2)")
+same "$wanted" "$(digest beta /dev/mapper/copy)" "the copy after a small change"
+same "$wanted" "$(digest beta /dev/vg/copy)" "the copy by LVM's name"
+same "$before" "$(sha256sum <&3)" "what an open reader of the copy sees"
+exec 3<&-
+same "$wanted" "$(digest gamma /tmp/files/vol.img)" "the copy on gamma, later"
+same "$wanted" "$(digest delta /dev/mapper/vold)" "the copy on delta, later"
+z beta history copy | tail -1 | grep -E "replicated from snapshot 1: [0-9.]+ KiB of data" || fail "$(z beta history copy)"
+
+# LVM's tools remove a snapshot, and then the one that the copy on beta would be built upon.
+lvremove -q -y vg/vol_zuma0
+z alpha status vol | grep -E "^ *0 " && fail "a snapshot that was removed is still shown"
+[ ! -e "/dev/mapper/vol(0)" ] || fail "the node of a snapshot that was removed is left"
+lvremove -q -y vg/vol_zuma2
+# Its number in the pool goes to another, which is not taken for it.
+lvcreate -q -V 8M -T vg/pool -n other
+head -c 4000000 /dev/urandom >/dev/vg/other
+echo after >$mounted/after
+z alpha snapshot vol
+z alpha replicate vol beta --wait
+same "$(digest alpha "/dev/mapper/vol(3)")" "$(digest beta /dev/mapper/copy)" "the copy without a common snapshot on the master"
+lvremove -q -y vg/other
+
+# The daemon that receives is killed in the middle, and goes on where it was.
+z alpha define target vol beta --name copy --ratelimit 2M
+head -c 12000000 /dev/urandom >$mounted/more
+z alpha snapshot vol
+z alpha replicate vol beta
+until [ -e /dev/vg/copy_zumarecv ] && z beta status copy | grep -qE "[1-9][0-9.]* MiB"; do sleep 0.1; done
+stop beta KILL
+start beta 7002
+z alpha define target vol beta --name copy
+z alpha replicate vol beta --wait
+same "$(digest alpha "/dev/mapper/vol(4)")" "$(digest beta /dev/mapper/copy)" "the copy that was interrupted"
+[ ! -e /dev/vg/copy_zumarecv ] || fail "what was received is still there"
+
+# The master's daemon is killed: what is mounted goes on, and is taken up again.
+stop alpha KILL
+echo alive >$mounted/alive
+start alpha 7001
+z alpha snapshot vol
+mount_snapshot "/dev/mapper/vol(5)"
+same "$(cat /run/snapshot/alive)" alive "snapshot 5"
+umount /run/snapshot
+content=$(sha256sum <"/dev/mapper/vol(5)")
+exec 5<"/dev/mapper/vol(5)"
+z alpha delete vol 5
+[ ! -e "/dev/mapper/vol(5)" ] || fail "the device of a deleted snapshot is still there"
+same "$(sha256sum <&5)" "$content" "a deleted snapshot that is open"
+exec 5<&-
+
+# Back to a snapshot, and larger; also with LVM's own tool.
+exec 4>>$mounted/small
+z alpha revert vol 1 2>/tmp/said && fail "a volume that is in use was replaced"
+exec 4>&-
+z alpha revert vol 1
+[ ! -e $mounted/after ] || fail "the volume has what came after snapshot 1"
+(cd $mounted && sha256sum --quiet -c /tmp/hashes) || fail "the volume is not what snapshot 1 was"
+z alpha resize vol --origin 70M 2>/tmp/said && fail "a size between extents was taken"
+grep -q "extents of 4.00 MiB" /tmp/said || fail "$(cat /tmp/said)"
+z alpha resize vol --origin 96M
+same "$(blockdev --getsize64 /dev/vg/vol)" $((96 << 20)) "the size"
+lvextend -q -L 128M vg/vol
+z alpha resize vol --snapshot 400M 2>/tmp/said && fail "a pool of LVM's was resized"
+grep -q "lvextend" /tmp/said || fail "$(cat /tmp/said)"
+newest=$(z alpha snapshot vol | cut -d' ' -f1)
+z alpha replicate vol beta --wait
+same "$(blockdev --getsize64 /dev/mapper/copy)" $((128 << 20)) "the size of the copy"
+wanted=$(digest alpha "/dev/mapper/vol($newest)")
+same "$wanted" "$(digest beta /dev/mapper/copy)" "the larger copy"
+
+# No device is left when the daemon stops but the volume that was active before; all is back when it starts.
+stop alpha TERM
+dmsetup ls | grep 'vg-vol_' && fail "snapshots are left active"
+[ ! -e /dev/mapper/vol ] || fail "nodes are left"
+start alpha 7001
+until [ -e $mounted/small ]; do sleep 0.1; done
+(cd $mounted && sha256sum --quiet -c /tmp/hashes) || fail "the volume after a restart"
+same "$(digest alpha "/dev/mapper/vol($newest)")" "$wanted" "the snapshot after a restart"
+stop alpha TERM
+
+# What the node knew is lost. The volume group knows it.
+rm -rf /tmp/alpha
+start alpha 7001
+z alpha define volume vol vg/vol 2>&1 | tee /tmp/said
+grep -q "snapshots were there already: 1, 3, 4" /tmp/said || fail "the snapshots are gone"
+same "$(digest alpha "/dev/mapper/vol($newest)")" "$wanted" "the snapshot that was taken up again"
+
+# The volumes stay, active where they were, were made here, or were found so after a kill; and nothing else.
+z alpha forget volume vol
+z beta forget volume copy
+z delta forget volume vold
+dmsetup ls | cut -f1 | sort | tr '\n' ' ' >/tmp/left
+same "$(cat /tmp/left)" "vg-copy vg-doc vg-pool vg-pool-tpool vg-pool_tdata vg-pool_tmeta vg-thick vg-vol " "the devices that are left"
+volumes copy | grep -q "copy copy_zuma1 " || fail "the copy is gone: $(volumes copy)"
+ls /dev/mapper | grep -v '^vg-' | grep -v control && fail "nodes are left"
+vgchange -q -an vg
+lvchange -q -y -ay vg/pool_tmeta
+thin_check -q /dev/vg/pool_tmeta || fail "the metadata of the pool are damaged"
+echo "all of the session held"
