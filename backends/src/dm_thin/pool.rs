@@ -363,6 +363,8 @@ impl Pool for DmPool {
     }
 
     fn delete(&self, id: ThinId) -> Result<Gone, StoreError> {
+        // While a moment of the metadata is held, nothing would become free.
+        let _moment = self.holding.lock().expect("no panic while locked");
         match self.message(&format!("delete {id}")) {
             Ok(()) => {}
             Err(error) if error.raw_os_error() == Some(libc::EBUSY) => return Ok(Gone::Later),
@@ -519,6 +521,8 @@ impl Pool for DmPool {
     }
 
     fn close(&self) -> Result<(), StoreError> {
+        // Whoever reads the metadata comes to an end first, and lets go of them.
+        let _moment = self.holding.lock().expect("no panic while locked");
         let below = BELOW.map(|what| self.name(what));
         let mut all_gone = true;
         for name in self.ours()?.into_iter().filter(|name| !below.contains(name)) {

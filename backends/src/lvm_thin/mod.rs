@@ -237,8 +237,12 @@ impl LvmPool {
     /// Activates the head, and sees to it that the pool is one that can be used.
     fn begin(&mut self, recorded: &Recorded) -> Result<(), StoreError> {
         let head = self.head()?;
-        self.was_active = self.device_of(&head)?.is_some();
-        if !self.was_active {
+        let device = self.device_of(&head)?;
+        self.was_active = device.is_some();
+        if let Some((name, _)) = device {
+            // A daemon that was killed in the middle of a flip left it standing still.
+            self.mapper.resume(&joined(&self.lvm.vg, &name))?;
+        } else {
             run("lvchange", &["-ay", "-K", &self.lvm.of(&head.name)])?;
         }
         let tag = tags::of_store(self.store);

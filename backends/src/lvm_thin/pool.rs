@@ -345,7 +345,7 @@ pub(super) fn resized(catalogue: &mut Catalogue, size: u64) {
         return;
     }
     // What was to become smaller and did not is as it was; what lies beyond a smaller end is to be made zero.
-    head.tail = (size < head.size).then(|| head.tail.map_or(head.size, |tail| tail.max(head.size)));
+    head.tail = head.tail.max(Some(head.size)).filter(|tail| *tail > size);
     head.size = size;
     head.shows = None;
 }
@@ -439,6 +439,8 @@ impl Pool for LvmPool {
         if let Some(name) = name {
             // Whatever has this name meanwhile, nothing else goes than what was meant.
             let selection = format!("lv_uuid={}", dashed(&lv.uuid));
+            // While a moment of the metadata is held, nothing would become free.
+            drop(self.lock_metadata().ok());
             run("lvremove", &["-y", "-S", &selection, &self.lvm.of(&name)])?;
         }
         self.state().volumes.remove(&id);
@@ -597,12 +599,13 @@ impl Pool for LvmPool {
         read: &mut dyn FnMut(&ThinMetadata) -> Result<(), StoreError>,
     ) -> Result<(), StoreError> {
         let _one = self.lock_metadata()?;
+        let metadata = self.metadata()?;
         let reserved = self.mapper.message(&self.tpool(), "reserve_metadata_snap");
         reserved.map_err(|error| match error.raw_os_error() {
             Some(libc::EBUSY) => StoreError::Unsupported(self.strange_hold()),
             _ => StoreError::io(format!("reserve_metadata_snap in the pool {}", self.place.display()))(error),
         })?;
-        read_held(&self.mapper, &self.tpool(), &self.metadata()?, read)
+        read_held(&self.mapper, &self.tpool(), &metadata, read)
     }
 
     fn remedies(&self) -> (String, String) {
@@ -636,6 +639,8 @@ impl Pool for LvmPool {
     }
 
     fn close(&self) -> Result<(), StoreError> {
+        // Whoever reads the metadata comes to an end first, and lets go of them.
+        drop(self.lock_metadata().ok());
         self.tidy(&BTreeSet::new())?;
         let volumes = self.state().volumes.clone();
         let mut others: Vec<_> =

@@ -153,8 +153,8 @@ impl Inner {
             if saved {
                 // The devices are not what is recorded: opening the store anew makes them so.
                 self.break_off();
-            } else if !self.faults.stopped() {
-                self.bury(thin);
+            } else {
+                self.unmake(thin);
             }
             return Err(error);
         }

@@ -170,12 +170,26 @@ impl Inner {
         Ok(self.state().snapshots.iter().map(|kept| kept.record.clone()).collect())
     }
 
-    /// Takes note of a thin device that the pool has just made. One with its number that was to be deleted is gone.
+    /// Takes note of a thin device that the pool has just made. One with its number that was to be deleted is gone. One that
+    /// the volume consists of was removed by others in this moment: it must not be taken for the new one.
     pub(crate) fn made(&self, id: Result<ThinId, StoreError>) -> Result<ThinId, StoreError> {
-        if let Ok(id) = &id {
-            self.graves.lock().expect("no panic while locked").remove(id);
+        let id = id?;
+        self.graves.lock().expect("no panic while locked").remove(&id);
+        if self.state().thins().contains(&id) {
+            self.bury(id);
+            return Err(StoreError::Unsupported(format!(
+                "thin device {id} on {} was removed by somebody else at this moment: try again",
+                self.pool.place().display()
+            )));
         }
-        id
+        Ok(id)
+    }
+
+    /// Gives back what was made for a change that failed, unless it is unknown whether it did.
+    pub(crate) fn unmake(&self, id: ThinId) {
+        if !self.faults.stopped() && !self.broken.load(Ordering::Relaxed) {
+            self.bury(id);
+        }
     }
 
     fn check_open(&self) -> Result<(), StoreError> {
@@ -256,9 +270,7 @@ impl Inner {
         let record = SnapshotRecord { new, size: catalogue.head.size, digest: None };
         let done = self.faults.at("snapshot: after cloning").and_then(|()| self.check_sound());
         if let Err(error) = done {
-            if !self.faults.stopped() {
-                self.bury(thin);
-            }
+            self.unmake(thin);
             return Err(error);
         }
         let kept = Kept { record: record.clone(), thin };

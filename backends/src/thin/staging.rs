@@ -100,7 +100,7 @@ impl Inner {
         if let Err(error) = saved {
             if self.state().staged.is_none() && !self.faults.stopped() {
                 let _ = self.pool.deactivate(Slot::Staging);
-                self.bury(thin);
+                self.unmake(thin);
             }
             return Err(error);
         }
