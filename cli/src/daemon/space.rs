@@ -164,6 +164,18 @@ async fn look(
     Ok((short, close))
 }
 
+/// Whether so much could come into a pool if everything went but the newest snapshot, upon which it is built. If not, nothing is
+/// to go for it: what another node announces must not cost this one its history for nothing.
+async fn may_ever_fit(store: &dyn SnapshotStore, pool: &PoolRoom, more: u64) -> Result<bool, StoreError> {
+    let most = pool.data.total.saturating_sub(pool.data.least);
+    if more <= pool.data.free().saturating_sub(pool.data.least) {
+        return Ok(true);
+    }
+    let usage = store.usage_by_snapshot().await?.map(|usage| usage.snapshots).unwrap_or_default();
+    let newest = usage.iter().rev().find(|usage| !usage.number.is_local());
+    Ok(more <= most.saturating_sub(newest.map_or(0, |newest| newest.referenced)))
+}
+
 /// Looks after all volumes for as long as the daemon lives.
 pub async fn watch(daemon: Weak<Daemon>) {
     let mut events = zumastor_backends::pool_events();
@@ -213,6 +225,10 @@ impl MakeRoom for ReplicaRoom {
         // Also if the pull is given up: a claim lasts as long as the deletion.
         let making = tokio::spawn(async move {
             let _snapshotting = volume.snapshotting.lock().await;
+            if volume.role() != Role::Replica {
+                // It was made another meanwhile, and nothing comes in any more.
+                return;
+            }
             if let Err(failure) = daemon.make_room_in_pool(&volume, bytes).await {
                 tracing::warn!(volume = %volume.name, error = %failure, "no room could be made");
             }
@@ -264,7 +280,8 @@ impl Daemon {
     /// the store. To be called with `snapshotting` locked.
     pub async fn make_room_in_pool(&self, volume: &Volume, more: u64) -> Result<(), Failure> {
         let store = volume.store().await?;
-        if store.pool().await?.is_some() && !self.leaves_alone(volume).await? {
+        let Some(pool) = store.pool().await? else { return Ok(()) };
+        if !self.leaves_alone(volume).await? && may_ever_fit(&*store, &pool, more).await? {
             self.make_room(volume, &store, more).await?;
         }
         Ok(())
