@@ -187,6 +187,7 @@ impl Daemon {
         let reply = self.ask_upstream(&volume.name, source, path).await;
         if let TraceReply::Circle(hops) = &reply
             && hops.iter().any(|hop| hop.is(&own))
+            && volume.circling.circle().is_none()
         {
             // So it says; this node asks for itself.
             volume.circling.ask_soon();

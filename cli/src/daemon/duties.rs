@@ -23,7 +23,11 @@ impl Daemon {
         let written = self.configuring(move |files| files.write_volume(&volume, &written)).await;
         let now = if written.is_ok() && !duty.is_none() { vec![duty] } else { before };
         let (state, volume) = (self.state.clone(), name.clone());
-        blocking(move || state.note_duties(&volume, &now)).await?;
+        let noted = blocking(move || state.note_duties(&volume, &now)).await;
+        // The file decides. That it may say either of both stays noted, and does no harm.
+        if let Err(error) = noted {
+            tracing::warn!(volume = %name, %error, "could not note what the file of the volume says");
+        }
         written
     }
 

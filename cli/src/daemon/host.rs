@@ -135,8 +135,8 @@ impl Host for Answers {
     async fn trace(&self, peer: &NodeName, trace: &Trace) -> TraceReply {
         let found = self.volume(&trace.volume).filter(|volume| volume.config().target.contains_key(peer));
         let Some(volume) = found else { return TraceReply::Refused(self.not_sent(peer, &trace.volume)) };
-        let key = self.0.peers().peer.get(peer).map(|peer| peer.key.clone());
-        if trace.path.last().map(|hop| PublicKey(hop.key).to_string()) != key {
+        let key = self.0.peers().peer.get(peer).and_then(|peer| peer.key.parse().ok());
+        if trace.path.last().map(|hop| PublicKey(hop.key)) != key {
             let text = "the path of a question ends with who asks it";
             return TraceReply::Refused(Refusal::new(RefusalCode::Malformed, text));
         }

@@ -117,7 +117,8 @@ pub fn sync(wanted: &[Export], clients: &[Client], done: &[Export]) -> Vec<Strin
 /// it can be unmounted.
 pub fn take_back(wanted: &[Export], clients: usize, own: &Own<'_>) -> Result<(), String> {
     let there = exported();
-    let too_many = |at: &Path| there.iter().filter(|there| there.path == at).count() > clients;
+    let too_many =
+        |at: &Path| there.iter().filter(|there| own.has(there) && there.path == at).count() > clients;
     let unwanted = |one: &Exported| too_many(&one.path) || !wanted.iter().any(|export| one.is(export));
     withdraw(there.iter().filter(|there| own.has(there) && unwanted(there)))
 }
