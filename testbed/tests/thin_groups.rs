@@ -7,11 +7,11 @@ use std::{
     fs::{self, File},
     os::unix::fs::FileExt,
     sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        Arc, Condvar, Mutex,
+        atomic::{AtomicBool, Ordering},
     },
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use common::devices::{Head, machine, start};
@@ -26,38 +26,45 @@ const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Writes a counter to one volume and then to the other, again and again.
 struct Writer {
-    count: Arc<AtomicU64>,
+    rounds: Arc<Rounds>,
     stop: Arc<AtomicBool>,
     thread: thread::JoinHandle<()>,
 }
 
+/// What the counter has come to, and word of each next one.
+#[derive(Default)]
+struct Rounds {
+    done: Mutex<u64>,
+    another: Condvar,
+}
+
 impl Writer {
     fn start() -> Self {
-        let (count, stop) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
-        let (counter, stopped) = (count.clone(), stop.clone());
+        let (rounds, stop) = (Arc::<Rounds>::default(), Arc::new(AtomicBool::new(false)));
+        let (counter, stopped) = (rounds.clone(), stop.clone());
         let thread = thread::spawn(move || {
             let heads = ["a", "b"].map(Head::open);
             let mut page = PageBuf::new(4096);
+            let mut next = 0_u64;
             while !stopped.load(Ordering::Relaxed) {
-                let next = counter.load(Ordering::Relaxed) + 1;
+                next += 1;
                 page[..8].copy_from_slice(&next.to_le_bytes());
                 for head in &heads {
                     head.0.write_all_at(&page, 0).expect("the head can be written");
                 }
-                counter.store(next, Ordering::Relaxed);
+                *counter.done.lock().expect("no panic while locked") = next;
+                counter.another.notify_all();
             }
         });
-        Self { count, stop, thread }
+        Self { rounds, stop, thread }
     }
 
     /// Waits until it has gone on by some rounds: neither volume stands still.
     fn goes_on(&self) {
-        let before = self.count.load(Ordering::Relaxed);
-        let begun = Instant::now();
-        while self.count.load(Ordering::Relaxed) < before + 3 {
-            assert!(begun.elapsed() < PATIENCE, "a volume stands still");
-            thread::sleep(Duration::from_millis(5));
-        }
+        let done = self.rounds.done.lock().expect("no panic while locked");
+        let wanted = *done + 3;
+        let waited = self.rounds.another.wait_timeout_while(done, PATIENCE, |done| *done < wanted);
+        assert!(!waited.expect("no panic while locked").1.timed_out(), "a volume stands still");
     }
 
     fn end(self) {
