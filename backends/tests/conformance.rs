@@ -7,7 +7,7 @@ use std::{ops::Range, path::Path, sync::Arc};
 use common::{Mounted, Volume, skip};
 use zumastor_backends::{
     Faults, Mode,
-    conformance::{Subject, check},
+    conformance::{Damage, Op, Subject, check, replay},
 };
 use zumastor_core::{MemoryStore, SnapshotNumber, SnapshotStore, StoreError};
 
@@ -54,6 +54,16 @@ fn layers_in_memory() {
         return skip("no /dev/shm").unwrap_or(());
     }
     check(200, || Volume::new(place, None));
+}
+
+/// What snapshots have in common in layers is put right for all of them with the first: the head that shows another is not
+/// forgotten.
+#[test]
+fn the_head_is_put_right_with_what_another_snapshot_has_in_common() {
+    let damage = Damage { pick: 1, write: (0, 1, 0), tree: None, head: true };
+    let history =
+        [Op::Resize(172_033), Op::Write((61_440, 8192, 1)), Op::Snapshot, Op::Snapshot, Op::Repair(damage)];
+    replay(Volume::new(&std::env::temp_dir(), Some(Mode::Layered)), &history);
 }
 
 #[test]

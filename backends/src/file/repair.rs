@@ -143,6 +143,8 @@ impl Inner {
         Ok(headed)
     }
 
+    /// Brings the head to what it should show where it has the bytes that were bad of `record`. It may show another snapshot:
+    /// in layers, what snapshots have in common lies in one place, and is put right for all of them at once.
     fn settle_head(
         &self,
         record: &SnapshotRecord,
@@ -151,28 +153,34 @@ impl Inner {
         leaves: Option<&LeafTree>,
     ) -> Result<HeadRepair, StoreError> {
         let number = record.number();
-        let shows = self.shown()?.is_some_and(|shown| shown.guid == record.guid());
         let (Ok(origin), Some(leaves)) = (File::open(&self.origin), leaves) else {
             return Ok(HeadRepair::Untouched);
         };
-        if note.head && !shows {
-            return Ok(HeadRepair::Untouched);
-        }
+        let shown = match self.shown()? {
+            // A master's volume holds other things than its snapshots.
+            _ if !note.head => record.clone(),
+            Some(shown) => self.kept(shown.number)?.record,
+            None => return Ok(HeadRepair::Untouched),
+        };
+        let other = shown.guid() != record.guid();
         let at_head = |leaf: u64| {
             let read = |at, bytes: &mut [u8]| {
                 origin.read_exact_at(bytes, at).map_err(failed("reading", &self.origin))
             };
             hash_at(leaf, record.size, read)
         };
+        let shares = if other { Some(self.shares_with(&shown, record, leaves)?) } else { None };
         let mut same = false;
         for (leaf, bad) in done {
             let found = at_head(*leaf);
             if found.is_some() && found == expected(leaves, *leaf) {
                 continue;
             }
+            if shares.as_ref().is_some_and(|shares| !shares(*leaf)) {
+                continue;
+            }
             if found != *bad {
-                if !note.head {
-                    // A master's volume holds other things than its snapshots.
+                if !note.head || other {
                     continue;
                 }
                 let (origin, offset) = (self.origin.display(), leaf * LEAF);
@@ -193,10 +201,13 @@ impl Inner {
                  to: write there what belongs there, or `revert` to snapshot {number}"
             )));
         }
-        match self.flip(record, true) {
+        if other {
+            self.drop_alternate(&shown)?;
+        }
+        match self.flip(&shown, true) {
             Ok(()) => {
                 // What the head was until now.
-                self.drop_alternate(record)?;
+                self.drop_alternate(&shown)?;
                 Ok(HeadRepair::Repaired)
             }
             Err(
@@ -206,6 +217,24 @@ impl Inner {
             ) => Ok(HeadRepair::Left(format!("the volume still holds the bad bytes: {error}"))),
             Err(error) => Err(error),
         }
+    }
+
+    /// Tells which leaves a snapshot has in common with one that was put right, and holds as they should be.
+    fn shares_with<'a>(
+        &self,
+        shown: &'a SnapshotRecord,
+        record: &'a SnapshotRecord,
+        leaves: &'a LeafTree,
+    ) -> Result<impl Fn(u64) -> bool + 'a, StoreError> {
+        let reader = self.reader(shown.number())?;
+        let theirs = self.stored_leaves(shown.number())?;
+        Ok(move |leaf: u64| {
+            let range = |record: &SnapshotRecord| LeafIndex(leaf).range(record.size);
+            let meant = theirs.as_ref().and_then(|theirs| expected(theirs, leaf));
+            range(shown) == range(record)
+                && meant == expected(leaves, leaf)
+                && meant == hash_at(leaf, shown.size, |at, bytes| reader.read_at(at, bytes))
+        })
     }
 
     fn note_path(&self, number: SnapshotNumber) -> std::path::PathBuf {
