@@ -3,6 +3,7 @@
 //! The head, each snapshot, and what is being received are logical volumes with names that tell what they are, so that LVM's tools
 //! can show and remove them. What belongs to the volume is kept in tags of the volume group ([`tags`]).
 
+mod found;
 mod lvm;
 mod make;
 mod pool;
@@ -18,7 +19,7 @@ use uuid::Uuid;
 use zumastor_core::StoreError;
 
 use lvm::{Lv, Lvm, joined, kernels, named, run};
-use pool::{LvmPool, State, lock_file};
+use pool::{LvmPool, State};
 use tags::Recorded;
 
 use crate::{
@@ -26,7 +27,7 @@ use crate::{
     thin::{
         Catalogue, ThinStore,
         kernel::{SECTOR, prefix},
-        lock::lock,
+        lock::{lock, lock_file},
         mapper::Mapper,
     },
 };
@@ -207,7 +208,7 @@ fn assemble(
             "its tags in the volume group are damaged, or of a newer version of this program: `vgs -o vg_tags`",
         ));
     }
-    let loaded = pool::load(store, recorded, &pooled, spec.name.as_str(), &place.lv);
+    let loaded = found::load(store, recorded, &pooled, spec.name.as_str(), &place.lv);
     let (loaded, volumes) = loaded.ok_or_else(|| damaged("its logical volume was removed"))?;
     let ours = group.tags.iter().filter(|tag| tags::store(tag) == Some(store));
     let state = State { volumes, tags: ours.cloned().collect() };

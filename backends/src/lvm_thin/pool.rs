@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs::{self, File},
+    fs::File,
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard},
 };
@@ -12,8 +12,9 @@ use uuid::Uuid;
 use zumastor_core::{HumanBytes, SnapshotNumber, StoreError, StoreInfo};
 
 use super::{
+    found::{removed, resized},
     lvm::{Lv, Lvm, dashed, joined, run, split},
-    tags::{self, Found, Recorded},
+    tags::{self, Recorded},
 };
 use crate::{
     described::failed,
@@ -338,18 +339,6 @@ fn length(targets: &[(u64, u64, String, String)]) -> u64 {
     targets.iter().map(|(_, sectors, ..)| sectors * SECTOR).sum()
 }
 
-/// What the head is when its logical volume has this size: LVM's tools change it too.
-pub(super) fn resized(catalogue: &mut Catalogue, size: u64) {
-    let head = &mut catalogue.head;
-    if head.size == size {
-        return;
-    }
-    // What was to become smaller and did not is as it was; what lies beyond a smaller end is to be made zero.
-    head.tail = head.tail.max(Some(head.size)).filter(|tail| *tail > size);
-    head.size = size;
-    head.shows = None;
-}
-
 impl Pool for LvmPool {
     fn place(&self) -> &Path {
         &self.place
@@ -655,49 +644,3 @@ impl Pool for LvmPool {
             .map_err(|error| StoreError::io(format!("unlocking {}", self.place.display()))(error.into()))
     }
 }
-
-/// What a store consists of by its tags, and what LVM has of it by thin device; snapshots that are gone are reported. `there` is all
-/// of the pool.
-pub(super) fn load(
-    store: Uuid,
-    recorded: &Recorded,
-    there: &BTreeMap<String, Lv>,
-    volume: &str,
-    name: &str,
-) -> Option<(Catalogue, BTreeMap<ThinId, Lv>)> {
-    let Found { mut catalogue, gone } = recorded.found(store, there)?;
-    for kept in &gone {
-        removed(volume, kept.record.number());
-    }
-    let (named, tag, ours) = (catalogue.thins(), tags::of_store(store), format!("{name}_zuma"));
-    let by_id = there.values().filter_map(|lv| Some((lv.thin?, lv)));
-    // What a person made as a copy of ours is none of ours.
-    let belongs = |id: &ThinId, lv: &Lv| {
-        named.contains(id) || lv.tags.contains(&tag) && (lv.name == name || lv.name.starts_with(&ours))
-    };
-    let volumes: BTreeMap<_, _> =
-        by_id.filter(|(id, lv)| belongs(id, lv)).map(|(id, lv)| (id, lv.clone())).collect();
-    let size = volumes.get(&catalogue.head.thin)?.size;
-    resized(&mut catalogue, size);
-    Some((catalogue, volumes))
-}
-
-fn removed(volume: &str, number: SnapshotNumber) {
-    tracing::warn!(
-        volume,
-        snapshot = %number,
-        "the logical volume of a snapshot was removed by somebody else: the snapshot is gone"
-    );
-}
-
-/// A file to lock, by a name that says for what.
-pub(super) fn lock_file(name: &str) -> Result<(File, PathBuf), StoreError> {
-    let dir = Path::new(LOCKS);
-    fs::create_dir_all(dir).map_err(failed("making", dir))?;
-    let path = dir.join(name);
-    let file = File::options().create(true).append(true).open(&path).map_err(failed("opening", &path))?;
-    Ok((file, path))
-}
-
-/// Where programs on one machine meet, whatever directories they have.
-const LOCKS: &str = "/run/lock/zumastor";

@@ -1,8 +1,8 @@
 //! One program at a time for a store.
 
 use std::{
-    fs::File,
-    path::Path,
+    fs::{self, File},
+    path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
 };
@@ -35,3 +35,15 @@ pub(crate) fn lock(file: &File, path: &Path) -> Result<(), StoreError> {
 
 /// How long others may look at a device, as udev does, or still have it locked after it was closed.
 const PATIENCE: Duration = Duration::from_secs(2);
+
+/// A file to lock, by a name that says for what.
+pub(crate) fn lock_file(name: &str) -> Result<(File, PathBuf), StoreError> {
+    let dir = Path::new(LOCKS);
+    fs::create_dir_all(dir).map_err(failed("making", dir))?;
+    let path = dir.join(name);
+    let file = File::options().create(true).append(true).open(&path).map_err(failed("opening", &path))?;
+    Ok((file, path))
+}
+
+/// Where programs on one machine meet, whatever directories they have.
+const LOCKS: &str = "/run/lock/zumastor";
