@@ -416,6 +416,100 @@ fn lab_a_pool_that_is_ill_is_explained_and_taken_up_again() -> Result<(), Failur
     )
 }
 
+/// The power goes between the header and the pool, and metadata that are full keep the pool from following when it is taken up: once
+/// there are more of them the volume works again, in use. A header that is older than its pool is not written over it.
+#[test]
+fn lab_a_pool_that_could_only_be_read_catches_up() -> Result<(), Failure> {
+    lab::inside(
+        TOOLS,
+        |lab| machine(lab, &[("origin", 3 << 10), ("snapdev", 512), ("metadev", 16)]),
+        || {
+            output("dmsetup", |c| c.args(["create", "meta", "--table", "0 8192 linear /dev/ubdc 0"]))?;
+            let mut node = start("alpha")?;
+            let define = ["define", "volume", "v", "/dev/ubda", "/dev/ubdb", "--metadev", "/dev/mapper/meta"];
+            node.ok(&define)?;
+            node.ok(&["define", "master", "v", "--no-snapmount"])?;
+            node.ok(&["snapshot", "v"])?;
+            node.kill()?;
+            // A chunk in each leaf of the mappings, again and again.
+            let status = || output("dmsetup", |c| c.args(["status", "v:pool"]));
+            let head = Head::open("v");
+            for id in 1000.. {
+                assert!(id < 1020, "the metadata do not become full: {}", status()?);
+                output("dmsetup", |c| c.args(["suspend", "v"]))?;
+                let made =
+                    output("dmsetup", |c| c.args(["message", "v:pool", "0", &format!("create_snap {id} 0")]));
+                output("dmsetup", |c| c.args(["resume", "v"]))?;
+                made?;
+                let mut places = 0..3 * 64;
+                let page = PageBuf::new(4096);
+                let write = |place: u64| {
+                    head.0.write_all_at(&page, place * 16 * MIB).and_then(|()| head.0.sync_data())
+                };
+                if places.any(|place| write(place).is_err()) || status()?.contains(" ro ") {
+                    break;
+                }
+            }
+            drop(head);
+            let apart = |from: u64, to: u64| -> Result<(), Failure> {
+                for name in ["v", "v(0)", "v:pool", "v:data", "v:metadata"] {
+                    output("dmsetup", |c| c.args(["remove", name]))?;
+                }
+                edit_superblock(Path::new("/dev/mapper/meta"), |block| {
+                    assert_eq!(block[48..56], from.to_le_bytes());
+                    block[48..56].copy_from_slice(&to.to_le_bytes());
+                });
+                Ok(())
+            };
+            apart(1, 0)?;
+            node.up()?;
+            node.wait_for("v", "what ails it", PATIENCE, |volume| {
+                volume
+                    .trouble
+                    .as_ref()
+                    .is_some_and(|text| text.contains("its metadata are full"))
+                    .then_some(())
+            })?;
+            let refused = node.run(&["snapshot", "v"])?;
+            assert!(refused.code == 3 && refused.err.contains("resize v --metadata"), "{refused:?}");
+            output("dmsetup", |c| c.args(["reload", "meta", "--table", "0 32768 linear /dev/ubdc 0"]))?;
+            output("dmsetup", |c| c.args(["suspend", "meta"]))?;
+            output("dmsetup", |c| c.args(["resume", "meta"]))?;
+            node.ok(&["resize", "v", "--metadata", "16M"])?;
+            node.wait_for("v", "it to be well", PATIENCE, is_well)?;
+            node.ok(&["snapshot", "v"])?;
+            node.ok(&["snapshot", "v"])?;
+            assert_eq!(numbers(&node.volume("v")?), [0, 1, 2]);
+
+            // An older header: what it does not know of stays, and nothing is changed.
+            node.kill()?;
+            for name in ["v(1)", "v(2)"] {
+                output("dmsetup", |c| c.args(["remove", name]))?;
+            }
+            let there = status()?.split(' ').nth(3).map(str::to_owned);
+            assert_eq!(there.as_deref(), Some("3"));
+            apart(3, 4)?;
+            for _ in 0..2 {
+                node.up()?;
+                node.wait_for("v", "what ails it", PATIENCE, |volume| {
+                    volume.trouble.as_ref().is_some_and(|text| text.contains("an older copy")).then_some(())
+                })?;
+                let refused = node.run(&["snapshot", "v"])?;
+                assert!(refused.code == 3 && refused.err.contains("an older copy"), "{refused:?}");
+                assert_eq!(node.down()?, 0);
+            }
+            edit_superblock(Path::new("/dev/mapper/meta"), |block| {
+                block[48..56].copy_from_slice(&3_u64.to_le_bytes());
+            });
+            node.up()?;
+            node.wait_for("v", "it to be well", PATIENCE, is_well)?;
+            node.ok(&["snapshot", "v"])?;
+            assert_eq!(numbers(&node.volume("v")?), [0, 1, 2, 3]);
+            Ok(())
+        },
+    )
+}
+
 /// Changes the superblock of metadata that are not in use.
 fn edit_superblock(path: &Path, edit: impl FnOnce(&mut [u8])) {
     let file = File::options().read(true).write(true).open(path).expect("the metadata device");

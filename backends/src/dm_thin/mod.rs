@@ -4,6 +4,7 @@
 //! head: nothing is copied. The rest of the data is in the snapshot store, behind a header that says what the volume
 //! consists of, and behind the metadata unless these have a device of their own.
 
+mod beside;
 mod devices;
 mod header;
 mod make;
@@ -21,6 +22,7 @@ use std::{
 
 use zumastor_core::StoreError;
 
+use beside::Beside;
 use devices::BlockDevice;
 pub(crate) use devices::signature;
 pub(crate) use header::store_id;
@@ -71,8 +73,7 @@ pub(crate) fn open(
 /// Brings the pool of a store that is there into use.
 fn assemble(spec: &VolumeSpec, header: Header, content: Content) -> Result<DmPool, StoreError> {
     check_devices(spec, &content)?;
-    let transaction = content.transaction;
-    let mut pool = new_pool(spec, header, content)?;
+    let pool = new_pool(spec, header, content)?;
     clear_others(&pool.mapper, &pool.volume, &pool.prefix)?;
     pool.assemble()?;
     let said = pool.said()?;
@@ -88,30 +89,16 @@ fn assemble(spec: &VolumeSpec, header: Header, content: Content) -> Result<DmPoo
         pool.mark(true)?;
         return Ok(pool);
     }
-    // A crash may have come between the header and the pool.
-    match said.as_ref().map(|said| said.transaction) {
-        Some(there) if there == transaction => pool.current = true,
-        Some(there) if there + 1 == transaction => {
-            pool.catch_up(there, transaction)?;
-            pool.current = true;
-        }
-        Some(there) => {
-            tracing::error!(
-                volume = %spec.name,
-                header = transaction,
-                pool = there,
-                "the header and the pool of the volume are not of one moment; nothing that is unknown is deleted"
-            );
-        }
-        None => {}
+    pool.settle()?;
+    if let Some(apart) = pool.apart() {
+        tracing::error!(volume = %spec.name, "the volume can only be read: {apart}");
     }
-    pool.strange_hold = pool.release_stale()?;
     pool.mark(true)?;
     Ok(pool)
 }
 
 fn new_pool(spec: &VolumeSpec, header: Header, content: Content) -> Result<DmPool, StoreError> {
-    let prefix = prefix(content.catalogue.store);
+    let (prefix, was_open) = (prefix(content.catalogue.store), content.open);
     Ok(DmPool {
         volume: spec.name.to_string(),
         mapper: Mapper::open()?,
@@ -127,8 +114,8 @@ fn new_pool(spec: &VolumeSpec, header: Header, content: Content) -> Result<DmPoo
         last: Mutex::new(0),
         time: AtomicU32::new(0),
         holding: Mutex::new(()),
-        current: false,
-        strange_hold: false,
+        beside: Mutex::new(Beside::Unknown),
+        was_open,
         frozen: AtomicBool::new(false),
     })
 }

@@ -14,6 +14,7 @@ use rustix::fs::{FlockOperation, flock};
 use zumastor_core::{SnapshotNumber, StoreError, StoreInfo};
 
 use super::{
+    beside::Beside,
     devices::BlockDevice,
     header::{Content, Header, On, Piece},
     sizes,
@@ -51,9 +52,9 @@ pub(super) struct DmPool {
     /// One moment of the metadata is held at a time.
     pub holding: Mutex<()>,
     /// Whether what the header says is as new as the pool.
-    pub current: bool,
-    /// Set when a moment of the metadata is held that is not ours.
-    pub strange_hold: bool,
+    pub beside: Mutex<Beside>,
+    /// Whether a program had the store open when it ended.
+    pub was_open: bool,
     /// Whether the head stands still for snapshots.
     pub frozen: AtomicBool,
 }
@@ -164,7 +165,7 @@ impl DmPool {
         self.mapper.message(&self.name("pool"), message)
     }
 
-    fn told(&self, message: &str) -> Result<(), StoreError> {
+    pub(super) fn told(&self, message: &str) -> Result<(), StoreError> {
         self.message(message).map_err(|error| match error.raw_os_error() {
             Some(libc::EOPNOTSUPP) => StoreError::Damaged {
                 path: self.place.clone(),
@@ -196,30 +197,6 @@ impl DmPool {
         named_after(&self.mapper, &self.volume)
     }
 
-    /// Lets go of a moment that an earlier run held when it ended.
-    pub(super) fn release_stale(&self) -> Result<bool, StoreError> {
-        let Some(held) = self.said()?.and_then(|said| said.held) else { return Ok(false) };
-        if !self.header().1.open {
-            tracing::warn!(
-                volume = self.volume,
-                held,
-                "somebody else holds a moment of the pool's metadata: it keeps space, and changes cannot be found until \
-                 `dmsetup message {} 0 release_metadata_snap`",
-                self.name("pool")
-            );
-            return Ok(true);
-        }
-        self.told("release_metadata_snap").map(|()| false)
-    }
-
-    /// Writes the header with the store marked as open or not.
-    pub(super) fn mark(&self, open: bool) -> Result<(), StoreError> {
-        let mut header = self.header();
-        let (file, content) = &mut *header;
-        content.open = open;
-        file.write(content)
-    }
-
     /// Removes the pool, and what it is made of. Of one that wants its metadata checked, the device with these stays, so that they
     /// can be.
     pub(super) fn dismantle(&self) -> Result<(), StoreError> {
@@ -228,11 +205,6 @@ impl DmPool {
             self.mapper.remove(&self.name(what), true, false)?;
         }
         Ok(())
-    }
-
-    /// Puts the pool's transaction beside that of the header.
-    pub(super) fn catch_up(&self, from: u64, to: u64) -> Result<(), StoreError> {
-        if from == to { Ok(()) } else { self.told(&format!("set_transaction_id {from} {to}")) }
     }
 }
 
@@ -274,7 +246,10 @@ impl Pool for DmPool {
     fn info(&self) -> StoreInfo {
         let layout = &self.header().1.layout;
         let chunk = zumastor_core::HumanBytes(layout.chunk);
-        StoreInfo { kind: format!("thin pool of its own, chunks of {chunk}"), caution: self.trouble() }
+        StoreInfo {
+            kind: format!("thin pool of its own, chunks of {chunk}"),
+            caution: self.trouble().or_else(|| self.apart()),
+        }
     }
 
     fn chunk(&self) -> u64 {
@@ -286,6 +261,12 @@ impl Pool for DmPool {
     }
 
     fn save(&self, catalogue: &Catalogue) -> Result<(), StoreError> {
+        if self.settle()? != Beside::Together {
+            // A header that the pool cannot follow must not be written.
+            let what = self.apart().or_else(|| self.trouble());
+            let what = what.unwrap_or_else(|| "the pool could not be written just now: try again".to_owned());
+            return Err(StoreError::Damaged { path: self.place.clone(), what });
+        }
         let mut header = self.header();
         let (file, content) = &mut *header;
         let before = content.transaction;
@@ -307,10 +288,6 @@ impl Pool for DmPool {
         *self.last.lock().expect("no panic while locked") = found.last().map_or(0, |id| id.0);
         self.known.lock().expect("no panic while locked").clone_from(&found);
         Ok(found)
-    }
-
-    fn may_delete_unknown(&self) -> bool {
-        self.current
     }
 
     fn create(&self, _slot: Slot, _size: u64) -> Result<ThinId, StoreError> {
@@ -461,14 +438,6 @@ impl Pool for DmPool {
         read: &mut dyn FnMut(&ThinMetadata) -> Result<(), StoreError>,
     ) -> Result<(), StoreError> {
         let _one = self.holding.lock().expect("no panic while locked");
-        if self.strange_hold {
-            return Err(StoreError::Unsupported(format!(
-                "somebody else holds a moment of the metadata of volume {}: `dmsetup message {} 0 release_metadata_snap`, then \
-                 restart",
-                self.volume,
-                self.name("pool")
-            )));
-        }
         let path = node(&self.name("metadata"));
         if let Some(what) = self.trouble() {
             // It takes no messages, and changes nothing either: what was committed last stays.
@@ -476,7 +445,13 @@ impl Pool for DmPool {
             let done = done.and_then(|metadata| read(&metadata));
             return done.map_err(|_| StoreError::Damaged { path: self.place.clone(), what });
         }
-        self.told("reserve_metadata_snap")?;
+        self.settle()?;
+        self.told("reserve_metadata_snap").map_err(|error| match error {
+            StoreError::Io { source, .. } if source.raw_os_error() == Some(libc::EBUSY) => {
+                StoreError::Unsupported(self.strange_hold())
+            }
+            error => error,
+        })?;
         read_held(&self.mapper, &self.name("pool"), &path, read)
     }
 
@@ -517,7 +492,8 @@ impl Pool for DmPool {
         // The pool's own table may be the same as before: it looks for how large its devices are when it is resumed.
         let pool = self.name("pool");
         let suspended = self.mapper.suspend(&pool, false);
-        self.mapper.resume(&pool).and(suspended)
+        self.mapper.resume(&pool).and(suspended)?;
+        self.settle().map(drop)
     }
 
     fn close(&self) -> Result<(), StoreError> {

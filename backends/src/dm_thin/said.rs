@@ -21,7 +21,7 @@ impl DmPool {
     /// How the pool is.
     pub(super) fn look(&self, glance: bool) -> Result<PoolStatus, StoreError> {
         let said = self.asked(glance)?;
-        let trouble = self.explained(said.as_ref());
+        let trouble = self.explained(said.as_ref()).or_else(|| self.apart());
         Ok(status(said.as_ref(), self.chunk(), trouble))
     }
 
@@ -33,7 +33,7 @@ impl DmPool {
         }
     }
 
-    fn explained(&self, said: Option<&Said>) -> Option<String> {
+    pub(super) fn explained(&self, said: Option<&Said>) -> Option<String> {
         let (volume, pool, data) = (&self.volume, self.name("pool"), self.name("data"));
         let metadata = node(&self.name("metadata"));
         let metadata = metadata.display();

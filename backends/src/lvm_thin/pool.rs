@@ -392,11 +392,6 @@ impl Pool for LvmPool {
         Ok(self.state().volumes.keys().copied().collect())
     }
 
-    fn may_delete_unknown(&self) -> bool {
-        // Volumes and tags change together.
-        true
-    }
-
     fn create(&self, slot: Slot, size: u64) -> Result<ThinId, StoreError> {
         self.check_size(size)?;
         let sectors = format!("{}s", size / SECTOR);

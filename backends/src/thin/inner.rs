@@ -110,17 +110,7 @@ impl Inner {
             tracing::warn!("what was being received cannot be taken up again and is discarded");
             self.discard_staged()?;
         }
-        if unknown.is_empty() {
-            // Nothing was left half done.
-        } else if self.pool.may_delete_unknown() {
-            unknown.into_iter().for_each(|id| self.bury(id));
-        } else {
-            tracing::error!(
-                place = %self.pool.place().display(),
-                "the pool has thin devices that the volume does not know: what was written last about it is lost. \
-                 They are kept"
-            );
-        }
+        unknown.into_iter().for_each(|id| self.bury(id));
         let _control = self.control()?;
         self.clear_tail()
     }

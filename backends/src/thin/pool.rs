@@ -107,9 +107,6 @@ pub(crate) trait Pool: fmt::Debug + Send + Sync + 'static {
     /// The volume's thin devices that are there, whether the catalogue knows them or not.
     fn thins(&self) -> Result<BTreeSet<ThinId>, StoreError>;
 
-    /// Whether thin devices that the catalogue does not know may be deleted: not if it may be older than they are.
-    fn may_delete_unknown(&self) -> bool;
-
     /// Makes a thin device of zeros.
     fn create(&self, slot: Slot, size: u64) -> Result<ThinId, StoreError>;
 

@@ -1,0 +1,90 @@
+//! The header and the pool beside each other: one moment of both, and whose the moment of the metadata is that the pool holds.
+
+use zumastor_core::StoreError;
+
+use super::pool::DmPool;
+
+/// How the two were found to stand to each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Beside {
+    /// The pool could not be written yet, so it may be one step behind.
+    Unknown,
+    /// They are of one moment.
+    Together,
+    /// One of them is an older copy: what it does not know of is not to be taken for what nobody needs.
+    Apart { header: u64, pool: u64 },
+}
+
+impl DmPool {
+    /// Puts the pool's transaction beside that of the header, as soon as the pool can be written: a crash may have come between the
+    /// two. What an earlier run held of the metadata when it ended is let go then as well.
+    pub(super) fn settle(&self) -> Result<Beside, StoreError> {
+        let mut beside = self.beside.lock().expect("no panic while locked");
+        if *beside != Beside::Unknown {
+            return Ok(*beside);
+        }
+        let said = self.said()?;
+        let Some(said) = said.filter(|said| self.explained(Some(said)).is_none()) else {
+            return Ok(Beside::Unknown);
+        };
+        let (header, pool) = (self.header().1.transaction, said.transaction);
+        if pool + 1 == header {
+            self.catch_up(pool, header)?;
+        }
+        let found = if pool <= header && header <= pool + 1 {
+            Beside::Together
+        } else {
+            Beside::Apart { header, pool }
+        };
+        if let Some(held) = said.held {
+            self.release_stale(held)?;
+        }
+        *beside = found;
+        Ok(found)
+    }
+
+    /// Why nothing may be changed, if the two are not of one moment.
+    pub(super) fn apart(&self) -> Option<String> {
+        let Beside::Apart { header, pool } = *self.beside.lock().expect("no panic while locked") else {
+            return None;
+        };
+        Some(format!(
+            "the header on {} is of transaction {header} and the metadata of the pool are of {pool}: one of them is an older \
+             copy. All can be read, and nothing is changed or deleted, until the newer copy is put back; or replicate the volume \
+             to a new one",
+            self.place.display()
+        ))
+    }
+
+    /// Lets go of a moment that an earlier run held when it ended.
+    fn release_stale(&self, held: u64) -> Result<(), StoreError> {
+        if self.was_open {
+            return self.told("release_metadata_snap");
+        }
+        tracing::warn!(volume = self.volume, held, "{}", self.strange_hold());
+        Ok(())
+    }
+
+    /// What is in the way where a moment is held that is not ours.
+    pub(super) fn strange_hold(&self) -> String {
+        format!(
+            "somebody else holds a moment of the metadata of volume {}: it keeps space, and changes cannot be found until it is let \
+             go, `dmsetup message {} 0 release_metadata_snap` if it is not in use",
+            self.volume,
+            self.name("pool")
+        )
+    }
+
+    /// Writes the header with the store marked as open or not.
+    pub(super) fn mark(&self, open: bool) -> Result<(), StoreError> {
+        let mut header = self.header();
+        let (file, content) = &mut *header;
+        content.open = open;
+        file.write(content)
+    }
+
+    /// Puts the pool's transaction beside that of the header.
+    pub(super) fn catch_up(&self, from: u64, to: u64) -> Result<(), StoreError> {
+        self.told(&format!("set_transaction_id {from} {to}"))
+    }
+}
