@@ -4,17 +4,20 @@
 use std::{
     fs::{self, File, OpenOptions},
     ops::Range,
-    os::unix::fs::FileExt,
-    sync::Arc,
+    os::unix::fs::{FileExt, OpenOptionsExt},
+    sync::{Arc, Mutex},
+    thread,
 };
 
+use rustix::fs::{FlockOperation, OFlags, flock};
+use uuid::Uuid;
 use zumastor::exit::Failure;
 use zumastor_backends::{
     Faults, Making, VolumeSpec,
     conformance::{Subject, check},
     open_lvm,
 };
-use zumastor_core::{SnapshotStore, StoreError};
+use zumastor_core::{Lineage, NewSnapshot, PageBuf, SnapshotNumber, SnapshotStore, StoreError};
 use zumastor_testbed::{
     lab::{self, Job, Lab, Machine},
     output,
@@ -129,6 +132,62 @@ fn nothing_is_left() -> Result<(), Failure> {
     nodes.sort_unstable();
     assert_eq!(nodes[1..], wanted, "nodes are left");
     Ok(())
+}
+
+/// Locks of LVM's and of ours that others take at the moment of a flip: nobody who reads the head waits for them.
+#[test]
+fn lab_a_flip_waits_for_no_lock_while_the_head_stands_still() -> Result<(), Failure> {
+    lab::inside(
+        TOOLS,
+        |lab| machine(lab, 64 << 20),
+        || {
+            let mut volume = Volume::new();
+            let metadata = output("dmsetup", |c| {
+                c.args(["info", "-c", "--noheadings", "-o", "minor", "vg-pool_tmeta"])
+            })?;
+            let metadata = format!("/dev/dm-{}", metadata.trim());
+            for (step, lock) in
+                [("flip: before saving", "/run/lock/lvm/V_vg"), ("flip: after cloning", metadata.as_str())]
+            {
+                let direct = OFlags::DIRECT.bits() as i32;
+                let head = OpenOptions::new().read(true).custom_flags(direct).open("/dev/mapper/vg-vol");
+                let head = Arc::new(head.map_err(Failure::doing("the head"))?);
+                let (lock, held) = (lock.to_owned(), Arc::new(Mutex::new(None)));
+                let reading = held.clone();
+                let faults = Faults::new(move |passed| {
+                    let mut reading = reading.lock().unwrap();
+                    if passed == step && reading.is_none() {
+                        let file = File::options().create(true).append(true).open(&lock).unwrap();
+                        flock(&file, FlockOperation::LockExclusive).unwrap();
+                        let head = head.clone();
+                        // It is let go when something was read, and not before.
+                        *reading = Some(thread::spawn(move || {
+                            let read = head.read_exact_at(&mut PageBuf::new(4096), 0);
+                            drop(file);
+                            read
+                        }));
+                    }
+                    false
+                });
+                let store = volume.open(faults).map_err(Failure::doing("opening the store"))?;
+                let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+                let number = |number| NewSnapshot::manual(SnapshotNumber(number), Lineage(Uuid::nil()));
+                runtime.block_on(async {
+                    let there = store.snapshots().await?.len() as u64;
+                    volume.write_head(0, &[there as u8 + 1; 4096]);
+                    store.create_snapshot(number(there)).await?;
+                    volume.write_head(0, &[77; 4096]);
+                    store.create_snapshot(number(there + 1)).await?;
+                    store.show(SnapshotNumber(there)).await?;
+                    assert_eq!(volume.read_head()[..4096], [there as u8 + 1; 4096]);
+                    store.close().await
+                })?;
+                let reading = held.lock().unwrap().take().expect("the step was passed");
+                reading.join().unwrap().map_err(Failure::doing("reading the head"))?;
+            }
+            Ok(())
+        },
+    )
 }
 
 /// Daemons and their commands, and LVM's tools beside them, as an administrator types them.

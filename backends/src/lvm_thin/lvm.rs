@@ -1,6 +1,6 @@
 //! LVM's own programs: each call with fixed arguments and no shell, and what they report, as JSON.
 
-use std::{io, path::Path};
+use std::{cell::Cell, io, path::Path};
 
 use serde::{Deserialize, de::DeserializeOwned};
 use zumastor_core::StoreError;
@@ -75,9 +75,29 @@ impl Lvm {
     }
 }
 
+thread_local! {
+    static HURRIED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether this thread is not to wait for anybody's lock, because a volume stands still.
+pub(super) fn is_hurried() -> bool {
+    HURRIED.get()
+}
+
+/// Lets `work` wait for nobody's lock: what would have to fails, and has changed nothing ([`would_wait`](crate::thin::would_wait)).
+pub(super) fn hurried<T>(work: impl FnOnce() -> T) -> T {
+    HURRIED.set(true);
+    let done = work();
+    HURRIED.set(false);
+    done
+}
+
 /// Runs one of LVM's programs, and gives what it printed.
 pub(super) fn run(program: &str, arguments: &[&str]) -> Result<String, StoreError> {
     let output = programs::run(program, |command| {
+        if is_hurried() {
+            command.args(["--config", "global/wait_for_locks=0"]);
+        }
         // Messages that can be looked up, and none about files of the caller.
         command.args(arguments).env("LC_ALL", "C").env("LVM_SUPPRESS_FD_WARNINGS", "1")
     })?;
@@ -88,7 +108,12 @@ pub(super) fn run(program: &str, arguments: &[&str]) -> Result<String, StoreErro
     let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
     let complaint = lines.filter(|line| !line.starts_with("WARNING")).collect::<Vec<_>>().join("; ");
     let what = format!("`{program} {}`", arguments.join(" "));
-    Err(StoreError::io(what)(io::Error::other(format!("LVM says: {complaint}"))))
+    let kind = if is_hurried() && complaint.contains("Can't get lock for") {
+        io::ErrorKind::WouldBlock
+    } else {
+        io::ErrorKind::Other
+    };
+    Err(StoreError::io(what)(io::Error::new(kind, format!("LVM says: {complaint}"))))
 }
 
 /// Volume group and logical volume of a path that names one: `/dev/VG/LV`, or that of a device of LVM's.

@@ -13,7 +13,7 @@ use zumastor_core::{HumanBytes, SnapshotNumber, StoreError, StoreInfo};
 
 use super::{
     found::{removed, resized},
-    lvm::{Lv, Lvm, dashed, joined, run, split},
+    lvm::{self, Lv, Lvm, dashed, joined, run, split},
     tags::{self, Recorded},
 };
 use crate::{
@@ -23,6 +23,7 @@ use crate::{
         kernel::{SECTOR, Said, Suspended, is_named_after, read_held, retire, status, thin_line, trouble},
         mapper::{Mapped, Mapper, link, links, node, unlink},
         users::users,
+        would_wait,
     },
     thin_metadata::ThinMetadata,
 };
@@ -56,6 +57,9 @@ pub(super) struct LvmPool {
     /// Locked while the store is open.
     pub lock: File,
 }
+
+/// How often a flip is tried again that would have had to wait for somebody else's lock, before that is an error.
+const HURRIES: u32 = 20;
 
 /// What there is.
 #[derive(Debug, Default)]
@@ -274,8 +278,12 @@ impl LvmPool {
     fn lock_metadata(&self) -> Result<File, StoreError> {
         let path = self.metadata()?;
         let file = File::open(&path).map_err(failed("opening", &path))?;
-        flock(&file, FlockOperation::LockExclusive)
-            .map_err(|error| failed("locking", &path)(error.into()))?;
+        let how = if lvm::is_hurried() {
+            FlockOperation::NonBlockingLockExclusive
+        } else {
+            FlockOperation::LockExclusive
+        };
+        flock(&file, how).map_err(|error| failed("locking", &path)(error.into()))?;
         Ok(file)
     }
 
@@ -519,8 +527,18 @@ impl Pool for LvmPool {
             StoreError::Unsupported(format!("{} was renamed by somebody else", self.lvm.of(&self.name)))
         })?)?;
         let (_, new) = self.active(&self.volume(to)?)?;
-        let suspended = Suspended::new(&self.mapper, joined(&self.lvm.vg, &old))?;
-        commit()?;
+        let mut tries = 1..=HURRIES;
+        let suspended = loop {
+            let suspended = Suspended::new(&self.mapper, joined(&self.lvm.vg, &old))?;
+            // Whoever holds a lock may do so for long, and the volume must not stand still for that.
+            match lvm::hurried(&mut *commit) {
+                Ok(()) => break suspended,
+                Err(error) if would_wait(&error) && tries.next().is_some() => suspended.resume()?,
+                Err(error) => return Err(error),
+            }
+            drop(self.lock_metadata()?);
+            self.lvm.group()?;
+        };
         // From here on it is decided. Who has the old one open keeps that.
         link(&link_name, new.minor)?;
         suspended.resume()?;

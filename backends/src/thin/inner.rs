@@ -18,7 +18,7 @@ use zumastor_core::{
 use super::{
     catalogue::{Catalogue, Kept},
     changes::KnownDeltas,
-    pool::{Access, Gone, Pool, Slot, ThinId},
+    pool::{Access, Gone, Pool, Slot, ThinId, would_wait},
     reader::DeviceReader,
     staging,
 };
@@ -199,7 +199,7 @@ impl Inner {
     pub(crate) fn replace(&self, new: Catalogue) -> Result<(), StoreError> {
         self.check_sound()?;
         let saved = self.pool.save(&new);
-        if saved.is_err() {
+        if saved.as_ref().is_err_and(|error| !would_wait(error)) {
             self.break_off();
         }
         saved?;

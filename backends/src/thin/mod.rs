@@ -33,7 +33,7 @@ use zumastor_core::{
 
 pub(crate) use catalogue::{Catalogue, Head, Kept, Staged};
 use inner::Inner;
-pub(crate) use pool::{Access, Gone, Pool, PoolStatus, Room, Slot, ThinId, Users};
+pub(crate) use pool::{Access, Gone, Pool, PoolStatus, Room, Slot, ThinId, Users, would_wait};
 pub(crate) use room::data_fill;
 
 use crate::Faults;

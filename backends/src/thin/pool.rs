@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeSet,
-    fmt,
+    fmt, io,
     path::{Path, PathBuf},
 };
 
@@ -82,6 +82,12 @@ pub(crate) struct PoolStatus {
     pub trouble: Option<String>,
 }
 
+/// Whether something failed only because it would have had to wait for somebody else at a moment when nothing may wait: nothing
+/// was changed.
+pub(crate) fn would_wait(error: &StoreError) -> bool {
+    matches!(error, StoreError::Io { source, .. } if source.kind() == io::ErrorKind::WouldBlock)
+}
+
 /// A thin pool, and the devices of one volume in it. All calls block.
 pub(crate) trait Pool: fmt::Debug + Send + Sync + 'static {
     /// What it is called in messages.
@@ -96,7 +102,8 @@ pub(crate) trait Pool: fmt::Debug + Send + Sync + 'static {
     /// What was saved last.
     fn load(&self) -> Result<Catalogue, StoreError>;
 
-    /// Keeps what the volume consists of, in one durable step.
+    /// Keeps what the volume consists of, in one durable step. Where it would have had to wait ([`would_wait`]), nothing has
+    /// happened.
     fn save(&self, catalogue: &Catalogue) -> Result<(), StoreError>;
 
     /// Refuses a size that a volume in this pool cannot have, though it consists of whole sectors.
@@ -144,7 +151,8 @@ pub(crate) trait Pool: fmt::Debug + Send + Sync + 'static {
     fn sweep(&self, wanted: &[Slot]) -> Result<(), StoreError>;
 
     /// Puts another thin device in the place of the head in one step: while nothing gets through to the head, `commit`
-    /// decides. If it fails the head goes on as it was. Who has the old head open keeps that.
+    /// decides. If it fails the head goes on as it was. If it would have to wait for somebody else ([`would_wait`]) the head goes on,
+    /// and it is called again later. Who has the old head open keeps that.
     fn swap_head(
         &self,
         to: ThinId,
