@@ -62,6 +62,12 @@ grep -q "belongs to the volume on vg/vol" /tmp/said || fail "$(cat /tmp/said)"
 z beta define volume stolen vg/vol 2>/tmp/said && fail "a volume was taken twice"
 grep -q "in use by another process" /tmp/said || fail "$(cat /tmp/said)"
 
+# By another name it is still the same.
+lvrename -q vg vol moved
+z alpha define volume twice vg/moved 2>/tmp/said && fail "a volume was taken twice by another name"
+grep -q "belongs to volume vol" /tmp/said || fail "$(cat /tmp/said)"
+lvrename -q vg moved vol
+
 # To a node with thin volumes in the same pool, one with files, and one with devices.
 z alpha define target vol beta --name copy
 z alpha define target vol gamma

@@ -134,6 +134,76 @@ fn nothing_is_left() -> Result<(), Failure> {
     Ok(())
 }
 
+/// Others rename the volume, deactivate a snapshot, and LVM does not see the group for a while: nothing of it is taken for more than it is.
+#[test]
+fn lab_what_others_do_is_not_mistaken() -> Result<(), Failure> {
+    lab::inside(
+        TOOLS,
+        |lab| machine(lab, 64 << 20),
+        || {
+            let mut volume = Volume::new();
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            runtime.block_on(async {
+                only_what_was_activated_for_it_is_deactivated(&mut volume).await?;
+                let store = volume.open(Faults::none()).map_err(Failure::doing("opening the store"))?;
+                store.create_snapshot(number(0)).await?;
+                store.create_snapshot(number(1)).await?;
+
+                // The same volume by another name.
+                lvm("lvrename", "vg vol other")?;
+                let other =
+                    VolumeSpec { name: "w".parse().unwrap(), origin: "/dev/vg/other".into(), ..spec() };
+                let twice = open_lvm(&other, Some(Making::default()), Faults::none()).map(drop).unwrap_err();
+                assert!(twice.to_string().contains("as volume v"), "{twice}");
+                lvm("lvrename", "vg other vol")?;
+
+                // LVM sees nothing for a while.
+                lvm("lvchange", "-an vg/vol_zuma0")?;
+                fs::create_dir("/tmp/lvm").map_err(Failure::doing("a directory"))?;
+                fs::write("/tmp/lvm/lvm.conf", "devices { filter = [ \"r|.*|\" ] }\n")
+                    .map_err(Failure::doing("writing"))?;
+                output("mount", |c| c.args(["--bind", "/tmp/lvm", "/etc/lvm"]))?;
+                assert_eq!(lvm("lvs", "--noheadings")?.trim(), "");
+                let unseen = store.snapshots().await.map(drop).unwrap_err();
+                output("umount", |c| c.arg("/etc/lvm"))?;
+                assert!(unseen.to_string().contains("does not list it"), "{unseen}");
+                let found: Vec<_> = store.snapshots().await?.iter().map(|record| record.number().0).collect();
+                assert_eq!(found, [0, 1]);
+                store.close().await?;
+                Ok(())
+            })
+        },
+    )
+}
+
+fn number(number: u64) -> NewSnapshot {
+    NewSnapshot::manual(SnapshotNumber(number), Lineage(Uuid::nil()))
+}
+
+/// Opens the store, and ends as if the program had been killed.
+async fn killed(volume: &mut Volume) -> Result<(), Failure> {
+    let store = volume.open(Faults::new(|_| true)).map_err(Failure::doing("opening the store"))?;
+    store.create_snapshot(number(99)).await.map(drop).expect_err("it was stopped");
+    Ok(())
+}
+
+async fn only_what_was_activated_for_it_is_deactivated(volume: &mut Volume) -> Result<(), Failure> {
+    let is_active = || fs::exists("/dev/mapper/vg-vol").unwrap();
+    for active in [false, true] {
+        lvm("lvchange", if active { "-ay vg/vol" } else { "-an vg/vol" })?;
+        for kill in [false, false, true] {
+            if kill {
+                killed(volume).await?;
+            }
+            let store = volume.open(Faults::none()).map_err(Failure::doing("opening the store"))?;
+            assert!(is_active());
+            store.close().await?;
+            assert_eq!(is_active(), active, "killed before: {kill}");
+        }
+    }
+    Ok(())
+}
+
 /// Locks of LVM's and of ours that others take at the moment of a flip: nobody who reads the head waits for them.
 #[test]
 fn lab_a_flip_waits_for_no_lock_while_the_head_stands_still() -> Result<(), Failure> {
@@ -171,7 +241,6 @@ fn lab_a_flip_waits_for_no_lock_while_the_head_stands_still() -> Result<(), Fail
                 });
                 let store = volume.open(faults).map_err(Failure::doing("opening the store"))?;
                 let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-                let number = |number| NewSnapshot::manual(SnapshotNumber(number), Lineage(Uuid::nil()));
                 runtime.block_on(async {
                     let there = store.snapshots().await?.len() as u64;
                     volume.write_head(0, &[there as u8 + 1; 4096]);

@@ -17,14 +17,15 @@ use crate::{
     },
 };
 
-/// Makes a store of a thin volume. The tags of the volume group, which are set in one step, make it one.
+/// Makes a store of a thin volume. The tags of the volume group, which are set in one step, make it one. Tells too whether the volume
+/// was activated for that.
 pub(super) fn make(
     place: &Place,
     spec: &VolumeSpec,
     seen: &Seen,
     mapper: &Mapper,
     faults: &Faults,
-) -> Result<(Uuid, Recorded), StoreError> {
+) -> Result<(Uuid, Recorded, bool), StoreError> {
     let lvm = Lvm { vg: place.vg.clone() };
     let refused = |what: String| Err(StoreError::Unsupported(what));
     if let Some(metadev) = &spec.metadev {
@@ -49,12 +50,9 @@ pub(super) fn make(
         ));
     }
     let store = Uuid::now_v7();
-    let found = match seen.volume(&place.lv) {
-        Some(lv) => {
-            check(place, seen, lv, mapper)?;
-            lv.clone()
-        }
-        None => create(place, seen, &lvm, store)?,
+    let (found, activated) = match seen.volume(&place.lv) {
+        Some(lv) => (lv.clone(), check(place, seen, lv, mapper)?),
+        None => (create(place, seen, &lvm, store)?, false),
     };
     let catalogue = fresh(store, &found)
         .ok_or_else(|| StoreError::Unsupported(format!("{} is no thin volume", lvm.of(&place.lv))))?;
@@ -65,11 +63,11 @@ pub(super) fn make(
     run("vgchange", &arguments)?;
     faults.at("make: after the header")?;
     let recorded = tags::stores(&tags).remove(&store).expect("its tags were just made");
-    Ok((store, recorded))
+    Ok((store, recorded, activated))
 }
 
-/// Refuses what cannot be taken, or is somebody's already.
-fn check(place: &Place, seen: &Seen, lv: &Lv, mapper: &Mapper) -> Result<(), StoreError> {
+/// Refuses what cannot be taken, or is somebody's already. Tells whether it had to be activated.
+fn check(place: &Place, seen: &Seen, lv: &Lv, mapper: &Mapper) -> Result<bool, StoreError> {
     let lvm = Lvm { vg: place.vg.clone() };
     let name = lvm.of(&lv.name);
     let refused = |what: String| Err(StoreError::Unsupported(what));
@@ -98,7 +96,8 @@ fn check(place: &Place, seen: &Seen, lv: &Lv, mapper: &Mapper) -> Result<(), Sto
         // What was begun and did not come to its end.
         run("lvchange", &["--deltag", tag, &name])?;
     }
-    if mapper.find(&joined(&lvm.vg, &lv.name))?.is_none() {
+    let inactive = mapper.find(&joined(&lvm.vg, &lv.name))?.is_none();
+    if inactive {
         run("lvchange", &["-ay", "-K", &name])?;
     }
     let device = joined(&lvm.vg, &lv.name);
@@ -110,7 +109,7 @@ fn check(place: &Place, seen: &Seen, lv: &Lv, mapper: &Mapper) -> Result<(), Sto
     if mapper.find(&device)?.is_some_and(|there| there.read_only) {
         return refused(format!("{name} can only be read: `lvchange -prw {name}` first"));
     }
-    Ok(())
+    Ok(inactive)
 }
 
 /// Makes a volume to receive into: as small as can be, it gets its size with the first snapshot.

@@ -3,6 +3,7 @@
 //! The head, each snapshot, and what is being received are logical volumes with names that tell what they are, so that LVM's tools
 //! can show and remove them. What belongs to the volume is kept in tags of the volume group ([`tags`]).
 
+mod claim;
 mod found;
 mod lvm;
 mod make;
@@ -18,6 +19,7 @@ use std::{
 use uuid::Uuid;
 use zumastor_core::StoreError;
 
+use claim::Claim;
 use lvm::{Lv, Lvm, joined, kernels, named, run};
 use pool::{LvmPool, State};
 use tags::Recorded;
@@ -119,6 +121,7 @@ pub(crate) fn open(
     let (file, path) = lock_file(&format!("{}.lock", joined(&place.vg, &place.lv)))?;
     lock(&file, &path)?;
     let mut seen = Seen::look(place)?;
+    let mut activated = false;
     let (store, recorded) = match (seen.store(place), making) {
         (_, Some(Making { initialize: true, .. })) => {
             return Err(StoreError::Unsupported(format!(
@@ -129,9 +132,10 @@ pub(crate) fn open(
         }
         (Some(found), _) => found,
         (None, Some(_)) => {
-            let made = make::make(place, spec, &seen, &mapper, &faults)?;
+            let (store, recorded, for_it) = make::make(place, spec, &seen, &mapper, &faults)?;
             seen = Seen::look(place)?;
-            made
+            activated = for_it;
+            (store, recorded)
         }
         (None, None) => {
             return Err(StoreError::Unsupported(format!(
@@ -140,7 +144,11 @@ pub(crate) fn open(
             )));
         }
     };
-    let pool = assemble(place, spec, seen, (store, &recorded), mapper, file)?;
+    let claim = Claim::take(store, spec.name.as_str(), &format!("{}/{}", place.vg, place.lv))?;
+    if activated {
+        claim.note(true)?;
+    }
+    let pool = assemble(place, spec, seen, (store, &recorded), mapper, (claim, file))?;
     ThinStore::open(Box::new(pool), spec.notes.join(store.to_string()), faults)
 }
 
@@ -200,7 +208,7 @@ fn assemble(
     Seen { group, pooled, pool, .. }: Seen,
     (store, recorded): (Uuid, &Recorded),
     mapper: Mapper,
-    file: std::fs::File,
+    (claim, file): (Claim, std::fs::File),
 ) -> Result<LvmPool, StoreError> {
     let damaged = |what: &str| StoreError::Damaged { path: spec.origin.clone(), what: what.to_owned() };
     if recorded.damaged {
@@ -228,6 +236,7 @@ fn assemble(
         loaded,
         was_active: false,
         state: Mutex::new(state),
+        claim,
         lock: file,
     };
     pool.begin(recorded)?;
@@ -239,11 +248,12 @@ impl LvmPool {
     fn begin(&mut self, recorded: &Recorded) -> Result<(), StoreError> {
         let head = self.head()?;
         let device = self.device_of(&head)?;
-        self.was_active = device.is_some();
+        self.was_active = device.is_some() && !self.claim.has_activated();
         if let Some((name, _)) = device {
             // A daemon that was killed in the middle of a flip left it standing still.
             self.mapper.resume(&joined(&self.lvm.vg, &name))?;
         } else {
+            self.claim.note(true)?;
             run("lvchange", &["-ay", "-K", &self.lvm.of(&head.name)])?;
         }
         let tag = tags::of_store(self.store);

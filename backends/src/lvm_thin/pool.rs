@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs::File,
+    io,
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard},
 };
@@ -12,6 +13,7 @@ use uuid::Uuid;
 use zumastor_core::{HumanBytes, SnapshotNumber, StoreError, StoreInfo};
 
 use super::{
+    claim::Claim,
     found::{removed, resized},
     lvm::{self, Lv, Lvm, dashed, joined, run, split},
     tags::{self, Recorded},
@@ -51,10 +53,11 @@ pub(super) struct LvmPool {
     pub name: String,
     /// What the volume consisted of when it was opened.
     pub loaded: Catalogue,
-    /// Whether the head was active before.
+    /// Whether the head was active before, and not for the store.
     pub was_active: bool,
     pub state: Mutex<State>,
-    /// Locked while the store is open.
+    /// Held while the store is open, with the lock that bears the names.
+    pub claim: Claim,
     pub lock: File,
 }
 
@@ -147,6 +150,12 @@ impl LvmPool {
     /// Asks LVM again what there is, by uuid. Names of what we know are taken over.
     fn reload(&self) -> Result<BTreeMap<String, Lv>, StoreError> {
         let found: BTreeMap<_, _> = self.lvm.volumes()?.into_iter().map(|lv| (lv.uuid.clone(), lv)).collect();
+        if !found.values().any(|lv| lv.name == self.pool && lv.kind == "thin-pool") {
+            // Where LVM does not see the devices of a group, it lists nothing, and says that all is well.
+            let pool = self.lvm.of(&self.pool);
+            let what = io::Error::other("LVM does not list it (any more): see `vgs` and `pvs`");
+            return Err(StoreError::io(format!("looking for the pool {pool}"))(what));
+        }
         for known in self.state().volumes.values_mut() {
             if let Some(lv) = found.get(&known.uuid) {
                 known.clone_from(lv);
@@ -653,6 +662,12 @@ impl Pool for LvmPool {
         let mut tags = self.tags();
         tags.remove(&open);
         self.set_tags(tags)?;
+        let head = self.state().volumes.values().find(|lv| lv.name == self.name).cloned();
+        let is_down = head.map(|head| self.device_of(&head)).transpose()?.flatten().is_none();
+        if is_down {
+            self.claim.note(false)?;
+        }
+        self.claim.release()?;
         flock(&self.lock, FlockOperation::Unlock)
             .map_err(|error| StoreError::io(format!("unlocking {}", self.place.display()))(error.into()))
     }

@@ -7,6 +7,7 @@ use std::{
 };
 
 use tokio::time::timeout;
+use uuid::Uuid;
 use zumastor_backends::{Making, is_pool, pool_of};
 use zumastor_core::{
     ByteSize, HumanBytes, NodeName, StoreError, VolumeName,
@@ -92,7 +93,12 @@ impl Daemon {
             VolumeConfig { metadev, cache, chunk: chunk_size, ..VolumeConfig::new(origin, snapstore) };
         self.set_mounts(&name, &mut config, mounts).await?;
         let volume = Arc::new(Volume::new(name.clone(), config.clone(), self.stores.clone()));
-        let fresh = matches!(identity(&config).await, Ok(None));
+        let is = identity(&config).await;
+        let fresh = matches!(is, Ok(None));
+        if let (true, Ok(Some(id))) = (pooled, is) {
+            // A logical volume may have been renamed.
+            self.check_store(&config.origin, id)?;
+        }
         let there = exists(config.origin.clone()).await;
         let making = Making { initialize, overwrite: yes };
         let (store, id) = volume.found(making).await?;
@@ -148,6 +154,17 @@ impl Daemon {
             "next, {}`zumastor define source {name} HOST` to receive it",
             if there { &master } else { "" }
         )))
+    }
+
+    /// Refuses a store that another volume has, whatever it is called by now.
+    fn check_store(&self, origin: &Path, id: Uuid) -> Result<(), Failure> {
+        let there = self.all_volumes().into_iter().find(|other| other.config().store == Some(id));
+        there.map_or(Ok(()), |other| {
+            let (origin, other) = (origin.display(), &other.name);
+            Err(Failure::refused(format!("{origin} belongs to volume {other}, by another name")).remedy(
+                format!("`zumastor forget volume {other}` first, and define it again with this name"),
+            ))
+        })
     }
 
     /// Refuses paths that cannot be a volume's own.
