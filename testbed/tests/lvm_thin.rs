@@ -134,7 +134,8 @@ fn nothing_is_left() -> Result<(), Failure> {
     Ok(())
 }
 
-/// Others rename the volume, deactivate a snapshot, and LVM does not see the group for a while: nothing of it is taken for more than it is.
+/// Others rename the volume, deactivate a snapshot, hold a moment of the pool's metadata, and LVM does not see the group for a while:
+/// nothing of it is taken for more than it is.
 #[test]
 fn lab_what_others_do_is_not_mistaken() -> Result<(), Failure> {
     lab::inside(
@@ -170,7 +171,8 @@ fn lab_what_others_do_is_not_mistaken() -> Result<(), Failure> {
                 let found: Vec<_> = store.snapshots().await?.iter().map(|record| record.number().0).collect();
                 assert_eq!(found, [0, 1]);
                 store.close().await?;
-                Ok(())
+                drop(store);
+                what_others_hold_is_theirs(&mut volume).await
             })
         },
     )
@@ -200,6 +202,32 @@ async fn only_what_was_activated_for_it_is_deactivated(volume: &mut Volume) -> R
             store.close().await?;
             assert_eq!(is_active(), active, "killed before: {kill}");
         }
+    }
+    Ok(())
+}
+
+async fn what_others_hold_is_theirs(volume: &mut Volume) -> Result<(), Failure> {
+    let tell = |message| output("dmsetup", |c| c.args(["message", "vg-pool-tpool", "0", message]));
+    for (reboot, ours) in [(false, false), (true, true)] {
+        killed(volume).await?;
+        if reboot {
+            // As what was held before.
+            for entry in fs::read_dir("/run/lock/zumastor").unwrap() {
+                fs::remove_file(entry.unwrap().path()).unwrap();
+            }
+        }
+        tell("reserve_metadata_snap")?;
+        let store = volume.open(Faults::none()).map_err(Failure::doing("opening the store"))?;
+        let status = output("dmsetup", |c| c.args(["status", "vg-pool-tpool"]))?;
+        let held = status.split(' ').nth(6).expect("what is held");
+        assert_eq!(held == "-", ours, "{status}");
+        if !ours {
+            let refused = store.head().await.unwrap_err();
+            assert!(refused.to_string().contains("somebody else holds a moment"), "{refused}");
+            tell("release_metadata_snap")?;
+        }
+        store.head().await?;
+        store.close().await?;
     }
     Ok(())
 }

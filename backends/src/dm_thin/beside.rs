@@ -39,6 +39,7 @@ impl DmPool {
         if let Some(held) = said.held {
             self.release_stale(held)?;
         }
+        self.moment.begin()?;
         *beside = found;
         Ok(found)
     }
@@ -58,7 +59,7 @@ impl DmPool {
 
     /// Lets go of a moment that an earlier run held when it ended.
     fn release_stale(&self, held: u64) -> Result<(), StoreError> {
-        if self.was_open {
+        if self.moment.is_ours(self.was_open) {
             return self.told("release_metadata_snap");
         }
         tracing::warn!(volume = self.volume, held, "{}", self.strange_hold());

@@ -31,7 +31,7 @@ use pool::{Devices, DmPool, clear_others};
 
 use crate::{
     Faults, Making, VolumeSpec, pool_events,
-    thin::{ThinStore, kernel::prefix, lock::lock, mapper::Mapper},
+    thin::{ThinStore, kernel::prefix, lock::lock, mapper::Mapper, moment::Moment},
 };
 
 /// Opens the store that is on the devices of `spec`; makes one if `making` says how.
@@ -98,11 +98,11 @@ fn assemble(spec: &VolumeSpec, header: Header, content: Content) -> Result<DmPoo
 }
 
 fn new_pool(spec: &VolumeSpec, header: Header, content: Content) -> Result<DmPool, StoreError> {
-    let (prefix, was_open) = (prefix(content.catalogue.store), content.open);
+    let (store, was_open) = (content.catalogue.store, content.open);
     Ok(DmPool {
         volume: spec.name.to_string(),
         mapper: Mapper::open()?,
-        prefix,
+        prefix: prefix(store),
         place: spec.snapstore.clone(),
         devices: Devices {
             origin: spec.origin.clone(),
@@ -114,6 +114,7 @@ fn new_pool(spec: &VolumeSpec, header: Header, content: Content) -> Result<DmPoo
         last: Mutex::new(0),
         time: AtomicU32::new(0),
         holding: Mutex::new(()),
+        moment: Moment::new(store),
         beside: Mutex::new(Beside::Unknown),
         was_open,
         frozen: AtomicBool::new(false),

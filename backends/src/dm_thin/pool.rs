@@ -22,8 +22,9 @@ use super::{
 use crate::{
     thin::{
         Access, Catalogue, Gone, Pool, PoolStatus, Room, Slot, ThinId, Users, data_fill,
-        kernel::{PREFIX, SECTOR, Suspended, is_named_after, old_name, read_held, retire, thin_line},
+        kernel::{PREFIX, SECTOR, Suspended, is_named_after, old_name, retire, thin_line},
         mapper::{Line, Mapper, dangling, link, node, unlink},
+        moment::Moment,
         users::users,
     },
     thin_metadata::ThinMetadata,
@@ -51,6 +52,7 @@ pub(super) struct DmPool {
     pub time: AtomicU32,
     /// One moment of the metadata is held at a time.
     pub holding: Mutex<()>,
+    pub moment: Moment,
     /// Whether what the header says is as new as the pool.
     pub beside: Mutex<Beside>,
     /// Whether a program had the store open when it ended.
@@ -446,13 +448,7 @@ impl Pool for DmPool {
             return done.map_err(|_| StoreError::Damaged { path: self.place.clone(), what });
         }
         self.settle()?;
-        self.told("reserve_metadata_snap").map_err(|error| match error {
-            StoreError::Io { source, .. } if source.raw_os_error() == Some(libc::EBUSY) => {
-                StoreError::Unsupported(self.strange_hold())
-            }
-            error => error,
-        })?;
-        read_held(&self.mapper, &self.name("pool"), &path, read)
+        self.moment.hold((&self.mapper, &self.name("pool"), &path), &|| self.strange_hold(), read)
     }
 
     fn remedies(&self) -> (String, String) {
@@ -515,6 +511,7 @@ impl Pool for DmPool {
             self.dismantle()?;
         }
         self.mark(false)?;
+        self.moment.end();
         flock(self.header().0.file(), FlockOperation::Unlock)
             .map_err(|error| StoreError::io(format!("unlocking {}", self.place.display()))(error.into()))
     }

@@ -31,6 +31,7 @@ use crate::{
         kernel::{SECTOR, prefix},
         lock::{lock, lock_file},
         mapper::Mapper,
+        moment::Moment,
     },
 };
 
@@ -236,6 +237,7 @@ fn assemble(
         loaded,
         was_active: false,
         state: Mutex::new(state),
+        moment: Moment::new(store),
         claim,
         lock: file,
     };

@@ -22,8 +22,9 @@ use crate::{
     described::failed,
     thin::{
         Access, Catalogue, Gone, Pool, PoolStatus, Slot, ThinId, Users,
-        kernel::{SECTOR, Said, Suspended, is_named_after, read_held, retire, status, thin_line, trouble},
+        kernel::{SECTOR, Said, Suspended, is_named_after, retire, status, thin_line, trouble},
         mapper::{Mapped, Mapper, link, links, node, unlink},
+        moment::Moment,
         users::users,
         would_wait,
     },
@@ -56,6 +57,8 @@ pub(super) struct LvmPool {
     /// Whether the head was active before, and not for the store.
     pub was_active: bool,
     pub state: Mutex<State>,
+    /// Whether the pool holds a moment of its metadata for the store.
+    pub moment: Moment,
     /// Held while the store is open, with the lock that bears the names.
     pub claim: Claim,
     pub lock: File,
@@ -264,14 +267,15 @@ impl LvmPool {
     /// Lets go of a moment that an earlier run of this store held when it ended.
     pub(super) fn release_stale(&self, recorded: &Recorded) -> Result<(), StoreError> {
         let _one = self.lock_metadata()?;
-        let Some(held) = self.said()?.and_then(|said| said.held) else { return Ok(()) };
-        if !recorded.open {
+        let Some(held) = self.said()?.and_then(|said| said.held) else { return self.moment.begin() };
+        if !self.moment.is_ours(recorded.open) {
             tracing::warn!(volume = self.volume, held, "{}", self.strange_hold());
-            return Ok(());
+            return self.moment.begin();
         }
         let released = self.mapper.message(&self.tpool(), "release_metadata_snap");
         released
-            .map_err(StoreError::io(format!("release_metadata_snap in the pool {}", self.place.display())))
+            .map_err(StoreError::io(format!("release_metadata_snap in the pool {}", self.place.display())))?;
+        self.moment.begin()
     }
 
     fn strange_hold(&self) -> String {
@@ -611,12 +615,7 @@ impl Pool for LvmPool {
     ) -> Result<(), StoreError> {
         let _one = self.lock_metadata()?;
         let metadata = self.metadata()?;
-        let reserved = self.mapper.message(&self.tpool(), "reserve_metadata_snap");
-        reserved.map_err(|error| match error.raw_os_error() {
-            Some(libc::EBUSY) => StoreError::Unsupported(self.strange_hold()),
-            _ => StoreError::io(format!("reserve_metadata_snap in the pool {}", self.place.display()))(error),
-        })?;
-        read_held(&self.mapper, &self.tpool(), &metadata, read)
+        self.moment.hold((&self.mapper, &self.tpool(), &metadata), &|| self.strange_hold(), read)
     }
 
     fn remedies(&self) -> (String, String) {
@@ -662,6 +661,7 @@ impl Pool for LvmPool {
         let mut tags = self.tags();
         tags.remove(&open);
         self.set_tags(tags)?;
+        self.moment.end();
         let head = self.state().volumes.values().find(|lv| lv.name == self.name).cloned();
         let is_down = head.map(|head| self.device_of(&head)).transpose()?.flatten().is_none();
         if is_down {

@@ -1,6 +1,6 @@
 //! Thin pools as the kernel has them, whoever made them.
 
-use std::{fs, path::Path};
+use std::fs;
 
 use uuid::Uuid;
 use zumastor_core::StoreError;
@@ -9,7 +9,6 @@ use super::{
     mapper::{Line, Mapper, node, unlink},
     pool::{Gone, PoolStatus, Room, ThinId},
 };
-use crate::thin_metadata::ThinMetadata;
 
 /// Bytes of a sector.
 pub(crate) const SECTOR: u64 = 512;
@@ -98,19 +97,6 @@ pub(crate) fn thin_line(mapper: &Mapper, pool: &str, id: ThinId, size: u64) -> R
         .ok_or_else(|| StoreError::Unsupported(format!("the device {pool} was removed by somebody else")))?;
     let sectors = size.div_ceil(SECTOR).max(1);
     Ok(Line { sectors, target: "thin", parameters: format!("{} {id}", pool.number) })
-}
-
-/// Lets `read` look at a moment of a pool's metadata that the caller has made the pool hold, and lets go of it.
-pub(crate) fn read_held(
-    mapper: &Mapper,
-    pool: &str,
-    metadata: &Path,
-    read: &mut dyn FnMut(&ThinMetadata) -> Result<(), StoreError>,
-) -> Result<(), StoreError> {
-    let metadata = ThinMetadata::open_held(metadata);
-    let done = metadata.map_err(StoreError::from).and_then(|metadata| read(&metadata));
-    let released = mapper.message(pool, "release_metadata_snap");
-    done.and(released.map_err(StoreError::io(format!("release_metadata_snap in the pool {pool}"))))
 }
 
 /// Whether a device or a node has the name of a volume, or one that is made of it.

@@ -46,4 +46,4 @@ pub(crate) fn lock_file(name: &str) -> Result<(File, PathBuf), StoreError> {
 }
 
 /// Where programs on one machine meet, whatever directories they have.
-const LOCKS: &str = "/run/lock/zumastor";
+pub(super) const LOCKS: &str = "/run/lock/zumastor";

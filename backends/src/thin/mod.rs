@@ -12,6 +12,7 @@ pub(crate) mod kernel;
 mod leaves;
 pub(crate) mod lock;
 pub(crate) mod mapper;
+pub(crate) mod moment;
 mod pool;
 pub(crate) mod programs;
 mod reader;
