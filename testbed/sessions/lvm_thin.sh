@@ -1,5 +1,5 @@
 # Thin volumes of LVM, as an administrator uses them: alpha and beta have theirs in one pool, gamma has image files, and delta has
-# devices of its own (/dev/ubdb and c). $ZUMASTOR is the program.
+# devices of its own (/dev/ubdb to e). $ZUMASTOR is the program.
 . "$LAB_SESSIONS/nodes.sh"
 
 # The logical volumes whose names begin so.
@@ -103,6 +103,27 @@ z gamma resize doc --origin 8M
 z gamma snapshot doc
 z gamma replicate doc alpha --wait
 same "$(digest gamma /tmp/files/doc.img)" "$(digest alpha /dev/mapper/doc)" "what came from a file"
+
+# From devices: full, then what changed, and what became zeros.
+head -c 16000000 /dev/urandom >/dev/ubdd
+z delta define volume dev /dev/ubdd /dev/ubde --yes
+z delta define master dev --no-snapmount
+z delta define target dev alpha
+z delta snapshot dev
+z alpha define volume dev vg/dev vg/pool
+z alpha define source dev delta
+z delta replicate dev alpha --wait
+same "$(digest delta "/dev/mapper/dev(0)")" "$(digest alpha /dev/vg/dev)" "what came from devices"
+dd if=/dev/urandom of=/dev/mapper/dev bs=4096 count=1 seek=1000 conv=fsync 2>/dev/null
+dd if=/dev/zero of=/dev/mapper/dev bs=4096 count=64 seek=2000 conv=fsync 2>/dev/null
+z delta snapshot dev
+z delta replicate dev alpha --wait
+same "$(digest delta /dev/mapper/dev)" "$(digest alpha /dev/vg/dev)" "what came from devices, later"
+same "$(digest delta "/dev/mapper/dev(0)")" "$(digest alpha /dev/vg/dev_zuma0)" "snapshot 0 that came from devices"
+z alpha history dev | tail -1 | grep -E "replicated from snapshot 0: [0-9.]+ KiB of data" || fail "$(z alpha history dev)"
+z alpha forget volume dev
+z delta forget volume dev
+lvremove -q -y vg/dev vg/dev_zuma0 vg/dev_zuma1
 
 # A change of 4 KiB moves about as much, though a chunk has 64. Who reads the copy goes on with what it was.
 sync

@@ -295,8 +295,8 @@ fn lab_a_session_on_thin_volumes() -> Result<(), Failure> {
     }
     let lab = Lab::new()?;
     let mut machine = machine(&lab, 400 << 20)?.memory(1024);
-    for name in ["b", "c"] {
-        machine = machine.disk(&lab.disk(name, 64 << 20)?);
+    for (name, mib) in [("b", 64), ("c", 64), ("d", 16), ("e", 32)] {
+        machine = machine.disk(&lab.disk(name, mib << 20)?);
     }
     let log = lab.run(&machine, &Job::session("lvm_thin.sh").env("ZUMASTOR", PROGRAM))?.passed()?;
     assert!(log.contains("all of the session held"), "{log}");
