@@ -5,7 +5,7 @@ mod common;
 use std::{fs, path::Path};
 
 use common::{
-    mounted::{Place, generation, master, mounted_pair, replicated, wait_until, write},
+    mounted::{Place, generation, master, mounted_pair, refused, replicated, snapshots, wait_until, write},
     root_with,
     samba::Samba,
 };
@@ -65,6 +65,125 @@ fn root_snapshots_are_seen_in_the_volume() -> Result<(), Failure> {
     node.ok(&["revert", "v", "3"])?;
     assert_eq!((generation(&at), generation(&at.join(".snapshot/hourly.0"))), (3, 3));
     assert_eq!(node.down()?, 0);
+    place.nothing_is_left();
+    Ok(())
+}
+
+/// A file system of somebody else, mounted on a directory.
+struct Foreign<'a>(&'a Path);
+
+impl<'a> Foreign<'a> {
+    fn mount(at: &'a Path) -> Result<Self, Failure> {
+        fs::create_dir_all(at).map_err(Failure::doing(at.display()))?;
+        output("mount", |mount| mount.args(["-t", "tmpfs", "others"]).arg(at))?;
+        fs::write(at.join("file"), "theirs").map_err(Failure::doing(at.display()))?;
+        Ok(Self(at))
+    }
+
+    #[track_caller]
+    fn is_there(&self) {
+        assert_eq!(fs::read_to_string(self.0.join("file")).unwrap(), "theirs", "{:?}", self.0);
+        fs::write(self.0.join("another"), "").unwrap();
+    }
+
+    fn unmount(self) -> Result<(), Failure> {
+        output("umount", |umount| umount.arg(self.0)).map(drop)
+    }
+}
+
+/// Only what was mounted by the daemon is taken away by it, whatever the directory is called.
+#[test]
+fn root_what_others_mount_in_a_volume_stays() -> Result<(), Failure> {
+    if !root_with(&["mkfs.xfs", "mkfs.ext4", "mount", "losetup"]) {
+        return Ok(());
+    }
+    let place = Place::new()?;
+    let (mut node, at) = master(&place, "ext4", &[])?;
+    let (dot, gmt) = (at.join(".snapshot"), at.join("@GMT-2026.01.02-03.04.05"));
+    let theirs = [Foreign::mount(&dot)?, Foreign::mount(&gmt)?];
+    let are_there = || theirs.iter().for_each(Foreign::is_there);
+    for number in 0..2 {
+        write(&at, number);
+        node.ok(&["snapshot", "v"])?;
+    }
+    are_there();
+    node.ok(&["define", "master", "v", "--dotsnapshot", "--samba"])?;
+    are_there();
+    let mounts = node.volume("v")?.mounts.expect("it is mounted");
+    assert_eq!(mounts.troubles, Vec::<String>::new());
+    let said = format!("snapshots are not seen at {}, where others is mounted", dot.display());
+    assert!(mounts.notes.iter().any(|note| note.contains(&said)), "{mounts:?}");
+    let ours = views(&at).len() - 2;
+    assert!(ours > 0, "the snapshots have no views beside the mounts of others");
+    node.ok(&["define", "master", "v", "--samba=false"])?;
+    are_there();
+    assert_eq!(views(&at).len(), 2);
+
+    // What would take them away with it is refused, and nothing is done.
+    for args in [&["revert", "v", "0"][..], &["remount", "v"], &["forget", "volume", "v"]] {
+        let err = refused(&node, args);
+        assert!(err.contains("another mount (others at ") && err.contains("unmount that"), "{args:?}: {err}");
+        are_there();
+    }
+    assert_eq!(generation(&at), 1);
+    node.down()?;
+    are_there();
+    node.up()?;
+    wait_until(&node, "the volume", |volume| volume.mounts.as_ref().is_some_and(|m| m.mountpoint.is_some()));
+    are_there();
+    // A snapshot that an administrator mounted is in use.
+    let (snapshot, elsewhere) = (snapshots(&node)?, node.path("elsewhere"));
+    let newest = node.volume("v")?.snapshots[1].mounted.clone().expect("it is mounted");
+    fs::create_dir(&elsewhere).unwrap();
+    output("mount", |mount| mount.arg("--bind").arg(&newest).arg(&elsewhere))?;
+    let err = refused(&node, &["delete", "v", "1"]);
+    assert!(err.contains(elsewhere.to_str().unwrap()), "{err}");
+    assert_eq!((generation(&elsewhere), generation(&newest)), (1, 1));
+    output("umount", |umount| umount.arg(&elsewhere))?;
+
+    for theirs in theirs {
+        theirs.unmount()?;
+    }
+    node.ok(&["revert", "v", "0"])?;
+    assert_eq!((generation(&at), generation(&dot.join(newest.file_name().unwrap()))), (0, 1));
+    // Also when the directory of the snapshots is another one by now.
+    node.ok(&["delete", "v", "--all", "--yes"])?;
+    assert!(!snapshot.exists());
+    node.ok(&["snapshot", "v"])?;
+    let only = node.volume("v")?.snapshots[0].mounted.clone().expect("it is mounted");
+    assert_eq!(generation(&dot.join(only.file_name().unwrap())), 0);
+    assert_eq!(node.down()?, 0);
+    place.nothing_is_left();
+    Ok(())
+}
+
+/// A flip would pull a mount of others away with what a replica showed before.
+#[test]
+fn root_what_others_mount_in_a_replica_stays() -> Result<(), Failure> {
+    if !root_with(&["mkfs.xfs", "mkfs.ext4", "mount", "losetup"]) {
+        return Ok(());
+    }
+    let place = Place::new()?;
+    let (mut alpha, mut beta, at, shown) = mounted_pair(&place, "ext4", &[])?;
+    fs::create_dir(at.join("own")).unwrap();
+    replicated(&alpha, &beta, &at, 0)?;
+    let own = shown.join("own");
+    let theirs = Foreign::mount(&own)?;
+    for number in 1..3 {
+        replicated(&alpha, &beta, &at, number)?;
+        theirs.is_there();
+        assert_eq!(generation(&shown), 0);
+        let said = beta.volume("v")?.mounts.expect("it is mounted").troubles;
+        assert!(said.len() == 1 && said[0].contains(&format!("others at {}", own.display())), "{said:?}");
+    }
+    // What is seen stays, though the replica has newer ones.
+    let err = refused(&beta, &["delete", "v", "0"]);
+    assert!(err.contains("the volume, which shows it"), "{err}");
+    assert_eq!(generation(&shown), 0);
+    theirs.unmount()?;
+    replicated(&alpha, &beta, &at, 3)?;
+    assert_eq!((generation(&shown), place.mounts().len()), (3, 2));
+    assert_eq!((alpha.down()?, beta.down()?), (0, 0));
     place.nothing_is_left();
     Ok(())
 }

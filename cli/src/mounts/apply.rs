@@ -20,6 +20,7 @@ use super::{
     plan::{is_snapshot_name, snapshot_name_at},
     table::{Mount, Table},
     users::{self, names, users},
+    whose::{self, DOTSNAPSHOT, is_of_volume},
 };
 use crate::exports::{Device, clients_on};
 
@@ -82,7 +83,7 @@ pub fn apply(plan: &Plan, gone: &mut dyn FnMut(Device)) -> Report {
 /// then on, what holds still does so for a snapshot.
 pub fn take_over(plan: &Plan) {
     let Ok(table) = Table::read() else { return };
-    if let Some(top) = table.top(&plan.mountpoint).filter(|top| ours(plan, top)) {
+    if let Some(top) = table.top(&plan.mountpoint).filter(|top| is_of_volume(plan, top)) {
         go_on(top);
     }
 }
@@ -101,10 +102,18 @@ pub fn release(plan: &Plan, guid: SnapshotGuid, device: &Path, retract: impl Fn(
         true => Identity::of_head(device),
         false => Identity::Snapshot(guid.to_string()),
     };
+    if let Some(shown) = table.stack(&plan.mountpoint).into_iter().find(|shown| Identity::of(shown) == wanted)
+    {
+        // Another is to be shown there, and is not yet.
+        return Err(Busy { at: shown.at.clone(), users: vec!["the volume, which shows it".to_owned()] });
+    }
     let mut of_it: Vec<&Mount> =
         table.0.iter().filter(|mount| mount.at != plan.mountpoint && Identity::of(mount) == wanted).collect();
     of_it.sort_by_key(|mount| mount.at.starts_with(&plan.snappath));
     for mount in &of_it {
+        if !whose::is_in_our_place(mount) {
+            return Err(used_by_mount(device, mount));
+        }
         let users = clients_on(&[mount.device]);
         if !users.is_empty() {
             return Err(Busy { at: mount.at.clone(), users });
@@ -115,7 +124,7 @@ pub fn release(plan: &Plan, guid: SnapshotGuid, device: &Path, retract: impl Fn(
         if !take(mount, IfBusy::Keep)? {
             continue;
         }
-        if mount.at.parent() == Some(&plan.snappath) || view_name(plan, &mount.at).is_some() {
+        if mount.at.parent() == Some(&plan.snappath) || whose::view(plan, &table, mount).is_some() {
             let _ = fs::remove_dir(&mount.at);
         }
     }
@@ -132,7 +141,7 @@ pub fn unmount_all(plan: &Plan) -> Vec<Busy> {
     let mut busy = Vec::new();
     busy.extend(take_shown(plan, &table).err());
     for mount in &table.0 {
-        if snapshot_name_at(&plan.snappath, &mount.at).is_some() {
+        if snapshot_name_at(&plan.snappath, &mount.at).is_some() && is_of_volume(plan, mount) {
             busy.extend(take(mount, IfBusy::Detach).err());
         }
     }
@@ -175,6 +184,12 @@ fn snapshots(plan: &Plan, report: &mut Report) -> io::Result<()> {
         match wanted.get(name) {
             Some(snapshot) if Identity::of(mount) == Identity::of_snapshot(snapshot) => {
                 report.mounted.insert(snapshot.number, mount.at.clone());
+            }
+            _ if !is_of_volume(plan, mount) => {
+                let (at, source) = (mount.at.display(), mount.source.display());
+                report
+                    .troubles
+                    .push(format!("{source} is mounted at {at}, where a snapshot is to be: unmount it"));
             }
             _ => {
                 if let Err(busy) = take(mount, IfBusy::Keep) {
@@ -245,7 +260,7 @@ fn tidy(plan: &Plan, report: &Report) -> io::Result<()> {
 
 fn shown(plan: &Plan, report: &mut Report, gone: &mut dyn FnMut(Device)) -> io::Result<()> {
     let table = Table::read()?;
-    let old = table.top(&plan.mountpoint).filter(|top| ours(plan, top));
+    let old = table.top(&plan.mountpoint).filter(|top| is_of_volume(plan, top));
     // Open, its device is no other file system's until `gone` was told.
     let old = old.map(|top| (top.device, File::open(&top.source)));
     let done = show(plan, table, report);
@@ -284,13 +299,17 @@ fn show(plan: &Plan, table: Table, report: &mut Report) -> io::Result<()> {
         return Ok(());
     }
     if let Some(top) = stack.first()
-        && !ours(plan, top)
+        && !is_of_volume(plan, top)
     {
         return Err(io::Error::other(format!(
             "{} is mounted there: `zumastor remount {} --mountpoint DIR` takes another directory",
             top.source.display(),
             plan.volume
         )));
+    }
+    if !stack.is_empty() {
+        // Before anything is put beneath.
+        nothing_foreign(plan, &table).map_err(|busy| io::Error::other(busy.to_string()))?;
     }
     let replaces = stack.first().is_some_and(|top| top.read_only) && matches!(shown, Shown::Snapshot(_));
     if replaces && is(stack.get(1)) {
@@ -333,13 +352,35 @@ fn views(plan: &Plan, report: &mut Report) -> io::Result<()> {
     let wanted: BTreeMap<&String, &String> = plan.views.iter().filter(|(_, name)| mounted(name)).collect();
     let dot = plan.mountpoint.join(DOTSNAPSHOT);
     for mount in table.below(&plan.mountpoint) {
-        let Some(name) = view_name(plan, &mount.at) else { continue };
-        let stays =
-            if name == DOTSNAPSHOT { plan.dotsnapshot } else { wanted.contains_key(&name.to_owned()) };
-        if !stays {
+        let Some(name) = whose::view(plan, &table, mount) else { continue };
+        let stays = match name {
+            DOTSNAPSHOT => plan.dotsnapshot && !whose::is_of_removed(mount),
+            name => wanted.contains_key(&name.to_owned()),
+        };
+        if !stays && table.top(&mount.at).is_some_and(|top| top.id == mount.id) {
             take(mount, IfBusy::DetachView).map_err(|busy| io::Error::other(busy.to_string()))?;
             let _ = fs::remove_dir(&mount.at);
         }
+    }
+    let table = Table::read()?;
+    let others: Vec<_> = table
+        .below(&plan.mountpoint)
+        .into_iter()
+        .filter(|mount| {
+            let wanted = mount.at.file_name().and_then(|name| name.to_str()).is_some_and(|name| {
+                name == DOTSNAPSHOT && plan.dotsnapshot || wanted.contains_key(&name.to_owned())
+            });
+            wanted
+                && mount.at.parent() == Some(&plan.mountpoint)
+                && whose::view(plan, &table, mount).is_none()
+        })
+        .collect();
+    for mount in others {
+        report.notes.push(format!(
+            "snapshots are not seen at {}, where {} is mounted by others",
+            mount.at.display(),
+            mount.source.display()
+        ));
     }
     if plan.dotsnapshot && table.top(&dot).is_none() && !report.mounted.is_empty() {
         if let Some(holding) = table.holding(&plan.snappath.join("any")).filter(|holding| !holding.shared) {
@@ -378,13 +419,6 @@ fn views(plan: &Plan, report: &mut Report) -> io::Result<()> {
     Ok(())
 }
 
-/// The name of a directory in the volume in which snapshots are seen.
-fn view_name<'a>(plan: &Plan, at: &'a Path) -> Option<&'a str> {
-    let name = at.file_name()?.to_str()?;
-    (at.parent() == Some(&plan.mountpoint) && (name == DOTSNAPSHOT || name.starts_with("@GMT-")))
-        .then_some(name)
-}
-
 /// Whether there is such a directory, made if that can be done.
 fn directory(at: &Path) -> io::Result<bool> {
     match fs::create_dir(at) {
@@ -395,14 +429,13 @@ fn directory(at: &Path) -> io::Result<bool> {
     }
 }
 
-/// Where the snapshots are seen in the volume.
-const DOTSNAPSHOT: &str = ".snapshot";
-
-/// Takes the mount away that is seen at the mountpoint, if it is ours, with what we mounted in it.
+/// Takes the mount away that is seen at the mountpoint, if it is ours, with what we mounted in it. With a mount of somebody else
+/// in it, all stays.
 fn take_shown(plan: &Plan, table: &Table) -> Result<(), Busy> {
-    let Some(top) = table.top(&plan.mountpoint).filter(|top| ours(plan, top)) else { return Ok(()) };
+    let Some(top) = table.top(&plan.mountpoint).filter(|top| is_of_volume(plan, top)) else { return Ok(()) };
+    nothing_foreign(plan, table)?;
     for mount in table.below(&plan.mountpoint) {
-        let view = view_name(plan, &mount.at).is_some();
+        let view = whose::view(plan, table, mount).is_some();
         let at = mount.at.clone();
         take(mount, if view { IfBusy::DetachView } else { IfBusy::Detach })?;
         if view {
@@ -413,22 +446,15 @@ fn take_shown(plan: &Plan, table: &Table) -> Result<(), Busy> {
     take(top, IfBusy::Detach).map(drop)
 }
 
-/// Whether a mount at the mountpoint is of this volume.
-fn ours(plan: &Plan, mount: &Mount) -> bool {
-    match Identity::of(mount) {
-        Identity::Snapshot(_) | Identity::Head(_) => true,
-        Identity::Device(_) => {
-            let name = mount.source.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-            let planned = plan.shown.iter().map(|shown| match shown {
-                Shown::Head(device) => Identity::of_head(device),
-                Shown::Snapshot(snapshot) => Identity::of_snapshot(snapshot),
-            });
-            let known = plan.snapshots.iter().map(Identity::of_snapshot).chain(planned);
-            name.starts_with(plan.volume.as_str())
-                || known.into_iter().any(|known| known == Identity::of(mount))
-        }
-        Identity::Other => false,
-    }
+/// What is in use by a mount that is not ours.
+fn nothing_foreign(plan: &Plan, table: &Table) -> Result<(), Busy> {
+    let foreign = whose::foreign(plan, table);
+    foreign.map_or(Ok(()), |mount| Err(used_by_mount(&plan.mountpoint, mount)))
+}
+
+fn used_by_mount(at: &Path, mount: &Mount) -> Busy {
+    let (source, by) = (mount.source.display(), mount.at.display());
+    Busy { at: at.to_owned(), users: vec![format!("another mount ({source} at {by}): unmount that first")] }
 }
 
 /// Takes one mount away; false if it was not there any more.

@@ -42,6 +42,10 @@ impl Identity {
         if !mount.source.starts_with("/dev") {
             return Self::Other;
         }
+        if let (major @ 1.., minor) = mount.device {
+            // Whatever else has that name by now.
+            return Self::Device(rustix::fs::makedev(major, minor));
+        }
         match fs::metadata(&mount.source) {
             Ok(metadata) if is_block_device(&mount.source) => Self::Device(metadata.rdev()),
             _ => Self::Other,

@@ -16,6 +16,7 @@ mod plan;
 mod probe;
 mod table;
 mod users;
+mod whose;
 
 #[cfg(test)]
 mod tests;
