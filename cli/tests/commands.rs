@@ -302,6 +302,22 @@ fn sizes_are_had_or_refused() {
     );
     assert_eq!((define(&node, &["-k", "24M"]).code, target(&node, "delta").code), (0, 0));
     assert!(define(&node, &["-k", "16M"]).err.contains(told));
+    // What a file says all the same, as one that was good before there were so many, is no reason not to start: it takes what it
+    // needs, and says so.
+    let path = node.path("etc/volumes/v.toml");
+    let file = fs::read_to_string(&path).unwrap();
+    for (given, told) in [("16M", told), ("1M", "a cache of 1.00 MiB is too small to receive anything")] {
+        node.down();
+        fs::write(&path, file.replace("\"24M\"", &format!("{given:?}"))).unwrap();
+        node.up();
+        let cache = node.volume("v").cache;
+        assert_eq!(cache.size, 24 << 20);
+        assert!(cache.caution.is_some_and(|caution| caution.contains(told)));
+        let status = node.ok(&["status", "v"]);
+        assert!(status.contains(told) && status.contains("until then it takes 24.0 MiB"), "{status}");
+    }
+    assert_eq!(define(&node, &["-k", "24M"]).code, 0);
+    assert_eq!(node.volume("v").cache.caution, None);
 }
 
 /// Whether snapshots are reflinks where a node's files are.

@@ -181,14 +181,17 @@ pub enum Health {
 }
 
 /// Memory that the daemon takes for a volume.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CacheStatus {
-    /// Bytes that it may take.
+    /// Bytes that it may take: as many as its file gives it, or as it needs if that is more.
     pub size: u64,
     /// Bytes that are kept now because they may be asked for again.
     pub kept: u64,
     /// Streams that the volume is received over.
     pub streams: u64,
+    /// What is to be said where its file gives it too little.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub caution: Option<String>,
 }
 
 /// How full the pool is in which a volume and its snapshots lie.

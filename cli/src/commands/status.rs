@@ -152,10 +152,13 @@ fn volume_lines(out: &mut Lines, volume: &VolumeStatus, one: bool, now: Timestam
     };
     let kind = volume.store.as_ref().map(|store| format!(" ({})", store.kind)).unwrap_or_default();
     out.line(1, format!("snapstore  {}{kind}{space}", volume.snapstore.display()));
-    let CacheStatus { size, kept, streams } = volume.cache;
+    let CacheStatus { size, kept, streams, caution } = &volume.cache;
     let streams =
         if volume.source.is_some() { format!(", received over {streams} streams") } else { String::new() };
-    out.line(1, format!("cache      {} at most, {} kept{streams}", HumanBytes(size), HumanBytes(kept)));
+    out.line(1, format!("cache      {} at most, {} kept{streams}", HumanBytes(*size), HumanBytes(*kept)));
+    if let Some(caution) = caution {
+        out.line(2, format!("note: {caution}"));
+    }
     if let Some(space) = &volume.space {
         let manual = if space.drop_manual { ", manual ones as well" } else { "" };
         let dropped = match space.dropped {

@@ -4,7 +4,7 @@
 //! that sends on does both at a time, and keeps less. Where there is less, it is received over fewer streams, and sent in
 //! smaller pieces. What a connection to a peer has under way is not a volume's: see [`transport_config`](zumastor_net::transport_config).
 
-use zumastor_core::{ByteSize, HumanBytes, VolumeName, config::VolumeConfig};
+use zumastor_core::{HumanBytes, VolumeName, config::VolumeConfig};
 use zumastor_net::{LEAST_FOR_A_TARGET, MOST_STREAMS};
 
 use crate::{api::CacheStatus, exit::Failure};
@@ -31,7 +31,10 @@ pub struct Shares {
 impl Shares {
     /// Those of a volume.
     pub fn of(config: &VolumeConfig) -> Self {
-        let size = size(config);
+        Self::out_of(size(config), config)
+    }
+
+    fn out_of(size: u64, config: &VolumeConfig) -> Self {
         match (config.source.is_some(), config.target.is_empty()) {
             (true, false) => {
                 let (kept, sending) = (size / 8, size / 16 * 5);
@@ -48,14 +51,36 @@ impl Shares {
     }
 }
 
-/// Bytes of memory for a volume.
+/// Bytes of memory for a volume: what it is given, or what it needs if that is more.
 pub fn size(config: &VolumeConfig) -> u64 {
+    given(config).max(least(config))
+}
+
+fn given(config: &VolumeConfig) -> u64 {
     config.cache.map_or_else(|| USUAL.min(memory() / 4).max(LEAST), |size| size.0)
+}
+
+/// The smallest size, in steps, with which a volume can be received and sent as configured.
+fn least(config: &VolumeConfig) -> u64 {
+    let needed = config.target.len() as u64 * LEAST_FOR_A_TARGET;
+    let mut size = LEAST;
+    while Shares::out_of(size, config).sending < needed {
+        size += LEAST / 2;
+    }
+    size
 }
 
 /// As `status` shows it.
 pub fn status(config: &VolumeConfig, kept: u64) -> CacheStatus {
-    CacheStatus { size: size(config), kept, streams: Shares::of(config).streams() as u64 }
+    let streams = Shares::of(config).streams() as u64;
+    CacheStatus { size: size(config), kept, streams, caution: caution(config) }
+}
+
+/// What is to be said where a volume takes more than its file gives it.
+pub fn caution(config: &VolumeConfig) -> Option<String> {
+    let given = config.cache?.0;
+    let reason = check(given).and_then(|()| check_targets(config)).err()?;
+    Some(format!("{reason}; until then it takes {}", HumanBytes(size(config))))
 }
 
 /// What is wrong with a size, if anything.
@@ -71,20 +96,15 @@ pub fn check(bytes: u64) -> Result<(), String> {
 
 /// What is wrong with the size for what a volume is sent to, if anything.
 pub fn check_targets(config: &VolumeConfig) -> Result<(), String> {
-    let (targets, mut enough) = (config.target.len() as u64, config.clone());
-    let fits = |config: &VolumeConfig| Shares::of(config).sending >= targets * LEAST_FOR_A_TARGET;
-    if fits(config) {
+    let (given, least) = (given(config), least(config));
+    if given >= least {
         return Ok(());
     }
-    let mut size = size(config);
-    while !fits(&enough) {
-        size += LEAST / 2;
-        enough.cache = Some(ByteSize(size));
-    }
     Err(format!(
-        "a cache of {} is too small to send the volume to {targets} nodes at a time: give it {}M or more",
-        HumanBytes(self::size(config)),
-        size >> 20
+        "a cache of {} is too small to send the volume to {} nodes at a time: give it {}M or more",
+        HumanBytes(given),
+        config.target.len(),
+        least >> 20
     ))
 }
 
@@ -106,7 +126,10 @@ fn memory() -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use zumastor_core::config::{SourceConfig, TargetConfig};
+    use zumastor_core::{
+        ByteSize,
+        config::{SourceConfig, TargetConfig},
+    };
 
     use super::*;
 
@@ -150,6 +173,10 @@ mod tests {
         assert!(error.ends_with("give it 24M or more"), "{error}");
         assert_eq!(check_targets(&config(Some(24 << 20), false, 3)), Ok(()));
         assert_eq!(check_targets(&config(Some(16 << 20), true, 1)), Ok(()));
+        // What a file gives too little is given what it takes, and no more.
+        assert_eq!(size(&config(Some(16 << 20), false, 3)), 24 << 20);
+        assert_eq!(caution(&config(Some(24 << 20), false, 3)), None);
+        assert_eq!(Shares::of(&config(Some(1 << 20), true, 0)), Shares::of(&config(Some(16 << 20), true, 0)));
         assert!(
             check_targets(&config(Some(16 << 20), true, 2)).unwrap_err().ends_with("give it 32M or more")
         );

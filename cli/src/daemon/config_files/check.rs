@@ -9,7 +9,6 @@ use zumastor_core::{
 };
 use zumastor_net::PublicKey;
 
-use super::super::cache;
 use crate::{exports::Client, mounts::Options};
 
 /// What is wrong, and where.
@@ -51,12 +50,6 @@ pub fn volume(config: &VolumeConfig, others: &[(VolumeName, VolumeConfig)]) -> O
     }
     if let Some((key, reason)) = config.hooks.problem() {
         return problem(&["hooks", key], reason);
-    }
-    if let Some(Err(reason)) = config.cache.map(|size| cache::check(size.0)) {
-        return problem(&["cache"], reason);
-    }
-    if let (Some(_), Err(reason)) = (config.cache, cache::check_targets(config)) {
-        return problem(&["cache"], reason);
     }
     if let Some(Err(error)) = config.chunk.map(|size| check_chunk(size.0)) {
         return problem(&["chunk"], error.to_string());
