@@ -77,7 +77,7 @@ impl Daemon {
             }
             self.drop_one(volume, &*store, record, EventKind::Dropped, reason).await?;
         }
-        self.drop_unsent(volume, &*store, &snapshots, &verdicts).await
+        self.drop_unsent(volume, &*store, &snapshots, &verdicts, shown).await
     }
 
     /// Deletes one snapshot. False if somebody holds it.

@@ -3,7 +3,7 @@
 //! and what the target misses is told until it has got a newer one.
 
 use zumastor_core::{
-    Hold, HoldOwner, HumanBytes, NodeName, SnapshotNumber, SnapshotRecord, SnapshotStore,
+    HeadState, Hold, HoldOwner, HumanBytes, NodeName, SnapshotNumber, SnapshotRecord, SnapshotStore,
     config::VolumeConfig,
     retention::{Fate, KeepReason, Verdict},
 };
@@ -66,13 +66,14 @@ impl Daemon {
     }
 
     /// Drops, the oldest first, what is kept only until it is sent, while there is too little space. Where the volume's file asks
-    /// for space, that is seen to elsewhere. To be called with the volume's `snapshotting` locked.
+    /// for space, that is seen to elsewhere. `shown` is what a replica shows. To be called with the volume's `snapshotting` locked.
     pub async fn drop_unsent(
         &self,
         volume: &Volume,
         store: &dyn SnapshotStore,
         snapshots: &[SnapshotRecord],
         verdicts: &[Verdict],
+        shown: Option<HeadState>,
     ) -> Result<(), Failure> {
         if volume.config().space.minimum_free.is_some() {
             return Ok(());
@@ -91,7 +92,10 @@ impl Daemon {
             let Some(record) = snapshots.iter().find(|record| record.number() == verdict.number) else {
                 continue;
             };
-            if self.release_mounts(volume, record).await.is_err() {
+            // What a replica shows stays, and what somebody uses.
+            if shown == Some(HeadState::Shows(record.number()))
+                || self.release_mounts(volume, record).await.is_err()
+            {
                 continue;
             }
             let shares = store.usage_by_snapshot().await?.map(|usage| usage.snapshots).unwrap_or_default();
