@@ -140,18 +140,45 @@ fn a_role_that_was_edited_while_the_daemon_was_away_is_noticed() {
     alpha.ok(&["replicate", "v", "beta", "--wait"]);
     let path = beta.path("etc/volumes/v.toml");
     let file = || fs::read_to_string(&path).unwrap();
-    let refused = |node: &Node, text: &str, was: &str| {
+    // Nothing is done with the volume, and all with others, until the file is what it was.
+    let refused = |node: &mut Node, text: &str, was: &str| {
         let before = file();
         fs::write(&path, text).unwrap();
-        let mut daemon = node.spawn(&["daemon", "--listen", "127.0.0.1:0", "--name", "beta"]);
-        let status = wait_for("the daemon to refuse", || daemon.try_wait().unwrap());
-        let said = common::ran(&daemon.wait_with_output().unwrap()).err;
-        assert_eq!(status.code(), Some(3), "{said}");
+        node.up();
+        let volume = node.volume("v");
+        let said = volume.trouble.clone().unwrap_or_default();
+        assert_eq!(volume.health, Health::Unavailable, "{volume:?}");
         assert!(said.contains("volumes/v.toml makes this node another master"), "{said}");
         assert!(said.contains(was) && said.contains("`zumastor promote v`"), "{said}");
+        assert!(said.contains("`zumastor forget volume v`"), "{said}");
+        for args in [
+            &["snapshot", "v"][..],
+            &["promote", "v"],
+            &["replicate", "v", "alpha", "--wait"],
+            &["define", "target", "v", "gamma"],
+            &["define", "schedule", "v", "-h", "3"],
+        ] {
+            let ran = node.run(args);
+            assert!(ran.code != 0 && !ran.err.is_empty(), "{args:?}: {ran:?}");
+        }
+        assert!(node.fails(3, &["reload"]).contains("nothing was applied"));
+        assert_eq!(file(), text, "the file was written");
+        assert_eq!(node.volume("w").health, Health::Ok);
+        node.ok(&["snapshot", "w"]);
+        // Also when the daemon is killed meanwhile.
+        node.kill();
+        node.up();
+        assert_eq!(node.volume("v").health, Health::Unavailable);
         fs::write(&path, before).unwrap();
+        let told = node.run(&["reload"]);
+        assert!(told.code == 0 && told.err.contains("volume v is what it was before"), "{told:?}");
+        node.wait_until("v", "the volume", |volume| volume.health != Health::Unavailable);
+        assert_eq!(node.down(), 0);
     };
     let as_master = |text: &str| text.replace("[source]\nhost = \"alpha\"", "[master]");
+    image(&beta.path("w.img"), MIB, 1);
+    beta.define("w");
+    beta.ok(&["define", "master", "w"]);
     // While it runs, and while it does not.
     let replica = file();
     assert_ne!(as_master(&replica), replica);
@@ -159,7 +186,7 @@ fn a_role_that_was_edited_while_the_daemon_was_away_is_noticed() {
     assert!(beta.fails(3, &["reload"]).contains("more than a line in a file"));
     fs::write(&path, &replica).unwrap();
     assert_eq!(beta.down(), 0);
-    refused(&beta, &as_master(&replica), "so that it has no [master]");
+    refused(&mut beta, &as_master(&replica), "so that it has no [master]");
     beta.up();
     assert_eq!(beta.volume("v").role, Role::Replica);
     // What commands do is no edit, also when the daemon is started after them.
@@ -170,15 +197,15 @@ fn a_role_that_was_edited_while_the_daemon_was_away_is_noticed() {
     let master = file();
     let epoch = master.lines().find(|line| line.starts_with("epoch = ")).unwrap().to_owned();
     beta.kill();
-    refused(&beta, &master.replace(&epoch, "epoch = 7"), &epoch);
-    refused(&beta, &replica, &epoch);
+    refused(&mut beta, &master.replace(&epoch, "epoch = 7"), &epoch);
+    refused(&mut beta, &replica, &epoch);
     // To be neither is nobody's business but this node's.
     fs::write(&path, replica.replace("[source]\nhost = \"alpha\"", "")).unwrap();
     beta.up();
     assert_eq!(beta.volume("v").role, Role::Undecided);
     // But what it was before is not forgotten by that.
     assert_eq!(beta.down(), 0);
-    refused(&beta, &as_master(&replica), &epoch);
+    refused(&mut beta, &as_master(&replica), &epoch);
     fs::write(&path, &master).unwrap();
     beta.up();
     assert_eq!(beta.volume("v").role, Role::Master);
@@ -186,8 +213,13 @@ fn a_role_that_was_edited_while_the_daemon_was_away_is_noticed() {
     beta.ok(&["forget", "source", "v"]);
     beta.kill();
     let neither = file();
-    refused(&beta, &format!("{neither}\n[master]\n"), "so that it has no [master]");
+    refused(&mut beta, &format!("{neither}\n[master]\n"), "so that it has no [master]");
     beta.up();
+    // Another volume of that name has nothing to do with it; what was edited goes on as such.
+    beta.kill();
+    fs::write(&path, format!("{neither}\n[master]\n")).unwrap();
+    beta.up();
+    assert_eq!(beta.volume("v").health, Health::Unavailable);
     beta.ok(&["forget", "volume", "v"]);
     beta.define("v");
     beta.ok(&["define", "source", "v", "alpha"]);

@@ -1,6 +1,8 @@
 //! Who masters a volume is decided by commands, which tell other nodes and keep what would be lost; a line in a file does
 //! neither. So what the files say is compared with what was applied last, at the start and when they are read again.
 
+use std::collections::BTreeMap;
+
 use zumastor_core::{VolumeName, config::VolumeConfig};
 
 use super::{Daemon, holds::blocking, state::Duty};
@@ -9,6 +11,10 @@ use crate::exit::Failure;
 impl Daemon {
     /// Writes the file of a volume. A daemon that is killed in the middle finds that it may say what it said, or this.
     pub async fn write_volume(&self, name: &VolumeName, config: &VolumeConfig) -> Result<(), Failure> {
+        if let Some(barred) = self.find_volume(name).and_then(|volume| volume.barred()) {
+            // The file would then be taken for what was applied.
+            return Err(Failure::refused(barred));
+        }
         let duty = Duty::of(config);
         let (state, volume) = (self.state.clone(), name.clone());
         let before = blocking(move || {
@@ -33,6 +39,20 @@ impl Daemon {
 
     /// Refuses files that make this node another master of a volume than it was, or none.
     pub async fn check_duties(&self, volumes: &[(VolumeName, VolumeConfig)]) -> Result<(), Failure> {
+        match self.strange_duties(volumes).await?.into_values().next() {
+            Some(Strange { what, remedy }) => {
+                Err(Failure::refused(what).remedy(format!("{remedy}; nothing was applied")))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// The volumes of which the files make this node another master than it was, or none.
+    pub async fn strange_duties(
+        &self,
+        volumes: &[(VolumeName, VolumeConfig)],
+    ) -> Result<BTreeMap<VolumeName, Strange>, Failure> {
+        let mut strange = BTreeMap::new();
         for (name, config) in volumes {
             let (state, volume, now) = (self.state.clone(), name.clone(), Duty::of(config));
             let before = blocking(move || state.duties(&volume)).await?;
@@ -45,16 +65,18 @@ impl Daemon {
                 Duty { master: Some(epoch), .. } => format!("has [master] with epoch = {epoch}"),
                 Duty { .. } => "has no [master]".to_owned(),
             };
-            return Err(Failure::refused(format!(
+            let what = format!(
                 "volumes/{name}.toml makes this node another master of the volume, or none, and that is more than a line in a \
                  file: other nodes must hear of it, and what the volume holds must be kept"
-            ))
-            .remedy(format!(
+            );
+            let remedy = format!(
                 "edit the file so that it {was}, as before; then, with the daemon running, `zumastor promote {name}` or \
-                 `zumastor define source {name} HOST` do that; nothing was applied"
-            )));
+                 `zumastor define source {name} HOST` do that; if it is another volume of that name, `zumastor forget volume {name}` and define \
+                 it again"
+            );
+            strange.insert(name.clone(), Strange { what, remedy });
         }
-        Ok(())
+        Ok(strange)
     }
 
     /// Notes what the files say that are applied now.
@@ -66,5 +88,19 @@ impl Daemon {
             }
         }
         Ok(())
+    }
+}
+
+/// What a file says of a volume that it may not.
+#[derive(Debug)]
+pub struct Strange {
+    what: String,
+    remedy: String,
+}
+
+impl Strange {
+    /// Why nothing is done with the volume, and what helps.
+    pub fn text(&self) -> String {
+        format!("nothing is done with the volume: {}; {}, and `zumastor reload`", self.what, self.remedy)
     }
 }

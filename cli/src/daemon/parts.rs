@@ -105,6 +105,9 @@ impl Daemon {
 
 /// Says that a part of a volume's work is stopped, if it is.
 pub fn refuse_stopped(volume: &Volume, part: &Part) -> Result<(), Failure> {
+    if let Some(barred) = volume.barred() {
+        return Err(Failure::refused(barred));
+    }
     if !volume.is_stopped(part) {
         return Ok(());
     }

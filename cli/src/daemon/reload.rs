@@ -45,6 +45,13 @@ impl Daemon {
                     self.volumes.write().expect("no panic while locked").remove(name);
                     notes.push(format!("volume {name} is not defined any more; all of its data stays"));
                 }
+                Some(config) if volume.barred().is_some() => {
+                    volume.bar(None);
+                    volume.set_config(config.clone());
+                    tokio::spawn(open(self.clone(), volume.clone()));
+                    self.start_volume(&volume).await;
+                    notes.push(format!("volume {name} is what it was before, and goes on"));
+                }
                 Some(config) if *config != volume.config() => {
                     self.reconfigure(&volume, config).await?;
                     notes.push(format!("volume {name} is as its file says now"));

@@ -24,7 +24,7 @@ use zumastor_core::{
 use zumastor_net::{Node, NodeKey, NodeOptions};
 
 use super::{
-    Daemon, PULLS, circles,
+    Daemon, PULLS, cache, circles,
     clock::SystemClock,
     config_files::ConfigFiles,
     control,
@@ -89,8 +89,10 @@ pub async fn run(paths: Paths, settings: Settings) -> Result<(), Failure> {
         files: Arc::new(files),
         configured: config.node.clone(),
     });
-    daemon.check_duties(&config.volumes).await?;
-    daemon.note_duties(&config.volumes).await?;
+    let strange = daemon.strange_duties(&config.volumes).await?;
+    let (barred, sound): (Vec<_>, Vec<_>) =
+        config.volumes.into_iter().partition(|(name, _)| strange.contains_key(name));
+    daemon.note_duties(&sound).await?;
     let listen = settings.listen.or(config.node.listen).unwrap_or_else(anywhere);
     let options = NodeOptions { listen, name: name.clone(), key };
     let node = Node::start(options, Arc::new(Answers(daemon.clone())))
@@ -101,8 +103,16 @@ pub async fn run(paths: Paths, settings: Settings) -> Result<(), Failure> {
     // system that does not answer concerns only its own volumes.
     let listener = bind(&socket)?;
     let mut left = daemon.left_windows().await?;
-    for (name, config) in config.volumes {
+    for (name, config) in sound.into_iter().chain(barred) {
+        if let Some(caution) = cache::caution(&config) {
+            tracing::warn!(volume = %name, "{caution}");
+        }
         let volume = Arc::new(Volume::new(name.clone(), config, daemon.stores.clone()));
+        if let Some(strange) = strange.get(&name) {
+            let text = strange.text();
+            tracing::error!(volume = %name, "{text}");
+            volume.bar(Some(text));
+        }
         volume.leave(left.remove(&name));
         daemon.recall_stopped(&volume).await?;
         daemon.volumes.write().expect("no panic while locked").insert(name, volume);
@@ -110,7 +120,7 @@ pub async fn run(paths: Paths, settings: Settings) -> Result<(), Failure> {
     daemon.trust_peers()?;
     daemon.sweep_mounts().await;
     daemon.clone().make_up_for_others(left);
-    for volume in daemon.all_volumes() {
+    for volume in daemon.all_volumes().into_iter().filter(|volume| volume.barred().is_none()) {
         tokio::spawn(open(daemon.clone(), volume.clone()));
         daemon.start_volume(&volume).await;
     }

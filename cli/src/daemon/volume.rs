@@ -53,6 +53,8 @@ pub struct Volume {
     unsettled: Mutex<Option<SnapshotNumber>>,
     /// What a daemon that was killed left to be done for a snapshot.
     left: Mutex<Option<Window>>,
+    /// Why nothing is to be done with it.
+    barred: Mutex<Option<String>>,
     stopped: RwLock<BTreeSet<Part>>,
     stores: Arc<Stores>,
     config: RwLock<VolumeConfig>,
@@ -115,6 +117,7 @@ impl Volume {
             hooks: Hooks::default(),
             unsettled: Mutex::default(),
             left: Mutex::default(),
+            barred: Mutex::default(),
             stopped: RwLock::default(),
             stores,
             config: RwLock::new(config),
@@ -140,6 +143,16 @@ impl Volume {
         *self.config.write().expect("no panic while locked") = config;
         self.circling.ask_soon();
         self.snapshotter.wake();
+    }
+
+    /// Why nothing is to be done with it, if that is so: what its file says of it must not be done.
+    pub fn barred(&self) -> Option<String> {
+        self.barred.lock().expect("no panic while locked").clone()
+    }
+
+    /// From now on nothing is done with it, or all is again.
+    pub fn bar(&self, why: Option<String>) {
+        *self.barred.lock().expect("no panic while locked") = why;
     }
 
     /// Whether a part of its work is stopped, alone or with all of it.
@@ -200,6 +213,9 @@ impl Volume {
     /// Its store. Where it cannot be opened, each call tries again: a file system may have been mounted since. None is
     /// ever made here: an empty one in place of the one that is not mounted would begin another history.
     pub async fn store(&self) -> Result<Arc<dyn SnapshotStore>, StoreError> {
+        if let Some(barred) = self.barred() {
+            return Err(StoreError::Unsupported(barred));
+        }
         let mut store = self.store.lock().await;
         if let Some(store) = &*store {
             return Ok(store.clone());
