@@ -108,10 +108,10 @@ same "$(digest gamma /tmp/files/doc.img)" "$(digest alpha /dev/mapper/doc)" "wha
 head -c 16000000 /dev/urandom >/dev/ubdd
 z delta define volume dev /dev/ubdd /dev/ubde --yes
 z delta define master dev --no-snapmount
-z delta define target dev alpha
+z delta define target dev alpha --name devcopy
 z delta snapshot dev
-z alpha define volume dev vg/dev vg/pool
-z alpha define source dev delta
+z alpha define volume devcopy vg/dev vg/pool
+z alpha define source devcopy delta --name dev
 z delta replicate dev alpha --wait
 same "$(digest delta "/dev/mapper/dev(0)")" "$(digest alpha /dev/vg/dev)" "what came from devices"
 dd if=/dev/urandom of=/dev/mapper/dev bs=4096 count=1 seek=1000 conv=fsync 2>/dev/null
@@ -120,8 +120,8 @@ z delta snapshot dev
 z delta replicate dev alpha --wait
 same "$(digest delta /dev/mapper/dev)" "$(digest alpha /dev/vg/dev)" "what came from devices, later"
 same "$(digest delta "/dev/mapper/dev(0)")" "$(digest alpha /dev/vg/dev_zuma0)" "snapshot 0 that came from devices"
-z alpha history dev | tail -1 | grep -E "replicated from snapshot 0: [0-9.]+ KiB of data" || fail "$(z alpha history dev)"
-z alpha forget volume dev
+z alpha history devcopy | tail -1 | grep -E "replicated from snapshot 0: [0-9.]+ KiB of data" || fail "$(z alpha history devcopy)"
+z alpha forget volume devcopy
 z delta forget volume dev
 lvremove -q -y vg/dev vg/dev_zuma0 vg/dev_zuma1
 
