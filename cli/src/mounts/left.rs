@@ -16,21 +16,44 @@ pub fn left_behind(plan: &Plan, devices: &BTreeSet<Device>) -> Vec<Device> {
     let left = |device: &Device| {
         let Some(path) = path(*device) else { return false };
         let mounted = table.0.iter().any(|mount| mount.device == *device);
-        // A mount of an image has a device of its own. That of a mapped snapshot may be mounted as a snapshot, too.
-        Some(*device) != shown
-            && (is_mapped(plan, &path) || !mounted && file_system::is_snapshots_loop(&path))
+        // What is mounted is what somebody may come upon: as a snapshot, in a place of its own.
+        !mounted
+            && Some(*device) != shown
+            && (is_mapped(plan, &path) || file_system::is_snapshots_loop(&path))
     };
     devices.iter().copied().filter(left).collect()
 }
 
-/// Whether a device is of a snapshot of a volume in a thin pool: `VOLUME(NUMBER)`.
+/// Whether a device is of a snapshot of a volume in a thin pool.
 fn is_mapped(plan: &Plan, device: &Path) -> bool {
     let Some(name) = device.file_name() else { return false };
     let name = fs::read_to_string(Path::new("/sys/block").join(name).join("dm/name")).unwrap_or_default();
-    name.strip_prefix(plan.volume.as_str()).is_some_and(|rest| rest.starts_with('('))
+    is_name_of_snapshot(plan.volume.as_str(), &name)
+}
+
+/// Whether device-mapper's name of a device is that of a volume's snapshot, `VOLUME(NUMBER)` with its brackets written as `\x28`
+/// and `\x29`, or of what was one: `VOLUME:old-N`.
+fn is_name_of_snapshot(volume: &str, name: &str) -> bool {
+    let mark = |rest: &str| ["\\x28", ":old-"].iter().any(|mark| rest.starts_with(mark));
+    name.strip_prefix(volume).is_some_and(mark)
 }
 
 fn path((major, minor): Device) -> Option<PathBuf> {
     let link = fs::read_link(format!("/sys/dev/block/{major}:{minor}")).ok()?;
     Some(Path::new("/dev").join(link.file_name()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn snapshots_are_known_by_what_the_kernel_calls_them() {
+        for name in ["v\\x283\\x29\n", "v\\x28L0\\x29\n", "v:old-2\n"] {
+            assert!(is_name_of_snapshot("v", name), "{name}");
+        }
+        for name in ["", "v\n", "v:pool\n", "v2\\x283\\x29\n", "v:staging\n"] {
+            assert!(!is_name_of_snapshot("v", name), "{name}");
+        }
+    }
 }
