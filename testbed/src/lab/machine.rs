@@ -92,10 +92,14 @@ impl Job {
     /// A test of the calling test binary, by its full name.
     pub fn test(name: &str) -> Result<Self, Failure> {
         let program = std::env::current_exe().map_err(Failure::doing("this program's path"))?;
-        let job = Self::program(&program)
+        let mut job = Self::program(&program)
             .args(["--exact", name, "--nocapture", "--test-threads=1"])
-            .env("ZUMASTOR_REQUIRE_ROOT_TESTS", "1")
-            .env("RUST_BACKTRACE", "1");
+            .env("ZUMASTOR_REQUIRE_ROOT_TESTS", "1");
+        for name in INHERITED {
+            if let Ok(value) = std::env::var(name) {
+                job = job.env(name, &value);
+            }
+        }
         // One that does not exist would do nothing with success.
         Ok(Self { proof: Some("test result: ok. 1 passed"), ..job })
     }
@@ -128,6 +132,9 @@ impl Job {
         script
     }
 }
+
+/// What a test in a guest has from the one outside: how much it says, and which histories it tries.
+const INHERITED: [&str; 2] = ["RUST_BACKTRACE", "PROPTEST_RNG_SEED"];
 
 /// Where the sessions are.
 const SESSIONS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/sessions");
