@@ -203,6 +203,26 @@ same "$(blockdev --getsize64 /dev/mapper/copy)" $((128 << 20)) "the size of the 
 wanted=$(digest alpha "/dev/mapper/vol($newest)")
 same "$wanted" "$(digest beta /dev/mapper/copy)" "the larger copy"
 
+# What a volume held before it was made smaller is there again when it is made larger, mapped as ever: it is sent.
+lvcreate -q -V 16M -T vg/pool -n old
+head -c 16777216 /dev/urandom >/dev/vg/old
+lvreduce -q -y -L 8M vg/old
+z alpha define volume old vg/old
+z alpha define master old --no-snapmount
+z alpha define target old gamma
+z gamma define volume old /tmp/files/old.img /tmp/files/old.snaps
+z gamma define source old alpha
+z alpha snapshot old
+z alpha replicate old gamma --wait
+lvextend -q -L 16M vg/old
+z alpha snapshot old
+z alpha replicate old gamma --wait
+same "$(digest alpha "/dev/mapper/old(1)")" "$(digest gamma /tmp/files/old.img)" "what was made smaller and larger"
+z alpha scrub old --all || fail "the snapshots of what was made smaller and larger are not what their digests say"
+z alpha forget volume old
+z gamma forget volume old
+for name in old_zuma0 old_zuma1 old; do lvremove -q -y vg/$name; done
+
 # No device is left when the daemon stops but the volume that was active before; all is back when it starts.
 stop alpha TERM
 dmsetup ls | grep 'vg-vol_' && fail "snapshots are left active"

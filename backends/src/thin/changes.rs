@@ -8,7 +8,7 @@ use std::{
 
 use zumastor_core::{Changes, Extent, SnapshotGuid, SnapshotNumber, StoreError};
 
-use super::{inner::Inner, pool::ThinId};
+use super::{catalogue::Kept, inner::Inner, pool::ThinId};
 use crate::thin_metadata::Difference;
 
 /// Where one snapshot differs from another, or from zeros: in chunks, ascending.
@@ -107,13 +107,22 @@ impl Inner {
             return Ok(delta);
         }
         // Snapshots do not change, so what was found stays true.
-        let delta = Arc::new(self.compare(old.map(|old| old.thin), new.thin)?);
+        let size = |kept: &Kept| kept.record.size;
+        // What a smaller base has beyond its end does not count, though it may be mapped to what the larger one shows there.
+        let end = old.as_ref().map(size).filter(|end| *end < size(&new));
+        let from = end.map_or(u64::MAX, |end| end / self.pool.chunk());
+        let delta = Arc::new(self.compare_until(old.map(|old| old.thin), new.thin, from)?);
         self.known.put(pair, delta.clone());
         Ok(delta)
     }
 
     /// Compares the mappings of two thin devices, as they are now.
     pub(crate) fn compare(&self, left: Option<ThinId>, right: ThinId) -> Result<Delta, StoreError> {
+        self.compare_until(left, right, u64::MAX)
+    }
+
+    /// The same up to a chunk; from there on, all that is mapped on the right may differ.
+    fn compare_until(&self, left: Option<ThinId>, right: ThinId, from: u64) -> Result<Delta, StoreError> {
         let mut runs = Vec::new();
         self.pool.read_metadata(&mut |metadata| {
             for id in left.iter().chain([&right]) {
@@ -125,9 +134,18 @@ impl Inner {
             let all = 0..u64::MAX;
             runs = match left {
                 Some(left) => {
-                    let runs = metadata.diff(left.0, right.0, all)?;
-                    runs.map(|run| run.map(|run| (run.begin..run.begin + run.length, run.kind)))
-                        .collect::<Result<_, _>>()?
+                    let diff = metadata.diff(left.0, right.0, all)?;
+                    let mut runs = diff
+                        .map(|run| run.map(|run| (run.begin..run.begin + run.length, run.kind)))
+                        .collect::<Result<Vec<_>, _>>()?;
+                    if from < u64::MAX {
+                        let mapped = metadata.mappings(right.0, from..u64::MAX)?;
+                        let mapped = mapped
+                            .map(|run| run.map(|run| run.begin..run.begin + run.length))
+                            .collect::<Result<Vec<_>, _>>()?;
+                        runs = with_all_from(runs, from, mapped);
+                    }
+                    runs
                 }
                 None => {
                     let runs = metadata.mappings(right.0, all)?;
@@ -141,9 +159,41 @@ impl Inner {
     }
 }
 
+type Run = (Range<u64>, Difference);
+
+/// Runs that differ, and from a chunk on all that is mapped on the right, whether it differs or not.
+fn with_all_from(runs: Vec<Run>, from: u64, mapped: Vec<Range<u64>>) -> Vec<Run> {
+    let mut all = Vec::with_capacity(runs.len() + mapped.len());
+    for (range, kind) in runs {
+        let before = range.start..range.end.min(from);
+        if !before.is_empty() {
+            all.push((before, kind));
+        }
+        // What is mapped on the right is among the others.
+        let behind = range.start.max(from)..range.end;
+        if !behind.is_empty() && kind == Difference::LeftOnly {
+            all.push((behind, kind));
+        }
+    }
+    all.extend(mapped.into_iter().map(|range| (range, Difference::Different)));
+    all.sort_unstable_by_key(|(range, _)| range.start);
+    all
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn beyond_a_smaller_base_all_that_is_mapped_counts() {
+        use Difference::{Different, LeftOnly, RightOnly};
+        let runs = vec![(0..2, Different), (4..8, RightOnly), (9..10, LeftOnly), (12..13, Different)];
+        let mapped = vec![6..9, 11..14];
+        assert_eq!(
+            with_all_from(runs, 6, mapped),
+            [(0..2, Different), (4..6, RightOnly), (6..9, Different), (9..10, LeftOnly), (11..14, Different)]
+        );
+    }
 
     #[test]
     fn windows_are_cut_and_what_lies_beyond_the_end_is_left_out() {
