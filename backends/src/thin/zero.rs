@@ -29,8 +29,15 @@ pub(crate) fn make_zero(target: &dyn Zeroed, range: Range<u64>, chunk: u64) -> i
         let end = (start / PART * PART + PART).min(range.end);
         let length = (end - start) as usize;
         target.read(start, &mut buffer[..length])?;
-        if !is_zero(&buffer[..length]) {
-            target.write(start, &zeros[..length])?;
+        // What is not mapped stays so: only the chunks that hold something are written.
+        let mut at = start;
+        while at < end {
+            let next = (at / chunk * chunk + chunk).min(end);
+            let piece = (at - start) as usize..(next - start) as usize;
+            if !is_zero(&buffer[piece.clone()]) {
+                target.write(at, &zeros[piece])?;
+            }
+            at = next;
         }
         start = end;
     }
@@ -89,5 +96,16 @@ mod tests {
         for (at, byte) in found.into_iter().enumerate() {
             assert_eq!(byte, if range.contains(&(at as u64)) { 0 } else { 7 }, "at {at}");
         }
+    }
+
+    #[test]
+    fn only_chunks_that_hold_something_are_written() {
+        const CHUNK: u64 = 64 << 10;
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(8 * CHUNK).unwrap();
+        file.write_all_at(&[7; CHUNK as usize], 0).unwrap();
+        make_zero(&Plain(file.try_clone().unwrap()), 512..8 * CHUNK, CHUNK).unwrap();
+        let mapped = zumastor_core::files::data_ranges(&file, 0..8 * CHUNK).unwrap();
+        assert!(mapped.iter().all(|range| range.end <= CHUNK), "{mapped:?}");
     }
 }
