@@ -89,6 +89,24 @@ fn a_period_on_the_source_pulls() {
 }
 
 #[test]
+fn a_cycle_that_finds_nothing_new_writes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let (alpha, beta) = master_and_replica(dir.path(), MIB, &[], &[]);
+    let replicate = || beta.ok(&["replicate", "v", "alpha", "--wait"]);
+    replicate();
+    let well = |since| {
+        let confirmed = alpha.wait_until("v", "beta to have it", |v| v.targets[0].lag.confirmed > since);
+        confirmed.targets[0].lag.confirmed
+    };
+    let databases = || [&alpha, &beta].map(|node| fs::read(node.path("lib/state.redb")).unwrap());
+    let heard = well(None);
+    let before = databases();
+    replicate();
+    well(heard);
+    assert!(before == databases(), "something was written to a state database");
+}
+
+#[test]
 fn a_period_on_the_target_pushes_along_a_chain() {
     let dir = tempfile::tempdir().unwrap();
     let (alpha, mut beta) = master_and_replica(dir.path(), MIB, &["-p", "1"], &[]);

@@ -160,10 +160,11 @@ impl Daemon {
         let offered = volume.mounting.offered.clone();
         let carry_out = move || {
             let mut last = last.lock().expect("no panic while locked");
+            let first = last.is_none();
             if closed.load(Ordering::Relaxed) {
-                return View::default();
+                return (View::default(), first);
             }
-            if last.is_none() {
+            if first {
                 mounts::take_over(&plan);
             }
             let offered_before = offered.lock().expect("no panic while locked").clone();
@@ -186,7 +187,7 @@ impl Daemon {
             let done = if offered_before.clients == offer.clients { offered_before.done } else { Vec::new() };
             report.troubles.extend(exports::sync(&exported, &offer.clients, &done));
             steps::pass("mount: exported");
-            if last.is_none() {
+            if first {
                 // A daemon before this one may have been killed in the middle of a flip.
                 let left = mounts::left_behind(&plan, &exports::devices_in_use());
                 if !left.is_empty() {
@@ -206,16 +207,19 @@ impl Daemon {
             };
             *last = Some(plan);
             *offered.lock().expect("no panic while locked") = Offer { done: exported, ..offer };
-            view
+            (view, first)
         };
-        let mut view = tokio::task::spawn_blocking(carry_out).await.expect("mounting does not panic");
+        let (mut view, first) =
+            tokio::task::spawn_blocking(carry_out).await.expect("mounting does not panic");
         view.notes.extend(notes);
         view.report.troubles.extend(refused);
         let before = std::mem::replace(
             &mut *volume.mounting.view.lock().expect("no panic while locked"),
             view.clone(),
         );
-        self.write_shares().await;
+        if first || view.share != before.share {
+            self.write_shares().await;
+        }
         for trouble in &view.report.troubles {
             // Told once, not with each try.
             if !before.report.troubles.contains(trouble) {

@@ -40,6 +40,8 @@ pub struct Pull {
     fresh: AtomicBool,
     /// Whether it waits for its turn.
     queued: AtomicBool,
+    /// Whether a snapshot was shown that was received before.
+    showed: AtomicBool,
     /// Whether the source has been asked how often it sends by itself.
     compared: AtomicBool,
 }
@@ -57,6 +59,7 @@ impl Pull {
             source: source.clone(),
             fresh: AtomicBool::new(true),
             queued: AtomicBool::new(false),
+            showed: AtomicBool::new(false),
             compared: AtomicBool::new(false),
         };
         *volume.source_caution.lock().expect("no panic while locked") = None;
@@ -82,7 +85,8 @@ impl Pull {
             ..Replica::new(store, Arc::new(holds), remote)
         };
         // A snapshot that is complete is shown, whether or not the upstream can be reached.
-        finish(&replica).await.map_err(|error| pull_trouble(&error))?;
+        let showed = finish(&replica).await.map_err(|error| pull_trouble(&error))?;
+        self.showed.fetch_or(showed, Ordering::Relaxed);
         self.queued.store(true, Ordering::Relaxed);
         let _turn = self.daemon.turns.acquire().await.expect("the semaphore is never closed");
         self.queued.store(false, Ordering::Relaxed);
@@ -137,10 +141,10 @@ impl Job for Pull {
         self.daemon.transfer_ended(&self.volume, &self.source.host, Direction::Received, result).await;
         match result {
             Ok(summary) if summary.received => self.daemon.retain_to_the_end(&self.volume).await,
-            // It may have been shown only now.
-            Ok(_) => self.daemon.mount(&self.volume).await,
-            Err(_) => {}
+            _ if self.showed.load(Ordering::Relaxed) => self.daemon.mount(&self.volume).await,
+            _ => {}
         }
+        self.showed.store(false, Ordering::Relaxed);
     }
 }
 

@@ -27,7 +27,7 @@ use super::{
     Daemon, PULLS, cache, circles,
     clock::SystemClock,
     config_files::ConfigFiles,
-    control,
+    control, holds,
     host::Answers,
     mounting,
     puller::Pull,
@@ -152,6 +152,10 @@ pub async fn run(paths: Paths, settings: Settings) -> Result<(), Failure> {
     let _ = timeout(FAREWELL, daemon.node().close()).await;
     for volume in daemon.all_volumes() {
         volume.close().await;
+    }
+    let state = daemon.state.clone();
+    if let Err(error) = holds::blocking(move || state.write_confirmed()).await {
+        tracing::warn!(error = %chain(&error), "when peers were heard of last could not be written");
     }
     Ok(())
 }

@@ -1,10 +1,11 @@
 //! What must survive a restart and is nowhere else: holds, what peers have, numbers given, the history.
 //!
-//! Every change is on disk when the call returns. Values are JSON, so that a later version can add to them.
+//! Every change is on disk when the call returns, but for the time of what is only confirmed. Values are JSON, so that a later version can add to them.
 
 mod duties;
 mod epochs;
 mod missed;
+mod pairs;
 mod schedules;
 mod scrubs;
 mod windows;
@@ -13,21 +14,24 @@ mod windows;
 mod tests;
 
 use std::{
+    collections::BTreeMap,
     fs::{self, OpenOptions},
     io,
     ops::RangeInclusive,
     os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::Path,
+    sync::Mutex,
 };
 
 use jiff::Timestamp;
 use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{Serialize, de::DeserializeOwned};
 use zumastor_core::{Hold, HoldOwner, Lineage, NodeName, SnapshotNumber, VolumeName, steps};
 
 pub use self::{
     duties::Duty,
     epochs::Era,
+    pairs::Cursor,
     windows::{Process, Window},
 };
 use crate::api::TransferRecord;
@@ -64,18 +68,13 @@ pub enum StateError {
     Value(#[from] serde_json::Error),
 }
 
-/// The newest snapshot that this node and a peer both have of a volume.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Cursor {
-    /// Its number.
-    pub common: SnapshotNumber,
-    /// When it was confirmed last.
-    pub confirmed: Timestamp,
-}
-
 /// The database. Calls block for as long as a disk takes to sync.
 #[derive(Debug)]
-pub struct State(Database);
+pub struct State {
+    database: Database,
+    /// When what is known of a pair was confirmed since that was written.
+    confirmed: Mutex<BTreeMap<(VolumeName, NodeName), Timestamp>>,
+}
 
 impl State {
     /// Opens the database, or makes it.
@@ -83,7 +82,8 @@ impl State {
         // redb would let everybody read what it makes.
         OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
         fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
-        let state = Self(Database::builder().set_cache_size(CACHE).create(path)?);
+        let database = Database::builder().set_cache_size(CACHE).create(path)?;
+        let state = Self { database, confirmed: Mutex::default() };
         state.write(|txn| {
             txn.open_table(HOLDS)?;
             txn.open_table(CURSORS)?;
@@ -156,64 +156,9 @@ impl State {
         })
     }
 
-    /// Replaces all holds that a peer has on a volume, and notes the newest common snapshot if it is known now. Nothing
-    /// happens, and the answer is false, unless the pair is `defined`, which is asked when nothing else is written.
-    pub fn replace_holds(
-        &self,
-        volume: &VolumeName,
-        peer: &NodeName,
-        holds: &[(SnapshotNumber, &str)],
-        common: Option<SnapshotNumber>,
-        defined: impl FnOnce() -> bool,
-    ) -> Result<bool, StateError> {
-        let cursor = common.map(|common| Cursor { common, confirmed: Timestamp::now() });
-        self.write(|txn| {
-            if !defined() {
-                return Ok(false);
-            }
-            let owner = owner_key(&HoldOwner::Peer(peer.clone()));
-            let mut table = txn.open_table(HOLDS)?;
-            let stays = |number, name: &str| holds.iter().any(|(n, held)| n.0 == number && *held == name);
-            table.retain_in(of_volume(volume), |(_, number, of, name), _| {
-                of != owner || stays(number, name)
-            })?;
-            for (number, name) in holds {
-                let key = (volume.as_str(), number.0, owner.as_str(), *name);
-                if table.get(key)?.is_none() {
-                    table.insert(key, now())?;
-                }
-            }
-            if let Some(cursor) = &cursor {
-                let json = serde_json::to_string(cursor)?;
-                txn.open_table(CURSORS)?.insert((volume.as_str(), peer.as_str()), json.as_str())?;
-                missed::got(txn, volume, peer, cursor.common)?;
-            }
-            Ok(true)
-        })
-    }
-
-    /// What a peer is known to have of a volume.
-    pub fn cursor(&self, volume: &VolumeName, peer: &NodeName) -> Result<Option<Cursor>, StateError> {
-        self.read(|txn| {
-            let table = txn.open_table(CURSORS)?;
-            let value = table.get((volume.as_str(), peer.as_str()))?;
-            value.map(|json| from_json(json.value())).transpose()
-        })
-    }
-
-    /// Forgets what a peer has, and its holds.
-    pub fn forget_pair(&self, volume: &VolumeName, peer: &NodeName) -> Result<(), StateError> {
-        let owner = owner_key(&HoldOwner::Peer(peer.clone()));
-        self.write(|txn| {
-            txn.open_table(HOLDS)?.retain_in(of_volume(volume), |(_, _, of, _), _| of != owner)?;
-            txn.open_table(CURSORS)?.remove((volume.as_str(), peer.as_str()))?;
-            txn.open_table(missed::MISSED)?.remove((volume.as_str(), peer.as_str()))?;
-            Ok(())
-        })
-    }
-
     /// Forgets everything about a volume but the numbers that its snapshots had.
     pub fn forget_volume(&self, volume: &VolumeName) -> Result<(), StateError> {
+        self.confirmed.lock().expect("no panic while locked").retain(|(of, _), _| of != volume);
         self.write(|txn| {
             let volume = volume.as_str();
             txn.open_table(HOLDS)?.retain(|(of, ..), _| of != volume)?;
@@ -296,7 +241,7 @@ impl State {
         &self,
         work: impl FnOnce(&redb::ReadTransaction) -> Result<T, StateError>,
     ) -> Result<T, StateError> {
-        let txn = self.0.begin_read()?;
+        let txn = self.database.begin_read()?;
         work(&txn)
     }
 
@@ -304,7 +249,7 @@ impl State {
         &self,
         work: impl FnOnce(&WriteTransaction) -> Result<T, StateError>,
     ) -> Result<T, StateError> {
-        let mut txn = self.0.begin_write()?;
+        let mut txn = self.database.begin_write()?;
         txn.set_durability(Durability::Immediate)?;
         let result = work(&txn)?;
         steps::pass("state: before commit");

@@ -50,6 +50,46 @@ fn holds_of_a_peer_are_replaced_and_survive_a_restart() {
 }
 
 #[test]
+fn what_is_known_is_not_written_again() {
+    let (dir, state, volume, beta) = fixture();
+    let file = dir.path().join("state.redb");
+    let replace = |number: u64| {
+        let number = SnapshotNumber(number);
+        assert!(state.replace_holds(&volume, &beta, &[(number, "base")], Some(number), || true).unwrap());
+        (state.cursor(&volume, &beta).unwrap().unwrap(), fs::read(&file).unwrap())
+    };
+    let (first, written) = replace(1);
+    let (again, unchanged) = replace(1);
+    assert!(again.confirmed > first.confirmed && again.common == first.common);
+    assert!(written == unchanged, "what was known was written");
+    // Nobody is told that it is well where the pair is not defined any more.
+    let held = [(SnapshotNumber(1), "base")];
+    assert!(!state.replace_holds(&volume, &beta, &held, Some(SnapshotNumber(1)), || false).unwrap());
+    let (next, changed) = replace(2);
+    assert!(next.common == SnapshotNumber(2) && changed != written);
+    // A hold that went is made again, though the same is common.
+    state.release(&volume, SnapshotNumber(2), &HoldOwner::Peer(beta.clone()), "base").unwrap();
+    replace(2);
+    assert_eq!(names(&state, &volume), ["2 beta base"]);
+    let (last, _) = replace(2);
+    drop(state);
+    // After a restart it seems to be older than it is, never newer.
+    let state = State::open(&file).unwrap();
+    let found = state.cursor(&volume, &beta).unwrap().unwrap();
+    assert!(found.common == last.common && found.confirmed < last.confirmed);
+    // Unless the daemon came to its end.
+    let number = SnapshotNumber(2);
+    assert!(state.replace_holds(&volume, &beta, &[(number, "base")], Some(number), || true).unwrap());
+    let last = state.cursor(&volume, &beta).unwrap();
+    state.write_confirmed().unwrap();
+    drop(state);
+    let state = State::open(&file).unwrap();
+    assert_eq!(state.cursor(&volume, &beta).unwrap(), last);
+    state.forget_pair(&volume, &beta).unwrap();
+    assert_eq!(state.cursor(&volume, &beta).unwrap(), None);
+}
+
+#[test]
 fn numbers_are_never_given_twice() {
     let (_dir, state, volume, _) = fixture();
     let lineage = state.lineage(&volume).unwrap();
