@@ -132,14 +132,17 @@ fn root_what_others_mount_in_a_volume_stays() -> Result<(), Failure> {
     wait_until(&node, "the volume", |volume| volume.mounts.as_ref().is_some_and(|m| m.mountpoint.is_some()));
     are_there();
     // A snapshot that an administrator mounted is in use.
-    let (snapshot, elsewhere) = (snapshots(&node)?, node.path("elsewhere"));
+    let snapshot = snapshots(&node)?;
     let newest = node.volume("v")?.snapshots[1].mounted.clone().expect("it is mounted");
-    fs::create_dir(&elsewhere).unwrap();
-    output("mount", |mount| mount.arg("--bind").arg(&newest).arg(&elsewhere))?;
-    let err = refused(&node, &["delete", "v", "1"]);
-    assert!(err.contains(elsewhere.to_str().unwrap()), "{err}");
-    assert_eq!((generation(&elsewhere), generation(&newest)), (1, 1));
-    output("umount", |umount| umount.arg(&elsewhere))?;
+    let same_name = node.path("restore").join(newest.file_name().unwrap());
+    for elsewhere in [node.path("elsewhere"), same_name] {
+        fs::create_dir_all(&elsewhere).unwrap();
+        output("mount", |mount| mount.arg("--bind").arg(&newest).arg(&elsewhere))?;
+        let err = refused(&node, &["delete", "v", "1"]);
+        assert!(err.contains(elsewhere.to_str().unwrap()), "{err}");
+        assert_eq!((generation(&elsewhere), generation(&newest)), (1, 1));
+        output("umount", |umount| umount.arg(&elsewhere))?;
+    }
 
     for theirs in theirs {
         theirs.unmount()?;
@@ -152,6 +155,137 @@ fn root_what_others_mount_in_a_volume_stays() -> Result<(), Failure> {
     node.ok(&["snapshot", "v"])?;
     let only = node.volume("v")?.snapshots[0].mounted.clone().expect("it is mounted");
     assert_eq!(generation(&dot.join(only.file_name().unwrap())), 0);
+    assert_eq!(node.down()?, 0);
+    place.nothing_is_left();
+    Ok(())
+}
+
+/// What nobody is to use any more is taken from under whoever does, but no mount of others goes with it.
+#[test]
+fn root_what_others_mount_in_a_snapshot_stays() -> Result<(), Failure> {
+    if !root_with(&["mkfs.xfs", "mkfs.ext4", "mount", "losetup"]) {
+        return Ok(());
+    }
+    let place = Place::new()?;
+    let (mut node, at) = master(&place, "ext4", &["--dotsnapshot"])?;
+    fs::create_dir(at.join("own")).unwrap();
+    write(&at, 0);
+    node.ok(&["snapshot", "v"])?;
+    let mounted = node.volume("v")?.snapshots[0].mounted.clone().expect("it is mounted");
+    let seen = at.join(".snapshot").join(mounted.file_name().unwrap());
+
+    // In the view alone.
+    let own = seen.join("own");
+    let theirs = Foreign::mount(&own)?;
+    let named = format!("another mount (others at {}): unmount that", own.display());
+    let err = refused(&node, &["revert", "v", "0"]);
+    assert!(err.contains(&named), "{err}");
+    theirs.is_there();
+    node.ok(&["define", "master", "v", "--dotsnapshot=false"])?;
+    let troubles = node.volume("v")?.mounts.expect("it is mounted").troubles;
+    assert!(troubles.len() == 1 && troubles[0].contains(&named), "{troubles:?}");
+    theirs.is_there();
+    theirs.unmount()?;
+    node.ok(&["define", "master", "v", "--dotsnapshot"])?;
+
+    // In the snapshot, and seen in the view.
+    let own = mounted.join("own");
+    let theirs = Foreign::mount(&own)?;
+    let all_there = || {
+        theirs.is_there();
+        assert_eq!(fs::read_to_string(seen.join("own/file")).unwrap(), "theirs");
+    };
+    all_there();
+    node.ok(&["revert", "v", "0"])?;
+    all_there();
+    let err = refused(&node, &["delete", "v", "0"]);
+    assert!(err.contains(&format!("others at {}", own.display())), "{err}");
+    theirs.is_there();
+    node.down()?;
+    theirs.is_there();
+    let left = [&mounted, &own].map(|at| at.to_str().unwrap().to_owned());
+    assert_eq!(place.mounts(), left);
+    node.up()?;
+    wait_until(&node, "the volume", |volume| volume.mounts.as_ref().is_some_and(|m| m.mountpoint.is_some()));
+    all_there();
+    theirs.unmount()?;
+    assert_eq!(node.down()?, 0);
+    place.nothing_is_left();
+    Ok(())
+}
+
+/// Nothing is put on a mount of others, which they could not unmount then.
+#[test]
+fn root_what_others_mount_where_a_snapshot_is_to_be_stays() -> Result<(), Failure> {
+    if !root_with(&["mkfs.xfs", "mkfs.ext4", "mount", "losetup"]) {
+        return Ok(());
+    }
+    let place = Place::new()?;
+    let (mut node, at) = master(&place, "ext4", &[])?;
+    write(&at, 0);
+    node.ok(&["snapshot", "v"])?;
+    let mounted = node.volume("v")?.snapshots[0].mounted.clone().expect("it is mounted");
+    let unneeded = snapshots(&node)?.join("2020.01.01-00.00.00");
+
+    // Over it.
+    let theirs = Foreign::mount(&mounted)?;
+    let err = refused(&node, &["delete", "v", "0"]);
+    assert!(err.contains(&format!("another mount (others at {})", mounted.display())), "{err}");
+    theirs.is_there();
+    theirs.unmount()?;
+    assert_eq!(generation(&mounted), 0);
+
+    // In its place.
+    output("umount", |umount| umount.arg(&mounted))?;
+    let theirs = [Foreign::mount(&mounted)?, Foreign::mount(&unneeded)?];
+    write(&at, 1);
+    node.ok(&["snapshot", "v"])?;
+    theirs.iter().for_each(Foreign::is_there);
+    let volume = node.volume("v")?;
+    let troubles = volume.mounts.expect("it is mounted").troubles;
+    let said = format!("others is mounted at {}, where it is to be: unmount that", mounted.display());
+    assert!(troubles.len() == 1 && troubles[0].contains(&said), "{troubles:?}");
+    assert_eq!(volume.snapshots[0].mounted, None);
+    assert_eq!(generation(volume.snapshots[1].mounted.as_ref().expect("it is mounted")), 1);
+    for theirs in theirs {
+        theirs.unmount()?;
+    }
+    node.ok(&["snapshot", "v"])?;
+    assert_eq!(generation(&mounted), 0);
+    assert_eq!(node.volume("v")?.mounts.expect("it is mounted").troubles, Vec::<String>::new());
+    assert_eq!(node.down()?, 0);
+    place.nothing_is_left();
+    Ok(())
+}
+
+/// What the daemon mounted for a volume that is not there any more goes with its next start, and nothing else.
+#[test]
+fn root_what_others_mount_where_a_volume_was_stays() -> Result<(), Failure> {
+    if !root_with(&["mkfs.xfs", "mkfs.ext4", "mount", "losetup"]) {
+        return Ok(());
+    }
+    let place = Place::new()?;
+    let (mut node, at) = master(&place, "ext4", &["--dotsnapshot"])?;
+    write(&at, 0);
+    node.ok(&["snapshot", "v"])?;
+    let of_snapshots = snapshots(&node)?;
+    node.kill()?;
+    fs::remove_file(node.path("etc/volumes/v.toml")).unwrap();
+    let volumes = of_snapshots.parent().unwrap();
+    let places =
+        ["v", "other/in/it", "other-snapshots/2026.01.02-03.04.05", "v-snapshots/2026.01.02-03.04.05"]
+            .map(|name| volumes.join(name));
+    let theirs = places.iter().map(|at| Foreign::mount(at)).collect::<Result<Vec<_>, _>>()?;
+    node.up()?;
+    node.volume("v").unwrap_err();
+    theirs.iter().for_each(Foreign::is_there);
+    let below: Vec<_> = place.mounts().into_iter().filter(|at| Path::new(at).starts_with(volumes)).collect();
+    assert_eq!(below, places.each_ref().map(|at| at.to_str().unwrap().to_owned()));
+    for theirs in theirs {
+        theirs.unmount()?;
+    }
+    // Its own directory is its owner's.
+    output("umount", |umount| umount.arg("--recursive").arg(&at))?;
     assert_eq!(node.down()?, 0);
     place.nothing_is_left();
     Ok(())

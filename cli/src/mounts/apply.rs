@@ -1,11 +1,11 @@
 //! Making what is mounted what is to be mounted.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::{self, File},
     io,
     os::unix::fs::symlink,
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 use rustix::mount::{MountPropagationFlags, mount_change};
@@ -19,36 +19,11 @@ use super::{
     place,
     plan::{is_snapshot_name, snapshot_name_at},
     table::{Mount, Table},
-    users::{self, names, users},
+    take::{Busy, IfBusy, take, used_by_mount},
+    users::users,
     whose::{self, DOTSNAPSHOT, is_of_volume},
 };
 use crate::exports::{Device, clients_on};
-
-/// A mount that could not be taken away, because something uses it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Busy {
-    /// Where it is.
-    at: PathBuf,
-    /// The programs, as far as they can be told.
-    users: Vec<String>,
-}
-
-impl std::fmt::Display for Busy {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} is in use by {}", self.at.display(), names(&self.users))
-    }
-}
-
-/// What to do with a mount that something uses.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum IfBusy {
-    /// It stays.
-    Keep,
-    /// If it is read only, whoever uses it keeps it until the end, and nobody else sees it.
-    Detach,
-    /// The same, for a view of something that stays mounted in its own place.
-    DetachView,
-}
 
 /// Mounts what is planned, takes away what is not, and tells what came of it. When the volume shows another file system than
 /// before, `gone` is told the device of the old one, as soon as nobody finds it any more.
@@ -110,9 +85,12 @@ pub fn release(plan: &Plan, guid: SnapshotGuid, device: &Path, retract: impl Fn(
     let mut of_it: Vec<&Mount> =
         table.0.iter().filter(|mount| mount.at != plan.mountpoint && Identity::of(mount) == wanted).collect();
     of_it.sort_by_key(|mount| mount.at.starts_with(&plan.snappath));
-    for mount in &of_it {
-        if !whose::is_in_our_place(mount) {
+    for mount in of_it.iter().rev() {
+        if !whose::is_in_our_place(plan, &table, mount) {
             return Err(used_by_mount(device, mount));
+        }
+        if let Some(inner) = table.below(&mount.at).first() {
+            return Err(used_by_mount(&mount.at, inner));
         }
         let users = clients_on(&[mount.device]);
         if !users.is_empty() {
@@ -140,7 +118,8 @@ pub fn unmount_all(plan: &Plan) -> Vec<Busy> {
     let Ok(table) = Table::read() else { return Vec::new() };
     let mut busy = Vec::new();
     busy.extend(take_shown(plan, &table).err());
-    for mount in &table.0 {
+    // What lies on another comes first.
+    for mount in table.0.iter().rev() {
         if snapshot_name_at(&plan.snappath, &mount.at).is_some() && is_of_volume(plan, mount) {
             busy.extend(take(mount, IfBusy::Detach).err());
         }
@@ -155,22 +134,26 @@ pub fn unmount_shown(plan: &Plan) -> Result<(), Busy> {
     Table::read().map_or(Ok(()), |table| take_shown(plan, &table))
 }
 
-/// Takes away what is mounted below `volumes` for volumes that are not there any more.
+/// Takes away what was mounted below `volumes` for volumes that are not there any more.
 pub fn sweep(volumes: &Path, known: impl Fn(&str) -> bool) {
     place::tidy();
     let Ok(table) = Table::read() else { return };
-    for mount in table.below(volumes) {
-        let Some(name) = mount.at.strip_prefix(volumes).ok().and_then(|rest| rest.iter().next()?.to_str())
-        else {
-            continue;
-        };
-        if known(name) || name.strip_suffix("-snapshots").is_some_and(&known) {
+    let first = |mount: &Mount| {
+        let rest = mount.at.strip_prefix(volumes).ok()?;
+        Some(rest.iter().next()?.to_str()?.to_owned())
+    };
+    let names: BTreeSet<String> = table.below(volumes).into_iter().filter_map(first).collect();
+    for name in names {
+        let of_snapshots = name.strip_suffix("-snapshots");
+        if known(&name) || of_snapshots.is_some_and(&known) {
             continue;
         }
-        go_on(mount);
-        match take(mount, IfBusy::Detach) {
-            Ok(_) => drop(fs::remove_dir(&mount.at)),
-            Err(busy) => tracing::warn!("{busy}, and belongs to no volume any more"),
+        let names = [Some(name.as_str()), of_snapshots].into_iter().flatten();
+        for plan in names.filter_map(|name| Plan::of_unknown(volumes, name)) {
+            take_over(&plan);
+            for busy in unmount_all(&plan) {
+                tracing::warn!("{busy}, and belongs to no volume any more");
+            }
         }
     }
 }
@@ -179,22 +162,30 @@ fn snapshots(plan: &Plan, report: &mut Report) -> io::Result<()> {
     let table = Table::read()?;
     let wanted: BTreeMap<&str, &Snapshot> =
         plan.snapshots.iter().map(|snapshot| (snapshot.name.as_str(), snapshot)).collect();
-    for mount in &table.0 {
-        let Some(name) = snapshot_name_at(&plan.snappath, &mount.at) else { continue };
-        match wanted.get(name) {
-            Some(snapshot) if Identity::of(mount) == Identity::of_snapshot(snapshot) => {
+    let places = table.0.iter().map(|mount| mount.at.as_path());
+    for at in places.collect::<BTreeSet<_>>() {
+        let Some(name) = snapshot_name_at(&plan.snappath, at) else { continue };
+        let wanted = wanted.get(name);
+        // What is seen there first.
+        for mount in table.stack(at) {
+            if let Some(snapshot) =
+                wanted.filter(|wanted| Identity::of(mount) == Identity::of_snapshot(wanted))
+            {
                 report.mounted.insert(snapshot.number, mount.at.clone());
+                break;
             }
-            _ if !is_of_volume(plan, mount) => {
-                let (at, source) = (mount.at.display(), mount.source.display());
-                report
-                    .troubles
-                    .push(format!("{source} is mounted at {at}, where a snapshot is to be: unmount it"));
-            }
-            _ => {
-                if let Err(busy) = take(mount, IfBusy::Keep) {
-                    report.troubles.push(format!("{busy}, so it stays mounted"));
+            if !is_of_volume(plan, mount) {
+                if let Some(snapshot) = wanted {
+                    let (at, source) = (at.display(), mount.source.display());
+                    let why = format!("{source} is mounted at {at}, where it is to be: unmount that");
+                    report.troubles.push(format!("snapshot {} is not mounted: {why}", snapshot.number));
+                    report.failed.insert(snapshot.number, why);
                 }
+                break;
+            }
+            if let Err(busy) = take(mount, IfBusy::Keep) {
+                report.troubles.push(format!("{busy}, so it stays mounted"));
+                break;
             }
         }
     }
@@ -202,7 +193,7 @@ fn snapshots(plan: &Plan, report: &mut Report) -> io::Result<()> {
         fs::create_dir_all(&plan.snappath)?;
     }
     for snapshot in &plan.snapshots {
-        if report.mounted.contains_key(&snapshot.number) {
+        if report.mounted.contains_key(&snapshot.number) || report.failed.contains_key(&snapshot.number) {
             continue;
         }
         let at = plan.place(snapshot);
@@ -309,7 +300,7 @@ fn show(plan: &Plan, table: Table, report: &mut Report) -> io::Result<()> {
     }
     if !stack.is_empty() {
         // Before anything is put beneath.
-        nothing_foreign(plan, &table).map_err(|busy| io::Error::other(busy.to_string()))?;
+        nothing_foreign(plan, &table, &plan.mountpoint).map_err(|busy| io::Error::other(busy.to_string()))?;
     }
     let replaces = stack.first().is_some_and(|top| top.read_only) && matches!(shown, Shown::Snapshot(_));
     if replaces && is(stack.get(1)) {
@@ -358,7 +349,9 @@ fn views(plan: &Plan, report: &mut Report) -> io::Result<()> {
             name => wanted.contains_key(&name.to_owned()),
         };
         if !stays && table.top(&mount.at).is_some_and(|top| top.id == mount.id) {
-            take(mount, IfBusy::DetachView).map_err(|busy| io::Error::other(busy.to_string()))?;
+            let taken =
+                nothing_foreign(plan, &table, &mount.at).and_then(|()| take(mount, IfBusy::DetachView));
+            taken.map_err(|busy| io::Error::other(busy.to_string()))?;
             let _ = fs::remove_dir(&mount.at);
         }
     }
@@ -433,7 +426,7 @@ fn directory(at: &Path) -> io::Result<bool> {
 /// in it, all stays.
 fn take_shown(plan: &Plan, table: &Table) -> Result<(), Busy> {
     let Some(top) = table.top(&plan.mountpoint).filter(|top| is_of_volume(plan, top)) else { return Ok(()) };
-    nothing_foreign(plan, table)?;
+    nothing_foreign(plan, table, &plan.mountpoint)?;
     for mount in table.below(&plan.mountpoint) {
         let view = whose::view(plan, table, mount).is_some();
         let at = mount.at.clone();
@@ -446,37 +439,10 @@ fn take_shown(plan: &Plan, table: &Table) -> Result<(), Busy> {
     take(top, IfBusy::Detach).map(drop)
 }
 
-/// What is in use by a mount that is not ours.
-fn nothing_foreign(plan: &Plan, table: &Table) -> Result<(), Busy> {
-    let foreign = whose::foreign(plan, table);
-    foreign.map_or(Ok(()), |mount| Err(used_by_mount(&plan.mountpoint, mount)))
-}
-
-fn used_by_mount(at: &Path, mount: &Mount) -> Busy {
-    let (source, by) = (mount.source.display(), mount.at.display());
-    Busy { at: at.to_owned(), users: vec![format!("another mount ({source} at {by}): unmount that first")] }
-}
-
-/// Takes one mount away; false if it was not there any more.
-fn take(mount: &Mount, busy: IfBusy) -> Result<bool, Busy> {
-    let device = users::device(&mount.at);
-    let error = match kernel::take(&mount.at) {
-        Ok(()) => return Ok(true),
-        Err(error) => error,
-    };
-    match error.raw_os_error() {
-        Some(libc::EBUSY) => {}
-        Some(libc::EINVAL | libc::ENOENT) => return Ok(false),
-        _ => return Err(Busy { at: mount.at.clone(), users: vec![format!("an error: {error}")] }),
-    }
-    let mut users = users(device.as_slice());
-    users.extend(clients_on(&[mount.device]));
-    let may_go = busy == IfBusy::DetachView || busy == IfBusy::Detach && mount.read_only;
-    if may_go && kernel::detach(&mount.at).is_ok() {
-        tracing::info!(at = %mount.at.display(), users = names(&users), "taken away; whoever uses it keeps it");
-        return Ok(true);
-    }
-    Err(Busy { at: mount.at.clone(), users })
+/// Whether a directory of the volume is in use by a mount in it that is not ours.
+fn nothing_foreign(plan: &Plan, table: &Table, directory: &Path) -> Result<(), Busy> {
+    let foreign = whose::foreign(plan, table, directory);
+    foreign.map_or(Ok(()), |mount| Err(used_by_mount(directory, mount)))
 }
 
 /// The number that files on a device have it under.

@@ -15,13 +15,14 @@ mod place;
 mod plan;
 mod probe;
 mod table;
+mod take;
 mod users;
 mod whose;
 
 #[cfg(test)]
 mod tests;
 
-pub use apply::{Busy, apply, release, sweep, take_over, unmount_all, unmount_shown};
+pub use apply::{apply, release, sweep, take_over, unmount_all, unmount_shown};
 pub use freeze::{Frozen, freeze};
 pub use kernel::{can_mount, is_block_device};
 pub use left::left_behind;
@@ -29,3 +30,4 @@ pub use loops::grown;
 pub use options::Options;
 pub use plan::{Plan, Report, Shown, Snapshot};
 pub use table::{devices_at, mounted_at};
+pub use take::Busy;

@@ -82,6 +82,25 @@ impl Plan {
         Self { shown: None, snapshots, links, views, dotsnapshot: false, ..self.clone() }
     }
 
+    /// That nothing is mounted, in the places that a volume has below `volumes` unless told otherwise; nothing if that is no name of
+    /// one.
+    pub fn of_unknown(volumes: &Path, name: &str) -> Option<Self> {
+        let links = ["mount", "snapshot"];
+        Some(Self {
+            volume: name.parse().ok()?,
+            mountpoint: volumes.join(name),
+            own_mountpoint: true,
+            snappath: volumes.join(format!("{name}-snapshots")),
+            options: Options::default(),
+            shown: None,
+            snapshots: Vec::new(),
+            links: BTreeMap::new(),
+            dotsnapshot: false,
+            views: BTreeMap::new(),
+            aliases: links.map(|kind| volumes.with_file_name(kind).join(name)),
+        })
+    }
+
     /// Whether it is about the same places.
     pub fn same_places(&self, other: &Self) -> bool {
         self.mountpoint == other.mountpoint

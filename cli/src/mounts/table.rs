@@ -68,6 +68,18 @@ impl Table {
         below
     }
 
+    /// The mount that a mount lies in.
+    pub fn around(&self, mount: &Mount) -> Option<&Mount> {
+        self.0.iter().find(|around| around.id == mount.parent)
+    }
+
+    /// The directory that a mount lies on, wherever that is seen: its file system's device, and its path there.
+    pub fn under(&self, mount: &Mount) -> Option<((u32, u32), PathBuf)> {
+        let around = self.around(mount)?;
+        let rest = mount.at.strip_prefix(&around.at).ok()?;
+        Some((around.device, around.root.join(rest)))
+    }
+
     /// The mount that holds a directory on which something may be mounted.
     pub fn holding(&self, directory: &Path) -> Option<&Mount> {
         let around = directory.parent()?;
@@ -169,5 +181,7 @@ mod tests {
         assert_eq!(stack, [2, 3]);
         assert_eq!(table.below(Path::new("/m")).len(), 1);
         assert_eq!(table.holding(Path::new("/m")).unwrap().id, 1);
+        let under = |at: usize| table.under(&table.0[at]).unwrap();
+        assert_eq!((under(2), under(3)), (((0, 0), "/m".into()), ((0, 0), "/x/y".into())));
     }
 }
