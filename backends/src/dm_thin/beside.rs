@@ -19,6 +19,8 @@ impl DmPool {
     /// Puts the pool's transaction beside that of the header, as soon as the pool can be written: a crash may have come between the
     /// two. What an earlier run held of the metadata when it ended is let go then as well.
     pub(super) fn settle(&self) -> Result<Beside, StoreError> {
+        // It stays what it is for as long as the two are not known to be together.
+        let header = self.header().1.transaction;
         let mut beside = self.beside.lock().expect("no panic while locked");
         if *beside != Beside::Unknown {
             return Ok(*beside);
@@ -27,7 +29,7 @@ impl DmPool {
         let Some(said) = said.filter(|said| self.explained(Some(said)).is_none()) else {
             return Ok(Beside::Unknown);
         };
-        let (header, pool) = (self.header().1.transaction, said.transaction);
+        let pool = said.transaction;
         if pool + 1 == header {
             self.catch_up(pool, header)?;
         }

@@ -53,7 +53,7 @@ pub(super) struct DmPool {
     /// One moment of the metadata is held at a time.
     pub holding: Mutex<()>,
     pub moment: Moment,
-    /// Whether what the header says is as new as the pool.
+    /// Whether what the header says is as new as the pool. Never locked while the header is, nor the other way round.
     pub beside: Mutex<Beside>,
     /// Whether a program had the store open when it ended.
     pub was_open: bool,
@@ -246,8 +246,7 @@ impl Pool for DmPool {
     }
 
     fn info(&self) -> StoreInfo {
-        let layout = &self.header().1.layout;
-        let chunk = zumastor_core::HumanBytes(layout.chunk);
+        let chunk = zumastor_core::HumanBytes(self.chunk());
         StoreInfo {
             kind: format!("thin pool of its own, chunks of {chunk}"),
             caution: self.trouble().or_else(|| self.apart()),
