@@ -5,6 +5,7 @@ mod common;
 
 use std::{
     fs::{self, File},
+    io,
     os::unix::fs::{FileExt, OpenOptionsExt},
     path::Path,
     time::Duration,
@@ -498,8 +499,12 @@ fn lab_a_pool_that_could_only_be_read_catches_up() -> Result<(), Failure> {
                 node.wait_for("v", "what ails it", PATIENCE, |volume| {
                     volume.trouble.as_ref().is_some_and(|text| text.contains("an older copy")).then_some(())
                 })?;
-                let refused = node.run(&["snapshot", "v"])?;
-                assert!(refused.code == 3 && refused.err.contains("an older copy"), "{refused:?}");
+                for change in [&["snapshot", "v"][..], &["resize", "v", "--metadata", "16M"]] {
+                    let refused = node.run(change)?;
+                    assert!(refused.code == 3 && refused.err.contains("an older copy"), "{refused:?}");
+                }
+                // Nor does anybody else write into what the newer copy has.
+                assert!(overwrite("/dev/mapper/v").is_err(), "an older copy can be written");
                 assert_eq!(node.down()?, 0);
             }
             edit_superblock(Path::new("/dev/mapper/meta"), |block| {
@@ -509,9 +514,27 @@ fn lab_a_pool_that_could_only_be_read_catches_up() -> Result<(), Failure> {
             node.wait_for("v", "it to be well", PATIENCE, is_well)?;
             node.ok(&["snapshot", "v"])?;
             assert_eq!(numbers(&node.volume("v")?), [0, 1, 2, 3]);
+
+            // A device that an earlier run made read-only can be written again.
+            node.kill()?;
+            let table = output("dmsetup", |c| c.args(["table", "v"]))?;
+            output("dmsetup", |c| c.args(["reload", "v", "--readonly", "--table", table.trim()]))?;
+            output("dmsetup", |c| c.args(["suspend", "v"]))?;
+            output("dmsetup", |c| c.args(["resume", "v"]))?;
+            assert!(overwrite("/dev/mapper/v").is_err());
+            node.up()?;
+            node.wait_for("v", "it to be well", PATIENCE, is_well)?;
+            overwrite("/dev/mapper/v").expect("the volume can be written again");
             Ok(())
         },
     )
+}
+
+/// Writes a page at the begin of a device.
+fn overwrite(device: &str) -> io::Result<()> {
+    let direct = OFlags::DIRECT.bits() as i32;
+    let file = File::options().write(true).custom_flags(direct).open(device)?;
+    file.write_all_at(&PageBuf::new(4096), 0)
 }
 
 /// Changes the superblock of metadata that are not in use.

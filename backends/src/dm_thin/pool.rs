@@ -355,6 +355,8 @@ impl Pool for DmPool {
 
     fn activate(&self, slot: Slot, id: ThinId, size: u64, access: Access) -> Result<PathBuf, StoreError> {
         let name = self.slot(slot);
+        // Whoever writes to an older copy writes into what the newer one has.
+        let access = if self.apart().is_some() { Access::ReadOnly } else { access };
         let made = self.mapper.ensure(&name, &self.prefix, &[self.thin_line(id, size)?], access)?;
         if matches!(slot, Slot::Staging | Slot::Repair | Slot::Scratch) {
             return Ok(format!("/dev/dm-{}", made.minor).into());
@@ -469,6 +471,9 @@ impl Pool for DmPool {
         metadata: Option<u64>,
         noted: &mut dyn FnMut() -> Result<(), StoreError>,
     ) -> Result<(), StoreError> {
+        if let Some(what) = self.apart() {
+            return Err(StoreError::Damaged { path: self.place.clone(), what });
+        }
         let size = |on| BlockDevice::look(self.devices.path(on)).map(|device| device.size);
         let sizes = (size(On::SnapshotStore)?, size(On::MetadataDevice)?);
         let mut header = self.header();

@@ -92,7 +92,7 @@ impl Mapper {
         }
     }
 
-    /// Makes a device have this table, whether it is there already or not.
+    /// Makes a device have this table and this access, whether it is there already or not.
     pub(crate) fn ensure(
         &self,
         name: &str,
@@ -111,7 +111,7 @@ impl Mapper {
                 )));
             }
             let has = self.table(name)?;
-            if has != targets {
+            if has != targets || there.read_only != (access == Access::ReadOnly) {
                 self.load(name, table, access)?;
                 self.suspend(name, false)?;
             }

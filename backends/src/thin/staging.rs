@@ -66,7 +66,11 @@ impl Inner {
         }
         let staged = self.state().staged.clone();
         match staged {
-            Some(staged) if staged.plan == plan => self.take_up(staged),
+            Some(staged) if staged.plan == plan => {
+                // It may be what a newer copy knows as a snapshot.
+                self.check_sound()?;
+                self.take_up(staged)
+            }
             Some(staged) => Err(StoreError::StagingBusy { number: staged.plan.record.number() }),
             None => {
                 self.admit("receiving a snapshot")?;
