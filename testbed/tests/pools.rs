@@ -7,7 +7,7 @@ use std::{
     fs::{self, File},
     io,
     os::unix::fs::{FileExt, OpenOptionsExt},
-    path::Path,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
@@ -436,6 +436,9 @@ fn lab_a_pool_that_could_only_be_read_catches_up() -> Result<(), Failure> {
             node.ok(&["define", "master", "v", "--no-snapmount"])?;
             node.ok(&["snapshot", "v"])?;
             node.kill()?;
+            // As if it had been killed while it read the mappings.
+            fs::write(moment_note(), "held").expect("the note is written");
+            output("dmsetup", |c| c.args(["message", "v:pool", "0", "reserve_metadata_snap"]))?;
             // A chunk in each leaf of the mappings, again and again.
             let status = || output("dmsetup", |c| c.args(["status", "v:pool"]));
             let head = Head::open("v");
@@ -477,11 +480,15 @@ fn lab_a_pool_that_could_only_be_read_catches_up() -> Result<(), Failure> {
             })?;
             let refused = node.run(&["snapshot", "v"])?;
             assert!(refused.code == 3 && refused.err.contains("resize v --metadata"), "{refused:?}");
+            // A run that cannot let go leaves that to another.
+            assert_eq!(node.down()?, 0);
+            node.up()?;
             output("dmsetup", |c| c.args(["reload", "meta", "--table", "0 32768 linear /dev/ubdc 0"]))?;
             output("dmsetup", |c| c.args(["suspend", "meta"]))?;
             output("dmsetup", |c| c.args(["resume", "meta"]))?;
             node.ok(&["resize", "v", "--metadata", "16M"])?;
             node.wait_for("v", "it to be well", PATIENCE, is_well)?;
+            assert_eq!(status()?.split(' ').nth(6), Some("-"), "the moment that was held is not let go");
             node.ok(&["snapshot", "v"])?;
             node.ok(&["snapshot", "v"])?;
             assert_eq!(numbers(&node.volume("v")?), [0, 1, 2]);
@@ -535,6 +542,13 @@ fn overwrite(device: &str) -> io::Result<()> {
     let direct = OFlags::DIRECT.bits() as i32;
     let file = File::options().write(true).custom_flags(direct).open(device)?;
     file.write_all_at(&PageBuf::new(4096), 0)
+}
+
+/// The note of the only store about whether it holds a moment of its metadata.
+fn moment_note() -> PathBuf {
+    let mut entries = fs::read_dir("/run/lock/zumastor").expect("the notes").flatten();
+    let note = entries.find(|entry| entry.file_name().to_string_lossy().ends_with(".moment"));
+    note.expect("a note").path()
 }
 
 /// Changes the superblock of metadata that are not in use.

@@ -46,6 +46,11 @@ impl DmPool {
         Ok(found)
     }
 
+    /// Whether the pool could be written since the store was opened.
+    pub(super) fn is_settled(&self) -> bool {
+        *self.beside.lock().expect("no panic while locked") != Beside::Unknown
+    }
+
     /// Why nothing may be changed, if the two are not of one moment.
     pub(super) fn apart(&self) -> Option<String> {
         let Beside::Apart { header, pool } = *self.beside.lock().expect("no panic while locked") else {

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeSet,
-    io,
+    io::{self, ErrorKind},
     path::{Path, PathBuf},
     sync::{
         Mutex, MutexGuard,
@@ -448,8 +448,15 @@ impl Pool for DmPool {
             let done = done.and_then(|metadata| read(&metadata));
             return done.map_err(|_| StoreError::Damaged { path: self.place.clone(), what });
         }
-        self.settle()?;
-        self.moment.hold((&self.mapper, &self.name("pool"), &path), &|| self.strange_hold(), read)
+        if self.settle()? == Beside::Unknown {
+            // Holding one would take the note away that an earlier run left, and fail.
+            let what = format!("looking at the metadata of volume {}", self.volume);
+            let source =
+                io::Error::new(ErrorKind::WouldBlock, "the pool cannot be written just now: try again");
+            return Err(StoreError::Io { what, source });
+        }
+        let tell = |message: &str| self.message(message);
+        self.moment.hold(&tell, (&self.name("pool"), &path), &|| self.strange_hold(), read)
     }
 
     fn remedies(&self) -> (String, String) {
@@ -514,8 +521,13 @@ impl Pool for DmPool {
         if all_gone {
             self.dismantle()?;
         }
-        self.mark(false)?;
-        self.moment.end();
+        if self.is_settled() {
+            self.mark(false)?;
+            self.moment.end();
+        } else {
+            // What a run that was killed held is let go by one that can.
+            self.mark(self.was_open)?;
+        }
         flock(self.header().0.file(), FlockOperation::Unlock)
             .map_err(|error| StoreError::io(format!("unlocking {}", self.place.display()))(error.into()))
     }

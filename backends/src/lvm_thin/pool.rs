@@ -615,7 +615,9 @@ impl Pool for LvmPool {
     ) -> Result<(), StoreError> {
         let _one = self.lock_metadata()?;
         let metadata = self.metadata()?;
-        self.moment.hold((&self.mapper, &self.tpool(), &metadata), &|| self.strange_hold(), read)
+        let pool = self.tpool();
+        let tell = |message: &str| self.mapper.message(&pool, message);
+        self.moment.hold(&tell, (&pool, &metadata), &|| self.strange_hold(), read)
     }
 
     fn remedies(&self) -> (String, String) {
