@@ -223,6 +223,31 @@ z alpha forget volume old
 z gamma forget volume old
 for name in old_zuma0 old_zuma1 old; do lvremove -q -y vg/$name; done
 
+# Where it receives, it shows there what its source has, of which holes are not sent.
+lvcreate -q -V 16M -T vg/pool -n less
+head -c 16777216 /dev/urandom >/dev/vg/less
+lvreduce -q -y -L 8M vg/less
+z alpha define volume less vg/less
+z alpha define master less --no-snapmount
+z alpha define target less gamma
+z gamma define volume less /tmp/files/less.img /tmp/files/less.snaps
+z gamma define source less alpha
+z alpha snapshot less
+z alpha replicate less gamma --wait
+z gamma promote less
+z gamma define target less alpha
+z alpha define source less gamma --yes
+z gamma resize less --origin 16M
+dd if=/dev/urandom of=/tmp/files/less.img bs=4096 count=1 seek=3000 conv=notrunc,fsync 2>/dev/null
+z gamma snapshot less
+z gamma replicate less alpha --wait
+same "$(digest gamma /tmp/files/less.img)" "$(digest alpha /dev/mapper/less)" "what was made smaller, and received larger"
+z alpha history less | tail -1 | grep -E "replicated from snapshot 0: " || fail "$(z alpha history less)"
+z alpha scrub less --all || fail "the snapshots of what was received larger are not what their digests say"
+z alpha forget volume less
+z gamma forget volume less
+for name in $(volumes less_) less; do lvremove -q -y "vg/$name"; done
+
 # No device is left when the daemon stops but the volume that was active before; all is back when it starts.
 stop alpha TERM
 dmsetup ls | grep 'vg-vol_' && fail "snapshots are left active"

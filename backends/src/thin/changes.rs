@@ -9,7 +9,7 @@ use std::{
 use zumastor_core::{Changes, Extent, SnapshotGuid, SnapshotNumber, StoreError};
 
 use super::{catalogue::Kept, inner::Inner, pool::ThinId};
-use crate::thin_metadata::Difference;
+use crate::thin_metadata::{Difference, ThinMetadata};
 
 /// Where one snapshot differs from another, or from zeros: in chunks, ascending.
 #[derive(Debug)]
@@ -125,12 +125,7 @@ impl Inner {
     fn compare_until(&self, left: Option<ThinId>, right: ThinId, from: u64) -> Result<Delta, StoreError> {
         let mut runs = Vec::new();
         self.pool.read_metadata(&mut |metadata| {
-            for id in left.iter().chain([&right]) {
-                if !self.pool.is_there(*id)? {
-                    let what = format!("thin device {id} was removed by somebody else");
-                    return Err(StoreError::Damaged { path: self.pool.place().to_owned(), what });
-                }
-            }
+            left.iter().chain([&right]).try_for_each(|id| self.check_there(*id))?;
             let all = 0..u64::MAX;
             runs = match left {
                 Some(left) => {
@@ -139,24 +134,48 @@ impl Inner {
                         .map(|run| run.map(|run| (run.begin..run.begin + run.length, run.kind)))
                         .collect::<Result<Vec<_>, _>>()?;
                     if from < u64::MAX {
-                        let mapped = metadata.mappings(right.0, from..u64::MAX)?;
-                        let mapped = mapped
-                            .map(|run| run.map(|run| run.begin..run.begin + run.length))
-                            .collect::<Result<Vec<_>, _>>()?;
-                        runs = with_all_from(runs, from, mapped);
+                        runs = with_all_from(runs, from, mapped(metadata, right, from..u64::MAX)?);
                     }
                     runs
                 }
                 None => {
-                    let runs = metadata.mappings(right.0, all)?;
-                    runs.map(|run| run.map(|run| (run.begin..run.begin + run.length, Difference::RightOnly)))
-                        .collect::<Result<_, _>>()?
+                    let mapped = mapped(metadata, right, all)?;
+                    mapped.into_iter().map(|blocks| (blocks, Difference::RightOnly)).collect()
                 }
             };
             Ok(())
         })?;
         Ok(Delta::new(self.pool.chunk(), runs))
     }
+
+    /// What a thin device has mapped within a range: bytes, ascending.
+    pub(crate) fn mapped(&self, id: ThinId, range: Range<u64>) -> Result<Vec<Range<u64>>, StoreError> {
+        let chunk = self.pool.chunk();
+        let mut found = Vec::new();
+        self.pool.read_metadata(&mut |metadata| {
+            self.check_there(id)?;
+            found = mapped(metadata, id, range.start / chunk..range.end.div_ceil(chunk))?;
+            Ok(())
+        })?;
+        let cut =
+            |blocks: Range<u64>| (blocks.start * chunk).max(range.start)..(blocks.end * chunk).min(range.end);
+        Ok(found.into_iter().map(cut).collect())
+    }
+
+    fn check_there(&self, id: ThinId) -> Result<(), StoreError> {
+        if self.pool.is_there(id)? {
+            return Ok(());
+        }
+        let what = format!("thin device {id} was removed by somebody else");
+        Err(StoreError::Damaged { path: self.pool.place().to_owned(), what })
+    }
+}
+
+/// The chunks within a window that a thin device has mapped.
+fn mapped(metadata: &ThinMetadata, id: ThinId, window: Range<u64>) -> Result<Vec<Range<u64>>, StoreError> {
+    let runs = metadata.mappings(id.0, window)?;
+    let runs = runs.map(|run| run.map(|run| run.begin..run.begin + run.length));
+    Ok(runs.collect::<Result<_, _>>()?)
 }
 
 type Run = (Range<u64>, Difference);

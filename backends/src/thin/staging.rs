@@ -1,9 +1,10 @@
 //! Receiving a snapshot into a thin clone of its base.
 
 use std::{
+    cmp,
     collections::BTreeSet,
     fs::{self, File, OpenOptions},
-    io,
+    io, iter,
     ops::Range,
     path::{Path, PathBuf},
     sync::{
@@ -111,13 +112,20 @@ impl Inner {
         Ok(staged)
     }
 
-    /// Makes zero what a clone of another size has beyond the end.
+    /// Makes zero what a clone of another size has beyond the end of the smaller one. A base that others made smaller is still
+    /// mapped to what it had there.
     fn fit(&self, thin: ThinId, before: u64, size: u64) -> Result<(), StoreError> {
         let (old, new) = (before.next_multiple_of(SECTOR), size.next_multiple_of(SECTOR));
         let edge = before.min(size);
-        if old > new {
-            let path = self.pool.activate(Slot::Scratch, thin, before, Access::Writable)?;
-            let cleared = clear(&path, new..old, self.pool.chunk());
+        let stale = match old.cmp(&new) {
+            cmp::Ordering::Less => self.mapped(thin, old..new)?,
+            cmp::Ordering::Equal => Vec::new(),
+            cmp::Ordering::Greater => iter::once(new..old).collect(),
+        };
+        if !stale.is_empty() {
+            let path = self.pool.activate(Slot::Scratch, thin, before.max(size), Access::Writable)?;
+            let chunk = self.pool.chunk();
+            let cleared = stale.into_iter().try_for_each(|range| clear(&path, range, chunk));
             self.pool.deactivate(Slot::Scratch)?;
             cleared?;
         }
