@@ -62,6 +62,22 @@ grep -q "belongs to the volume on vg/vol" /tmp/said || fail "$(cat /tmp/said)"
 z beta define volume stolen vg/vol 2>/tmp/said && fail "a volume was taken twice"
 grep -q "in use by another process" /tmp/said || fail "$(cat /tmp/said)"
 
+# What was in use when the volume was stopped is taken away later, also by a daemon that was started meanwhile: LVM's name of the
+# device does not tell whose it is.
+exec 4>>$mounted/small
+z alpha stop volume vol
+grep -q " $mounted " /proc/mounts || fail "what was in use was taken away"
+stop alpha KILL
+exec 4>&-
+start alpha 7001
+for _ in $(seq 600); do
+    grep -q " $mounted " /proc/mounts || break
+    sleep 0.1
+done
+grep -q " $mounted " /proc/mounts && fail "a stopped volume stays mounted: $(z alpha status vol)"
+z alpha start volume vol
+until [ -e $mounted/small ]; do sleep 0.1; done
+
 # By another name it is still the same.
 lvrename -q vg vol moved
 z alpha define volume twice vg/moved 2>/tmp/said && fail "a volume was taken twice by another name"
