@@ -17,7 +17,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use zumastor_core::{
-    HeadRepair, LEAF, LeafIndex, Repair, SnapshotNumber, SnapshotRecord, StoreError,
+    HeadRepair, LEAF, LeafIndex, Repair, SnapshotNumber, SnapshotReader, SnapshotRecord, StoreError,
     digest::{Hash, LeafTree, SegmentLeaves},
     files, is_zero,
 };
@@ -169,14 +169,14 @@ impl Inner {
             };
             hash_at(leaf, record.size, read)
         };
-        let shares = if other { Some(self.shares_with(&shown, record, leaves)?) } else { None };
+        let whole = if other { Some(Shown::of(self, &shown)?) } else { None };
         let mut same = false;
         for (leaf, bad) in done {
             let found = at_head(*leaf);
             if found.is_some() && found == expected(leaves, *leaf) {
                 continue;
             }
-            if shares.as_ref().is_some_and(|shares| !shares(*leaf)) {
+            if whole.as_ref().is_some_and(|shown| !shown.shares(*leaf, record, leaves)) {
                 continue;
             }
             if found != *bad {
@@ -202,6 +202,15 @@ impl Inner {
             )));
         }
         if other {
+            // The head is made of all that it shows: of what is bad elsewhere, it may have the only good copy.
+            if let Some(whole) = &whole
+                && !(0..LeafIndex::count(shown.size)).all(|leaf| whole.reads_well(leaf))
+            {
+                return Ok(HeadRepair::Left(format!(
+                    "the volume shows snapshot {0}, and holds the bad bytes too: scrub snapshot {0}",
+                    shown.number()
+                )));
+            }
             self.drop_alternate(&shown)?;
         }
         match self.flip(&shown, true) {
@@ -217,24 +226,6 @@ impl Inner {
             ) => Ok(HeadRepair::Left(format!("the volume still holds the bad bytes: {error}"))),
             Err(error) => Err(error),
         }
-    }
-
-    /// Tells which leaves a snapshot has in common with one that was put right, and holds as they should be.
-    fn shares_with<'a>(
-        &self,
-        shown: &'a SnapshotRecord,
-        record: &'a SnapshotRecord,
-        leaves: &'a LeafTree,
-    ) -> Result<impl Fn(u64) -> bool + 'a, StoreError> {
-        let reader = self.reader(shown.number())?;
-        let theirs = self.stored_leaves(shown.number())?;
-        Ok(move |leaf: u64| {
-            let range = |record: &SnapshotRecord| LeafIndex(leaf).range(record.size);
-            let meant = theirs.as_ref().and_then(|theirs| expected(theirs, leaf));
-            range(shown) == range(record)
-                && meant == expected(leaves, leaf)
-                && meant == hash_at(leaf, shown.size, |at, bytes| reader.read_at(at, bytes))
-        })
     }
 
     fn note_path(&self, number: SnapshotNumber) -> std::path::PathBuf {
@@ -312,7 +303,41 @@ impl Repair for FileRepair {
         }
         let _control = inner.control()?;
         inner.still(&record)?;
-        inner.settle_repair(&record)
+        let head = inner.settle_repair(&record)?;
+        // The head may have waited for this one because of another.
+        inner.settle_repairs()?;
+        Ok(head)
+    }
+}
+
+/// Another snapshot, which the head shows.
+struct Shown {
+    record: SnapshotRecord,
+    reader: Arc<dyn SnapshotReader>,
+    leaves: Option<LeafTree>,
+}
+
+impl Shown {
+    fn of(inner: &Inner, record: &SnapshotRecord) -> Result<Self, StoreError> {
+        let number = record.number();
+        Ok(Self {
+            record: record.clone(),
+            reader: inner.reader(number)?,
+            leaves: inner.stored_leaves(number)?,
+        })
+    }
+
+    /// Whether the two should have a leaf in common, and this one has it as it should be.
+    fn shares(&self, leaf: u64, other: &SnapshotRecord, leaves: &LeafTree) -> bool {
+        let range = |record: &SnapshotRecord| LeafIndex(leaf).range(record.size);
+        let meant = || self.leaves.as_ref().and_then(|own| expected(own, leaf));
+        range(&self.record) == range(other) && meant() == expected(leaves, leaf) && self.reads_well(leaf)
+    }
+
+    /// Whether a leaf is as it should be.
+    fn reads_well(&self, leaf: u64) -> bool {
+        let found = hash_at(leaf, self.record.size, |at, bytes| self.reader.read_at(at, bytes));
+        found.is_some() && self.leaves.as_ref().is_some_and(|leaves| expected(leaves, leaf) == found)
     }
 }
 
