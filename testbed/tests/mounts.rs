@@ -15,14 +15,14 @@ use std::{
 use common::{
     PROGRAM,
     mounted::{
-        Place, Standing, generation, make, master, mounted_pair, reader, refused, replicated, snapshots,
-        wait_for, wait_until, write,
+        Place, Standing, generation, make, master, mounted_pair, read, reader, refused, replicated,
+        snapshots, wait_for, wait_until, write,
     },
     root_with,
 };
 use zumastor::{api::EventKind, exit::Failure};
 use zumastor_core::SnapshotNumber;
-use zumastor_testbed::{Node, output};
+use zumastor_testbed::{Node, introduce, output};
 
 fn all_of(kind: &str) -> Result<(), Failure> {
     if !root_with(&["mkfs.xfs", &format!("mkfs.{kind}"), "mount", "losetup"]) {
@@ -314,6 +314,40 @@ fn root_a_remount_that_is_killed_is_done_or_not() -> Result<(), Failure> {
 }
 
 /// A file system that its owner mounts, and that does not hold still: its journal is played back, but not into the snapshot.
+/// A replica that had more than its new master goes back to what that has, and is seen so.
+#[test]
+fn root_a_replica_that_goes_back_is_mounted_so() -> Result<(), Failure> {
+    if !root_with(&["mkfs.xfs", "mkfs.ext4", "mount", "losetup"]) {
+        return Ok(());
+    }
+    let place = Place::new()?;
+    let (alpha, beta, at, shown) = mounted_pair(&place, "ext4", &[])?;
+    let mut gamma = Node::start(Path::new(PROGRAM), place.path(), "gamma")?;
+    introduce(&alpha, &gamma)?;
+    introduce(&beta, &gamma)?;
+    alpha.ok(&["define", "target", "v", "gamma"])?;
+    gamma.define("v", gamma.root())?;
+    gamma.ok(&["define", "source", "v", "alpha"])?;
+    replicated(&alpha, &beta, &at, 0)?;
+    gamma.ok(&["replicate", "v", "alpha", "--wait"])?;
+    replicated(&alpha, &beta, &at, 1)?;
+    wait_for("the newer one to be shown", || (read(&shown).ok() == Some(1)).then_some(()));
+    gamma.ok(&["promote", "v"])?;
+    gamma.ok(&["define", "target", "v", "beta"])?;
+    // What is mounted is looked at before anything is heard of the new master.
+    gamma.down()?;
+    beta.ok(&["forget", "source", "v"])?;
+    beta.ok(&["define", "source", "v", "gamma"])?;
+    gamma.up()?;
+    beta.ok(&["replicate", "v", "gamma", "--wait"])?;
+    wait_for("what the new master has to be shown", || (read(&shown).ok() == Some(0)).then_some(()));
+    for node in [&beta, &alpha, &gamma] {
+        node.ok(&["stop", "volume", "v"])?;
+    }
+    place.nothing_is_left();
+    Ok(())
+}
+
 fn owned_by_others(kind: &str) -> Result<(), Failure> {
     if !root_with(&["mkfs.xfs", &format!("mkfs.{kind}"), "mount", "losetup"]) {
         return Ok(());

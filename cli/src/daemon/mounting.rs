@@ -37,6 +37,8 @@ pub struct Mounting {
     kept: Mutex<BTreeSet<SnapshotNumber>>,
     /// What other machines were offered last.
     offered: Arc<Mutex<Offer>>,
+    /// Whether something failed last that no trouble tells of: what is to be mounted was not known, or Samba not told.
+    failed: AtomicBool,
     /// Nothing is mounted any more: the daemon ends, or the volume is forgotten.
     closed: Arc<AtomicBool>,
     task: Mutex<Option<JoinHandle<()>>>,
@@ -125,7 +127,8 @@ pub fn start(daemon: &Arc<Daemon>, volume: &Arc<Volume>) {
         *task = Some(tokio::spawn(async move {
             loop {
                 sleep(RETRY).await;
-                if !volume.mounting.view().report.troubles.is_empty() {
+                let mounting = &volume.mounting;
+                if mounting.failed.load(Ordering::Relaxed) || !mounting.view().report.troubles.is_empty() {
                     daemon.mount(&volume).await;
                 }
             }
@@ -147,10 +150,12 @@ impl Daemon {
     /// Mounts what is to be mounted of a volume, and takes away what is not. What goes wrong is told by `status`, and tried
     /// again.
     pub async fn mount(&self, volume: &Volume) {
-        let planned = match self.plan_mounts(volume).await {
+        let planned = self.plan_mounts(volume).await;
+        let failed = volume.mounting.failed.swap(planned.is_err(), Ordering::Relaxed);
+        let planned = match planned {
             Ok(planned) => planned,
             Err(failure) => {
-                // That its store cannot be opened, `status` says already.
+                // That its store cannot be opened, `status` says already. It is tried again.
                 tracing::debug!(volume = %volume.name, error = %failure, "nothing is mounted");
                 return;
             }
@@ -217,8 +222,9 @@ impl Daemon {
             &mut *volume.mounting.view.lock().expect("no panic while locked"),
             view.clone(),
         );
-        if first || view.share != before.share {
-            self.write_shares().await;
+        if first || failed || view.share != before.share {
+            let written = self.write_shares().await;
+            volume.mounting.failed.store(!written, Ordering::Relaxed);
         }
         for trouble in &view.report.troubles {
             // Told once, not with each try.
@@ -265,8 +271,8 @@ impl Daemon {
         busy
     }
 
-    /// Tells Samba of the volumes that are shared now.
-    async fn write_shares(&self) {
+    /// Tells Samba of the volumes that are shared now; false if that failed.
+    async fn write_shares(&self) -> bool {
         static TURN: Mutex<()> = Mutex::new(());
         let (volumes, file) = (self.all_volumes(), self.files.paths().samba_conf());
         let write = move || {
@@ -277,9 +283,11 @@ impl Daemon {
             exports::write_shares(&file, &shares)
         };
         let written = tokio::task::spawn_blocking(write).await;
-        if let Err(error) = written.expect("writing a file does not panic") {
+        let written = written.expect("writing a file does not panic");
+        if let Err(error) = &written {
             tracing::warn!(%error, "Samba could not be told of what is shared");
         }
+        written.is_ok()
     }
 
     /// Takes the head away if it is mounted, so that nobody writes to it and all that was written is in the store.

@@ -3,7 +3,7 @@
 use std::{
     pin::pin,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
 };
@@ -40,8 +40,8 @@ pub struct Pull {
     fresh: AtomicBool,
     /// Whether it waits for its turn.
     queued: AtomicBool,
-    /// Whether a snapshot was shown that was received before.
-    showed: AtomicBool,
+    /// What the volume showed when its mounts were looked at last, if that is known.
+    mounted: Mutex<Option<HeadState>>,
     /// Whether the source has been asked how often it sends by itself.
     compared: AtomicBool,
 }
@@ -59,7 +59,7 @@ impl Pull {
             source: source.clone(),
             fresh: AtomicBool::new(true),
             queued: AtomicBool::new(false),
-            showed: AtomicBool::new(false),
+            mounted: Mutex::default(),
             compared: AtomicBool::new(false),
         };
         *volume.source_caution.lock().expect("no panic while locked") = None;
@@ -85,8 +85,7 @@ impl Pull {
             ..Replica::new(store, Arc::new(holds), remote)
         };
         // A snapshot that is complete is shown, whether or not the upstream can be reached.
-        let showed = finish(&replica).await.map_err(|error| pull_trouble(&error))?;
-        self.showed.fetch_or(showed, Ordering::Relaxed);
+        finish(&replica).await.map_err(|error| pull_trouble(&error))?;
         self.queued.store(true, Ordering::Relaxed);
         let _turn = self.daemon.turns.acquire().await.expect("the semaphore is never closed");
         self.queued.store(false, Ordering::Relaxed);
@@ -139,12 +138,19 @@ impl Job for Pull {
 
     async fn ended(&self, result: &Result<PullSummary, Trouble>) {
         self.daemon.transfer_ended(&self.volume, &self.source.host, Direction::Received, result).await;
-        match result {
-            Ok(summary) if summary.received => self.daemon.retain_to_the_end(&self.volume).await,
-            _ if self.showed.load(Ordering::Relaxed) => self.daemon.mount(&self.volume).await,
-            _ => {}
+        let received = result.as_ref().is_ok_and(|summary| summary.received);
+        if received {
+            self.daemon.retain_to_the_end(&self.volume).await;
         }
-        self.showed.store(false, Ordering::Relaxed);
+        // A flip may have been made whatever came of the rest. Where nothing changed, nothing is looked at.
+        let shows = match self.volume.store().await {
+            Ok(store) => store.head().await.ok(),
+            Err(_) => None,
+        };
+        let before = std::mem::replace(&mut *self.mounted.lock().expect("no panic while locked"), shows);
+        if !received && (shows.is_none() || shows != before) {
+            self.daemon.mount(&self.volume).await;
+        }
     }
 }
 

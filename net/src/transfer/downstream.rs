@@ -302,19 +302,19 @@ async fn pull_one(
     Ok((received, more))
 }
 
-/// Makes the volume show its newest received snapshot, if a crash came between commit and flip; tells whether that was to be done.
+/// Makes the volume show its newest received snapshot, if a crash came between commit and flip.
 ///
 /// # Errors
 /// [`PullError::Divergence`] when someone has written to the volume since.
-pub async fn finish(replica: &Replica) -> Result<bool, PullError> {
+pub async fn finish(replica: &Replica) -> Result<(), PullError> {
     let snapshots = replica.store.snapshots().await?;
     let Some(newest) = snapshots.iter().rev().map(SnapshotRecord::number).find(|number| !number.is_local())
     else {
-        return Ok(false);
+        return Ok(());
     };
     match replica.store.head().await? {
-        HeadState::Shows(number) if number == newest => Ok(false),
-        _ => show(replica, newest).await.map(|()| true),
+        HeadState::Shows(number) if number == newest => Ok(()),
+        _ => show(replica, newest).await,
     }
 }
 
