@@ -77,6 +77,8 @@ impl Daemon {
 
     async fn volume_status(&self, volume: &Arc<Volume>) -> Result<VolumeStatus, Failure> {
         let (config, now) = (volume.config(), self.now());
+        // Before the events: an alarm that is told is among them.
+        let full = volume.space.full();
         let remembered = self.remembered(volume).await?;
         let (seen, unavailable) = match timeout(PATIENCE, Seen::look(volume)).await {
             Ok(Ok(seen)) => (seen, None),
@@ -152,7 +154,7 @@ impl Daemon {
             trouble = Some(trouble.map_or_else(|| late.clone(), |error| format!("{late}; {error}")));
             health = Health::Late;
         }
-        if let (Health::Ok | Health::Retrying | Health::Late, Some(full)) = (health, volume.space.full()) {
+        if let (Health::Ok | Health::Retrying | Health::Late, Some(full)) = (health, full) {
             trouble = Some(trouble.map_or_else(|| full.clone(), |other| format!("{full}; {other}")));
             health = Health::Full;
         }
