@@ -134,7 +134,8 @@ impl Daemon {
     /// What a volume's schedule asks for; nothing where it takes no snapshots now.
     async fn due(&self, volume: &Arc<Volume>, now: Timestamp) -> Result<Option<Tick>, Failure> {
         let config = volume.config();
-        if config.master.is_none() || volume.is_stopped(&Part::Master) || !takes(&config.schedule) {
+        let idle = volume.barred().is_some() || volume.is_stopped(&Part::Master);
+        if idle || config.master.is_none() || !takes(&config.schedule) {
             return Ok(None);
         }
         // Before anything can fail: what is missed from now on is made up for.

@@ -46,8 +46,8 @@ impl Daemon {
                     notes.push(format!("volume {name} is not defined any more; all of its data stays"));
                 }
                 Some(config) if volume.barred().is_some() => {
-                    volume.bar(None);
                     volume.set_config(config.clone());
+                    volume.bar(None);
                     tokio::spawn(open(self.clone(), volume.clone()));
                     self.start_volume(&volume).await;
                     notes.push(format!("volume {name} is what it was before, and goes on"));
