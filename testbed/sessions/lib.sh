@@ -16,7 +16,12 @@ await() {
     until [ -e "$LAB_SHARED/told-$1" ]; do sleep 0.1; done
 }
 
-# Bytes of a device or file, as one word.
+# Bytes of a device or file, as one word; of a device what is on the disk, for a file system that is mounted from it keeps its own
+# idea of some blocks in the page cache.
 sum() {
-    sha256sum <"$1" | cut -d' ' -f1
+    if [ -b "$1" ]; then
+        dd if="$1" bs=1M iflag=direct status=none | sha256sum | cut -d' ' -f1
+    else
+        sha256sum <"$1" | cut -d' ' -f1
+    fi
 }
