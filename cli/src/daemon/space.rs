@@ -59,13 +59,18 @@ struct Full {
 }
 
 impl SpaceWatch {
-    /// As `status` shows it; nothing where nothing is dropped.
-    pub fn status(&self, config: &SpaceConfig, pool: Option<&PoolRoom>) -> Option<SpaceStatus> {
+    /// Snapshots that were dropped for space since the daemon started: each is among the events before it is counted.
+    pub fn dropped(&self) -> u64 {
+        self.dropped.load(Ordering::Relaxed)
+    }
+
+    /// As `status` shows it, with so many that were dropped; nothing where nothing is dropped.
+    pub fn status(&self, config: &SpaceConfig, pool: Option<&PoolRoom>, dropped: u64) -> Option<SpaceStatus> {
         let full = self.full.lock().expect("no panic while locked").clone();
         Some(SpaceStatus {
             minimum_free: minimum(config, pool)?,
             drop_manual: may_drop_manual(config, pool.is_some()),
-            dropped: self.dropped.load(Ordering::Relaxed),
+            dropped,
             full_since: full.as_ref().map(|full| full.since),
             remedy: full.map(|full| full.remedy),
         })

@@ -77,8 +77,8 @@ impl Daemon {
 
     async fn volume_status(&self, volume: &Arc<Volume>) -> Result<VolumeStatus, Failure> {
         let (config, now) = (volume.config(), self.now());
-        // Before the events: an alarm that is told is among them.
-        let full = volume.space.full();
+        // Before the events: an alarm that is told is among them, and so is what is counted.
+        let (full, dropped) = (volume.space.full(), volume.space.dropped());
         let remembered = self.remembered(volume).await?;
         let (seen, unavailable) = match timeout(PATIENCE, Seen::look(volume)).await {
             Ok(Ok(seen)) => (seen, None),
@@ -147,7 +147,7 @@ impl Daemon {
             (health, trouble) = (Health::Stopped, Some(written));
         }
         let view = volume.snapshotter.view();
-        let space = volume.space.status(&config.space, seen.room.as_ref());
+        let space = volume.space.status(&config.space, seen.room.as_ref(), dropped);
         let cached = cache::status(&config, seen.opened.as_ref().map_or(0, |store| store.cached()));
         let late = lag::late(source.as_ref(), &targets);
         if let (Health::Ok | Health::Retrying, Some(late)) = (health, late) {
