@@ -162,25 +162,27 @@ impl Inner {
             Some(shown) => self.kept(shown.number)?.record,
             None => return Ok(HeadRepair::Untouched),
         };
-        let other = shown.guid() != record.guid();
         let at_head = |leaf: u64| {
             let read = |at, bytes: &mut [u8]| {
                 origin.read_exact_at(bytes, at).map_err(failed("reading", &self.origin))
             };
             hash_at(leaf, record.size, read)
         };
-        let whole = if other { Some(Shown::of(self, &shown)?) } else { None };
+        let other = match shown.guid() == record.guid() {
+            true => None,
+            false => Some(Shown::of(self, &shown)?),
+        };
         let mut same = false;
         for (leaf, bad) in done {
             let found = at_head(*leaf);
             if found.is_some() && found == expected(leaves, *leaf) {
                 continue;
             }
-            if whole.as_ref().is_some_and(|shown| !shown.shares(*leaf, record, leaves)) {
+            if other.as_ref().is_some_and(|shown| !shown.shares(*leaf, record, leaves)) {
                 continue;
             }
             if found != *bad {
-                if !note.head || other {
+                if !note.head || other.is_some() {
                     continue;
                 }
                 let (origin, offset) = (self.origin.display(), leaf * LEAF);
@@ -201,11 +203,9 @@ impl Inner {
                  to: write there what belongs there, or `revert` to snapshot {number}"
             )));
         }
-        if other {
+        if let Some(other) = &other {
             // The head is made of all that it shows: of what is bad elsewhere, it may have the only good copy.
-            if let Some(whole) = &whole
-                && !(0..LeafIndex::count(shown.size)).all(|leaf| whole.reads_well(leaf))
-            {
+            if !(0..LeafIndex::count(shown.size)).all(|leaf| other.reads_well(leaf)) {
                 return Ok(HeadRepair::Left(format!(
                     "the volume shows snapshot {0}, and holds the bad bytes too: scrub snapshot {0}",
                     shown.number()
