@@ -5,7 +5,10 @@ mod common;
 
 use std::{fs, fs::File, os::unix::fs::FileExt, path::Path};
 
-use common::devices::{Head, machine, start};
+use common::{
+    devices::{Head, machine, start},
+    mounted::wait_for,
+};
 use zumastor::{api::Health, exit::Failure};
 use zumastor_backends::thin_metadata::ThinMetadata;
 use zumastor_testbed::{introduce, lab, output};
@@ -19,14 +22,19 @@ fn damage(volume: &str, number: u64, offset: u64) -> Result<(), Failure> {
     let table = output("dmsetup", |c| c.args(["table", &format!("{volume}({number})")]))?;
     let thin = table.split_whitespace().last().and_then(|id| id.parse().ok()).expect("a thin device");
     let pool = format!("{volume}:pool");
-    output("dmsetup", |c| c.args(["message", &pool, "0", "reserve_metadata_snap"]))?;
+    let tell = |message| output("dmsetup", |c| c.args(["message", &pool, "0", message]));
+    // The daemon may hold a moment at times, to count what its snapshots use.
+    wait_for("the moment", || match tell("reserve_metadata_snap") {
+        Err(failure) if failure.error.contains("busy") => None,
+        told => Some(told),
+    })?;
     let block = offset / CHUNK;
     let found =
         ThinMetadata::open_held(Path::new(&format!("/dev/mapper/{volume}:metadata"))).and_then(|metadata| {
             let mut runs = metadata.mappings(thin, block..block + 1)?;
             runs.next().expect("it is mapped").map(|run| run.data)
         });
-    output("dmsetup", |c| c.args(["message", &pool, "0", "release_metadata_snap"]))?;
+    tell("release_metadata_snap")?;
     let data = found.map_err(Failure::doing("the mappings"))?;
     let device = format!("/dev/mapper/{volume}:data");
     let spoil = || {
