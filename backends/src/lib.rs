@@ -10,6 +10,7 @@ mod bulk;
 pub mod conformance;
 mod described;
 mod destroy;
+mod direct;
 #[cfg(feature = "device-mapper")]
 mod dm_thin;
 mod faults;

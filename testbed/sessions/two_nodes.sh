@@ -61,6 +61,7 @@ alpha() {
     zumastor define target testvol beta --period 86400
     zumastor replicate testvol beta --wait
     sum "/dev/mapper/testvol(1)" >"$LAB_SHARED/sum-1"
+    zumastor digest "/dev/mapper/testvol(1)" | cut -d' ' -f1 >"$LAB_SHARED/digest-1"
     cp $volume/testfile "$LAB_SHARED/testfile"
     tell replicated-1
     await seen-1
@@ -109,6 +110,7 @@ beta() {
 
     await replicated-1
     same "$(sum /dev/mapper/testvol)" "$(cat "$LAB_SHARED/sum-1")" "the volume"
+    same "$(zumastor digest /dev/mapper/testvol | cut -d' ' -f1)" "$(cat "$LAB_SHARED/digest-1")" "the digest of the volume"
     cmp $volume/testfile "$LAB_SHARED/testfile"
     touch $volume/testfile 2>/dev/null && fail "the copy can be written to"
     tell seen-1

@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{Digest, Hash, LeafTree, SegmentLeaves};
-use crate::{LEAF, SegmentIndex, StoreError, is_zero};
+use crate::{LEAF, PageBuf, SegmentIndex, StoreError, is_zero};
 
 /// What a digest is computed of.
 pub trait Source: Sync {
@@ -26,7 +26,7 @@ pub fn digest_of(source: &dyn Source, tree: Option<&LeafTree>) -> Result<Digest,
     let next = AtomicU64::new(0);
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get() as u64).clamp(1, count.max(1));
     let work = || -> Result<Vec<(u64, Hash)>, StoreError> {
-        let mut buffer = vec![0; READ as usize];
+        let mut buffer = PageBuf::new(READ as usize);
         let mut nodes = Vec::new();
         loop {
             let segment = SegmentIndex(next.fetch_add(1, Ordering::Relaxed));
