@@ -74,6 +74,8 @@ enum Sees {
 struct Reader {
     /// The generation that all files have had.
     seen: Arc<AtomicU64>,
+    /// How often all files were read.
+    rounds: Arc<AtomicU64>,
     thread: JoinHandle<u64>,
 }
 
@@ -84,8 +86,8 @@ impl Reader {
         stop: &Arc<AtomicBool>,
         mut read: impl FnMut(&str) -> Vec<u8> + Send + 'static,
     ) -> Self {
-        let (seen, stop) = (Arc::new(AtomicU64::new(0)), stop.clone());
-        let said = seen.clone();
+        let [seen, rounds] = [(); 2].map(|()| Arc::new(AtomicU64::new(0)));
+        let (said, counted, stop) = (seen.clone(), rounds.clone(), stop.clone());
         let run = move || {
             let mut last = BTreeMap::from(FILES.map(|name| (name, 0)));
             let (mut mixes, mut reads) = (0, 0);
@@ -103,17 +105,26 @@ impl Reader {
                     reads += 1;
                 }
                 said.store(last.values().copied().min().unwrap_or_default(), Ordering::Relaxed);
+                counted.fetch_add(1, Ordering::Relaxed);
             }
             println!("{who}: {reads} reads, {mixes} of them with a flip in the middle");
             reads
         };
-        Self { seen, thread: thread::spawn(run) }
+        Self { seen, rounds, thread: thread::spawn(run) }
     }
 
     fn wait_for(&self, number: u64) {
-        wait_for("a reader to see the new snapshot", || {
-            (self.thread.is_finished() || self.seen.load(Ordering::Relaxed) >= number).then_some(())
-        });
+        self.wait_until("a reader to see the new snapshot", || self.seen.load(Ordering::Relaxed) >= number);
+    }
+
+    /// Waits until all files were read once more, from the first to the last.
+    fn wait_for_more(&self) {
+        let rounds = self.rounds.load(Ordering::Relaxed);
+        self.wait_until("a reader to go on", || self.rounds.load(Ordering::Relaxed) >= rounds + 2);
+    }
+
+    fn wait_until(&self, what: &str, so: impl Fn() -> bool) {
+        wait_for(what, || (self.thread.is_finished() || so()).then_some(()));
         assert!(!self.thread.is_finished(), "a reader failed");
     }
 }
@@ -280,43 +291,144 @@ fn lab_twenty_flips_of_images_below_nfs_and_samba() -> Result<(), Failure> {
     )
 }
 
+/// The daemon is killed at each step of a flip: whoever reads goes on, without it and after it has come back, and never sees an older
+/// snapshot again.
+fn kills_below_readers(pair: &mut Pair) -> Result<(), Failure> {
+    pair.replicate(1)?;
+    let [four, three] = [nfs::client("4.2", &pair.shown)?, nfs::client("3", &pair.shown)?];
+    let stop = Arc::new(AtomicBool::new(false));
+    let readers = [
+        Reader::start("on this machine", Sees::One, &stop, files_below(&pair.shown)),
+        Reader::start("by NFS 4.2", Sees::Next, &stop, files_below(&four)),
+        Reader::start("by NFS 3", Sees::Next, &stop, files_below(&three)),
+    ];
+    let held = [&four, &three].map(|at| File::open(at.join("small")).unwrap());
+    let (mut step, mut number, mut near) = (STRIDE, 1, false);
+    loop {
+        number += 1;
+        write(&pair.at, number);
+        pair.alpha.ok(&["snapshot", "v"])?;
+        pair.beta.kill_at(step)?;
+        let replicate = ["replicate", pair.copy, "alpha", "--wait"];
+        pair.beta.run(&replicate)?;
+        let killed = pair.beta.was_killed()?;
+        if killed {
+            for reader in &readers {
+                reader.wait_for_more();
+            }
+            pair.beta.up()?;
+            let received =
+                pair.beta.volume(pair.copy)?.snapshots.iter().any(|one| one.number.0 == number - 1);
+            pair.beta.ok(&replicate)?;
+            // The flip comes when the snapshot is there; before, it need not be gone through step by step.
+            if received && !near {
+                (near, step) = (true, step - STRIDE);
+            }
+        }
+        for reader in &readers {
+            reader.wait_for(number);
+        }
+        for file in &held {
+            rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::DontNeed)
+                .map_err(Failure::doing("advice"))?;
+            let mut page = [0; PAGE];
+            wait_for("an open file to go on", || {
+                file.read_exact_at(&mut page, 0).unwrap();
+                (page[..8] == number.to_le_bytes()).then_some(())
+            });
+        }
+        if !killed {
+            break;
+        }
+        step += if near { 1 } else { STRIDE };
+    }
+    assert!(near, "no kill came in the middle of a flip");
+    println!("{step} steps");
+    stop.store(true, Ordering::Relaxed);
+    for reader in readers {
+        assert!(reader.thread.join().unwrap() > 0);
+    }
+    drop(held);
+    unmount(&four)?;
+    unmount(&three)
+}
+
+/// Steps from one kill to the next, until they come near a flip.
+const STRIDE: u32 = 8;
+
+#[test]
+fn lab_kills_in_the_middle_of_flips_below_nfs() -> Result<(), Failure> {
+    lab::inside(
+        &[nfs::TOOLS, &["mkfs.xfs", "mkfs.ext4", "losetup"]].concat(),
+        |_| Ok(Machine::new("solo").memory(1024).modules(nfs::MODULES)),
+        || {
+            let place = Place::new()?;
+            nfs::serve(false)?;
+            let mut pair = of_images(&place, &[])?;
+            kills_below_readers(&mut pair)?;
+            pair.end()?;
+            place.nothing_is_left();
+            Ok(())
+        },
+    )
+}
+
+#[cfg(feature = "device-mapper")]
+#[test]
+fn lab_kills_in_the_middle_of_flips_of_devices_below_nfs() -> Result<(), Failure> {
+    lab::inside(&[nfs::TOOLS, DEVICE_TOOLS].concat(), disks, || {
+        let dir = tempfile::tempdir().map_err(Failure::doing("a directory"))?;
+        let mut pair = of_devices(dir.path())?;
+        kills_below_readers(&mut pair)?;
+        pair.end()?;
+        assert_eq!(fs::read_dir("/dev/mapper").unwrap().count(), 1, "devices are left");
+        Ok(())
+    })
+}
+
+#[cfg(feature = "device-mapper")]
+const DEVICE_TOOLS: &[&str] = &["mkfs.ext4", "dmsetup", "thin_restore", "thin_check", "blkid"];
+
+/// A guest with the disks of a pair.
+#[cfg(feature = "device-mapper")]
+fn disks(lab: &lab::Lab) -> Result<Machine, Failure> {
+    const SIZE: u64 = 16 << 20;
+    let mut machine = Machine::new("solo").memory(1024).modules(nfs::MODULES).modules(&["dm-thin-pool"]);
+    for (name, size) in [("a", SIZE), ("b", 64 << 20), ("c", SIZE), ("d", 64 << 20)] {
+        machine = machine.disk(&lab.disk(name, size)?);
+    }
+    Ok(machine)
+}
+
+/// A pair on those, exported.
+#[cfg(feature = "device-mapper")]
+fn of_devices(dir: &Path) -> Result<Pair, Failure> {
+    nfs::serve(false)?;
+    output("mkfs.ext4", |mkfs| mkfs.args(["-q", "/dev/ubda"]))?;
+    let stores = [["/dev/ubda", "/dev/ubdb"], ["/dev/ubdc", "/dev/ubdd"]].map(|of| of.map(Path::new));
+    Pair::define(Pair::nodes(dir)?, "copy", stores, &[])
+}
+
 /// The same on block devices; who reads the device itself goes over, too.
 #[cfg(feature = "device-mapper")]
 #[test]
 fn lab_twenty_flips_of_devices_below_nfs_and_samba() -> Result<(), Failure> {
-    const SIZE: u64 = 16 << 20;
-    let tools =
-        ["mkfs.ext4", "smbd", "smbclient", "debugfs", "dmsetup", "thin_restore", "thin_check", "blkid"];
-    lab::inside(
-        &[nfs::TOOLS, &tools].concat(),
-        |lab| {
-            let mut machine =
-                Machine::new("solo").memory(1024).modules(nfs::MODULES).modules(&["dm-thin-pool"]);
-            for (name, size) in [("a", SIZE), ("b", 64 << 20), ("c", SIZE), ("d", 64 << 20)] {
-                machine = machine.disk(&lab.disk(name, size)?);
+    lab::inside(&[nfs::TOOLS, DEVICE_TOOLS, &["smbd", "smbclient", "debugfs"]].concat(), disks, || {
+        let dir = tempfile::tempdir().map_err(Failure::doing("a directory"))?;
+        let pair = of_devices(dir.path())?;
+        let copy = dir.path().join("copy");
+        let raw = move |name: &str| {
+            if name == FILES[0] {
+                let mut device = File::open("/dev/mapper/copy").unwrap();
+                std::io::copy(&mut device, &mut File::create(&copy).unwrap()).unwrap();
             }
-            Ok(machine)
-        },
-        || {
-            let dir = tempfile::tempdir().map_err(Failure::doing("a directory"))?;
-            nfs::serve(false)?;
-            output("mkfs.ext4", |mkfs| mkfs.args(["-q", "/dev/ubda"]))?;
-            let stores = [["/dev/ubda", "/dev/ubdb"], ["/dev/ubdc", "/dev/ubdd"]].map(|of| of.map(Path::new));
-            let pair = Pair::define(Pair::nodes(dir.path())?, "copy", stores, &[])?;
-            let copy = dir.path().join("copy");
-            let raw = move |name: &str| {
-                if name == FILES[0] {
-                    let mut device = File::open("/dev/mapper/copy").unwrap();
-                    std::io::copy(&mut device, &mut File::create(&copy).unwrap()).unwrap();
-                }
-                content_of(name, &copy)
-            };
-            flips_below_readers(&pair, Some(Box::new(raw)))?;
-            pair.end()?;
-            assert_eq!(fs::read_dir("/dev/mapper").unwrap().count(), 1, "devices are left");
-            Ok(())
-        },
-    )
+            content_of(name, &copy)
+        };
+        flips_below_readers(&pair, Some(Box::new(raw)))?;
+        pair.end()?;
+        assert_eq!(fs::read_dir("/dev/mapper").unwrap().count(), 1, "devices are left");
+        Ok(())
+    })
 }
 
 /// A file of the ext4 that an image holds.
