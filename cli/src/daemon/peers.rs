@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use zumastor_core::{
     NodeName,
-    config::{PeerConfig, PeersConfig},
+    config::{DEFAULT_PORT, PeerConfig, PeersConfig},
 };
 use zumastor_net::{Peer, PublicKey, Ticket};
 
@@ -156,36 +156,56 @@ pub fn trusted(peers: &PeersConfig) -> Result<Vec<Peer>, Failure> {
 }
 
 /// Finds the peer that `HOST[:PORT]` means, by name or by address; with a port that is not among its addresses, also
-/// the address to add.
+/// the address to add. Several peers may be behind one address: then only a port that one of them has tells which is meant.
 fn find_host(peers: &PeersConfig, text: &str) -> Result<(NodeName, Option<String>), Failure> {
     let (host, port) = split_port(text)?;
-    let host_of =
-        |address: &str| split_port(address).map_or_else(|_| address.to_owned(), |(host, _)| host.to_owned());
     let by_name = host.parse().ok().and_then(|name: NodeName| peers.peer.get_key_value(&name));
-    let found = by_name.or_else(|| {
-        peers.peer.iter().find(|(_, peer)| peer.addresses.iter().any(|address| host_of(address) == host))
-    });
-    let Some((name, peer)) = found else {
-        return Err(Failure::failed(format!("{host} is no peer of this node")).remedy(format!(
-            "there, `zumastor peer ticket`; here, `zumastor peer add {host} TICKET`; and the other way round"
-        )));
+    let (name, peer) = match by_name {
+        Some(found) => found,
+        None => find_address(peers, host, port)?,
     };
-    let known = port.is_none_or(|port| {
-        let port_of = |address: &String| {
-            split_port(address).ok().and_then(|(_, port)| port).unwrap_or(zumastor_core::config::DEFAULT_PORT)
-        };
-        peer.addresses.iter().any(|address| port_of(address) == port)
-    });
-    if known {
-        return Ok((name.clone(), None));
-    }
+    let has = |port| peer.addresses.iter().any(|address| parts(address).1 == port);
+    let Some(port) = port.filter(|port| !has(*port)) else { return Ok((name.clone(), None)) };
     let at = match peer.addresses.first() {
-        Some(first) if by_name.is_some() => host_of(first),
-        _ => host.to_owned(),
+        Some(first) if by_name.is_some() => parts(first).0,
+        _ => host,
     };
-    let port = port.expect("a port that is not known was given");
     let address = if at.contains(':') { format!("[{at}]:{port}") } else { format!("{at}:{port}") };
     Ok((name.clone(), Some(address)))
+}
+
+/// The peer at an address: the one that has it with this port, or else the only one at this host.
+fn find_address<'a>(
+    peers: &'a PeersConfig,
+    host: &str,
+    port: Option<u16>,
+) -> Result<(&'a NodeName, &'a PeerConfig), Failure> {
+    let at = |fits: &dyn Fn(u16) -> bool| -> Vec<_> {
+        let fits = |address: &String| {
+            let (its_host, its_port) = parts(address);
+            its_host == host && fits(its_port)
+        };
+        peers.peer.iter().filter(|(_, peer)| peer.addresses.iter().any(fits)).collect()
+    };
+    let exactly = at(&|its| its == port.unwrap_or(DEFAULT_PORT));
+    let all = at(&|_| true);
+    match (exactly.as_slice(), all.as_slice()) {
+        ([found], _) | ([], [found]) => Ok(*found),
+        ([], []) => Err(Failure::failed(format!("{host} is no peer of this node")).remedy(format!(
+            "there, `zumastor peer ticket`; here, `zumastor peer add {host} TICKET`; and the other way round"
+        ))),
+        _ => {
+            let names: Vec<_> = all.iter().map(|(name, _)| name.to_string()).collect();
+            Err(Failure::refused(format!("{host} is the address of several peers: {}", names.join(", ")))
+                .remedy("say which is meant by its name"))
+        }
+    }
+}
+
+/// Host and port of an address that was written down.
+fn parts(address: &str) -> (&str, u16) {
+    let (host, port) = split_port(address).unwrap_or((address, None));
+    (host, port.unwrap_or(DEFAULT_PORT))
 }
 
 /// Splits `HOST[:PORT]`; an IPv6 address with a port stands in brackets.
@@ -224,6 +244,9 @@ mod tests {
         };
         add("beta", &["10.0.0.2", "[fd00::2]:9000"]);
         add("gamma", &[]);
+        add("one", &["192.0.2.1:1001"]);
+        add("two", &["192.0.2.1:1002", "192.0.2.2"]);
+        add("three", &["192.0.2.2:1003"]);
         let find = |text: &str| find_host(&peers, text).map(|(name, address)| (name.to_string(), address));
         for (text, name, added) in [
             ("beta", "beta", None),
@@ -236,10 +259,23 @@ mod tests {
             ("[fd00::2]:9000", "beta", None),
             ("[fd00::2]:7", "beta", Some("[fd00::2]:7")),
             ("gamma:7", "gamma", Some("gamma:7")),
+            // Two behind one address.
+            ("192.0.2.1:1001", "one", None),
+            ("192.0.2.1:1002", "two", None),
+            ("192.0.2.2", "two", None),
+            ("192.0.2.2:11235", "two", None),
+            ("192.0.2.2:1003", "three", None),
         ] {
             assert_eq!(find(text).unwrap(), (name.to_owned(), added.map(str::to_owned)), "{text}");
         }
         assert_eq!(find("delta").unwrap_err().exit, Exit::Failed);
+        for either in ["192.0.2.1", "192.0.2.1:1003"] {
+            let error = find(either).unwrap_err();
+            assert!(
+                error.exit == Exit::Refused && error.error.ends_with("several peers: one, two"),
+                "{error:?}"
+            );
+        }
         for bad in ["beta:", "beta:0", "beta:x", "[::1", "[::1]7", ":7", ""] {
             assert_eq!(find(bad).unwrap_err().exit, Exit::Usage, "{bad}");
         }
