@@ -218,7 +218,7 @@ pub struct TargetConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
     /// Most bytes a second that may be sent; no limit when absent.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "crate::units::bytes", skip_serializing_if = "Option::is_none")]
     pub ratelimit: Option<u64>,
     /// Send without compressing.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]

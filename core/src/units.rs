@@ -169,6 +169,11 @@ impl<'de> Deserialize<'de> for ByteSize {
     }
 }
 
+/// Bytes that may be written as a [`ByteSize`] is.
+pub(crate) fn bytes<'de, D: serde::Deserializer<'de>>(d: D) -> Result<Option<u64>, D::Error> {
+    Ok(Option::<ByteSize>::deserialize(d)?.map(|ByteSize(bytes)| bytes))
+}
+
 /// What was written is no size.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("{text:?} is not a size: write bytes, or a number with K, M, G or T (powers of 1024), such as 512M")]

@@ -10,8 +10,8 @@ use tokio::time::timeout;
 use uuid::Uuid;
 use zumastor_backends::{Making, is_pool, pool_of};
 use zumastor_core::{
-    ByteSize, HumanBytes, NodeName, StoreError, VolumeName,
-    config::{MasterConfig, SourceConfig, VolumeConfig},
+    ByteSize, HumanBytes, NodeName, Selection, StoreError, VolumeName,
+    config::{MasterConfig, SourceConfig, TargetConfig, VolumeConfig},
 };
 
 use super::{
@@ -63,13 +63,22 @@ impl Daemon {
                     cache::refuse(&name, &config)?;
                     self.write_volume(&name, &config).await?;
                     there.set_config(config);
-                    let size = HumanBytes(bytes);
-                    return Ok(Outcome::changed(format!("volume {name} may take {size} of memory")));
+                    let takes = format!("volume {name} may take {} of memory", HumanBytes(bytes));
+                    if mounts == Mounts::default() {
+                        return Ok(Outcome::changed(takes));
+                    }
+                    return Ok(self.remount_as(&there, mounts).await?.note(takes));
                 }
                 if mounts != Mounts::default() {
                     return self.remount_as(&there, mounts).await;
                 }
                 return Ok(Outcome::already(format!("volume {name} is defined so already")));
+            }
+            if same && initialize {
+                return Err(Failure::refused(format!(
+                    "volume {name} is defined already: only one that is not is initialized"
+                ))
+                .remedy(format!("`zumastor forget volume {name}` first; its snapshots stay")));
             }
             let is = format!("{} with snapshots in {}", config.origin.display(), config.snapstore.display());
             return Err(Failure::refused(format!("volume {name} is defined already: {is}"))
@@ -336,7 +345,12 @@ impl Daemon {
         if config.source.as_ref() == Some(&source) {
             return Ok(Outcome::already(format!("volume {name} comes from {host} so already")));
         }
-        let mut notes = Vec::new();
+        let mut notes: Vec<_> = config
+            .source
+            .as_ref()
+            .and_then(|before| no_longer(&source_options(before), &source_options(&source)))
+            .into_iter()
+            .collect();
         // As a former master, it is not sent to where it comes from any more.
         if config.target.keys().any(|target| *target != host) {
             match self.ask_about_source(name, &source).await {
@@ -431,7 +445,10 @@ impl Daemon {
                 Asked::Clear => {}
             }
         }
-        config.target.insert(host.clone(), target.clone());
+        let before = config.target.insert(host.clone(), target.clone());
+        let lost = before.and_then(|before| no_longer(&target_options(&before), &target_options(&target)));
+        outcome =
+            lost.into_iter().chain(not_taken(&config, name, &target.rotations)).fold(outcome, Outcome::note);
         cache::refuse(name, &config)?;
         self.remember(&host, address).await?;
         self.write_volume(name, &config).await?;
@@ -573,6 +590,56 @@ const PROMPTLY: Duration = Duration::from_secs(2);
 
 fn check_options(period: Option<u64>, ratelimit: Option<u64>, name: Option<&str>) -> Result<(), Failure> {
     options(period, ratelimit, name).map_or(Ok(()), |(_, reason)| Err(Failure::usage(reason)))
+}
+
+/// Options that were given before, and are not now: a definition replaces the one before.
+fn no_longer(before: &[(&str, Option<String>)], now: &[(&str, Option<String>)]) -> Option<String> {
+    let lost = before.iter().zip(now).filter(|((_, before), (_, now))| before.is_some() && now.is_none());
+    let lost: Vec<_> = lost
+        .map(|((option, value), _)| {
+            format!("--{option} {}", value.as_deref().unwrap_or_default()).trim_end().to_owned()
+        })
+        .collect();
+    (!lost.is_empty()).then(|| format!("not given again, so no longer so: {}", lost.join(", ")))
+}
+
+fn target_options(target: &TargetConfig) -> [(&'static str, Option<String>); 7] {
+    let given = |so: bool| so.then(String::new);
+    let rotations = target.rotations.names().join(",");
+    [
+        ("period", target.period.map(|period| period.to_string())),
+        ("name", target.name.clone()),
+        ("ratelimit", target.ratelimit.map(|rate| ByteSize(rate).to_string())),
+        ("uncompressed", given(target.uncompressed)),
+        ("rotations", Some(rotations).filter(|names| !names.is_empty())),
+        ("all", given(target.all)),
+        ("margin", target.margin.map(|margin| margin.to_string())),
+    ]
+}
+
+fn source_options(source: &SourceConfig) -> [(&'static str, Option<String>); 5] {
+    let export = source.export.join(",");
+    [
+        ("period", source.period.map(|period| period.to_string())),
+        ("name", source.name.clone()),
+        ("mount-snap", source.mount_snap.then(String::new)),
+        ("export", Some(export).filter(|clients| !clients.is_empty())),
+        ("margin", source.margin.map(|margin| margin.to_string())),
+    ]
+}
+
+/// That rotations are selected of which this node, the master, takes no snapshots.
+fn not_taken(config: &VolumeConfig, name: &VolumeName, selected: &Selection) -> Option<String> {
+    config.master.as_ref()?;
+    let specs = config.schedule.specs();
+    let taken = |name: &String| {
+        name == Selection::MANUAL || specs.iter().any(|spec| spec.name.as_str() == name.as_str())
+    };
+    let not: Vec<_> = selected.names().iter().filter(|name| !taken(name)).map(String::as_str).collect();
+    (!not.is_empty()).then(|| {
+        let not = not.join(", ");
+        format!("volume {name} has no rotation {not}: nothing of it is sent until it has (`zumastor status {name}` shows those there are)")
+    })
 }
 
 /// What a path really names, as far as it exists.

@@ -170,6 +170,7 @@ fn what_cannot_be_meant_is_refused_by_line_and_key() {
             format!("{place}[target.b]\nratelimit = 0\n"),
             "line 4: target.b.ratelimit: a rate limit is at least",
         ),
+        (format!("{place}[target.b]\nratelimit = '0K'\n"), "line 4: target.b.ratelimit: a rate limit is"),
         (format!("{place}[target.b]\nname = 'x/y'\n"), "line 4: target.b.name: "),
         (format!("{place}[source]\nhost = 'a'\n[target.a]\n"), "line 5: target.a: the volume comes from a"),
         (format!("{place}store = 'x'\n"), "line 3: "),
