@@ -59,7 +59,7 @@ fn one_snapshot_by_its_number_unless_a_more_recent_one_is_there() {
 #[test]
 fn a_delay_is_waited_for_by_the_daemon() {
     let dir = tempfile::tempdir().unwrap();
-    let (alpha, beta) = master_and_replica(dir.path(), MIB, &[], &[]);
+    let (mut alpha, beta) = master_and_replica(dir.path(), MIB, &[], &[]);
     let out = alpha.ok(&["replicate", "v", "beta", "--delay", "3600"]);
     assert!(out.contains("volume v will be sent to beta, beginning in 3600 s"), "{out}");
     let asked = alpha.volume("v").targets[0].work.asked.unwrap();
@@ -67,6 +67,18 @@ fn a_delay_is_waited_for_by_the_daemon() {
     let told = alpha.ok(&["status", "v"]);
     assert!(told.contains("asked for: the newest snapshot, begins in 5"), "{told}");
     assert!(beta.volume("v").snapshots.is_empty());
+    let error = alpha.fails(2, &["replicate", "v", "beta", "--delay", &u64::MAX.to_string()]);
+    assert!(error.contains("give a shorter delay"), "{error}");
+    // Neither another definition nor a crash loses it.
+    alpha.ok(&["define", "target", "v", "beta", "--ratelimit", "300M"]);
+    for crash in [false, true] {
+        if crash {
+            alpha.kill();
+            alpha.up();
+        }
+        let told = alpha.ok(&["status", "v"]);
+        assert!(told.contains("asked for: the newest snapshot, begins in 5"), "{told}");
+    }
     // Another wish is not kept waiting, and one that nobody follows any more is kept.
     let mut waiting = beta.spawn(&["replicate", "v", "alpha", "-d", "2", "-s", "0", "--wait"]);
     wait_for("the wish", || beta.volume("v").source.unwrap().work.asked);
@@ -85,7 +97,13 @@ fn a_target_gets_what_is_selected_for_it() {
     let dir = tempfile::tempdir().unwrap();
     let (alpha, beta) = master_and_replica(dir.path(), MIB, &[], &["-p", "1"]);
     beta.wait_until("v", "the snapshot", shows(0));
-    alpha.ok(&["define", "target", "v", "beta", "--rotations", "daily,frequent"]);
+    let target = |rotations: &[&str]| {
+        let ran = alpha.run(&[&["define", "target", "v", "beta", "--rotations"], rotations].concat());
+        assert_eq!(ran.code, 0, "{ran:?}");
+        ran.err
+    };
+    let notes = target(&["daily,frequent", "-p", "600", "-u"]);
+    assert!(notes.contains("volume v has no rotation daily, frequent"), "{notes}");
     write(&alpha.path("v.img"), 0, b"one");
     alpha.ok(&["snapshot", "v"]);
     // Manual snapshots are not selected, so it is not behind, whoever asks.
@@ -98,7 +116,9 @@ fn a_target_gets_what_is_selected_for_it() {
     alpha.ok(&["replicate", "v", "beta", "-s", "1", "--wait"]);
     assert_eq!(beta.digest("v"), alpha.digest("v"));
     alpha.ok(&["snapshot", "v"]);
-    alpha.ok(&["define", "target", "v", "beta", "--rotations", "manual"]);
+    let notes = target(&["manual"]);
+    assert!(notes.contains("no longer so: --period 600, --uncompressed"), "{notes}");
+    assert!(!notes.contains("no rotation"), "{notes}");
     alpha.ok(&["replicate", "v", "beta", "--wait"]);
     assert_eq!(numbers(&beta.volume("v")), [0, 1, 2]);
     let config = std::fs::read_to_string(alpha.path("etc/volumes/v.toml")).unwrap();

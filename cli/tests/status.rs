@@ -10,9 +10,10 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use common::{Node, image, master_and_replica, text, wait_for, write};
+use common::{Node, image, introduce, master_and_replica, text, wait_for, write};
+use jiff::Timestamp;
 use rustix::{pty, termios};
-use zumastor::api::{Health, History, SnapshotReport, Status};
+use zumastor::api::{Health, History, SnapshotReport, Status, VolumeStatus};
 use zumastor_core::SnapshotNumber;
 
 const MIB: u64 = 1 << 20;
@@ -68,6 +69,48 @@ fn who_is_silent_is_late_and_the_lag_grows() {
     alpha.ok(&["start", "target", "v", "beta"]);
     beta.up();
     well(&alpha);
+}
+
+#[test]
+fn who_never_got_anything_is_late_from_the_definition_on_and_over_restarts() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut alpha, mut beta) = (Node::start(dir.path(), "alpha"), Node::start(dir.path(), "beta"));
+    introduce(&alpha, &beta);
+    image(&alpha.path("v.img"), MIB, 1);
+    for node in [&alpha, &beta] {
+        node.define("v");
+    }
+    alpha.ok(&["define", "master", "v"]);
+    alpha.ok(&["snapshot", "v"]);
+    beta.kill();
+    wait_for("the daemon to have run for longer than is allowed", || {
+        let started = alpha.status().node.started;
+        (Timestamp::now().duration_since(started).as_secs() > 4).then_some(())
+    });
+    let defining = Timestamp::now();
+    alpha.ok(&["define", "target", "v", "beta", "--period", "1", "--margin", "2"]);
+    let lag = alpha.volume("v").targets[0].lag;
+    let most = Timestamp::now().duration_since(defining).as_secs() as u64;
+    assert!(lag.waiting_seconds <= most, "{lag:?} within {most} s of the definition");
+    let late = |node: &Node, of: fn(&VolumeStatus) -> Option<u64>| {
+        node.wait_until("v", "it to be late", |volume| of(volume).is_some());
+        of(&node.volume("v")).unwrap()
+    };
+    let of_target = |volume: &VolumeStatus| volume.targets[0].lag.late_seconds;
+    let before = late(&alpha, of_target);
+    alpha.kill();
+    alpha.up();
+    assert!(of_target(&alpha.volume("v")) >= Some(before), "{:?}", alpha.volume("v").targets);
+
+    // And a replica whose source was never there.
+    alpha.kill();
+    beta.up();
+    beta.ok(&["define", "source", "v", "alpha", "--period", "1", "--margin", "2"]);
+    let of_source = |volume: &VolumeStatus| volume.source.as_ref().unwrap().lag.late_seconds;
+    let before = late(&beta, of_source);
+    beta.kill();
+    beta.up();
+    assert!(of_source(&beta.volume("v")) >= Some(before), "{:?}", beta.volume("v").source);
 }
 
 #[test]

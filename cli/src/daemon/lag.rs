@@ -19,7 +19,7 @@ use crate::{
 pub struct Link {
     /// The time.
     pub now: Timestamp,
-    /// Since when this node can have worked on it.
+    /// Since when it was to be worked on.
     pub since: Timestamp,
     /// Whether a person stopped it.
     pub stopped: bool,
@@ -66,7 +66,12 @@ pub fn late(source: Option<&SourceStatus>, targets: &[TargetStatus]) -> Option<S
     let source = source.filter(|source| source.lag.late_seconds.is_some()).map(|source| {
         let (host, lag) = (&source.config.host, &source.lag);
         let (waiting, allowed) = (Span(lag.waiting_seconds), Span(lag.allowed_seconds));
-        format!("nothing has been heard from {host} for {waiting}, and {allowed} are allowed")
+        match source.work.progress.and_then(|progress| progress.number) {
+            None => format!("nothing has been heard from {host} for {waiting}, and {allowed} are allowed"),
+            Some(_) => {
+                format!("what comes from {host} has been under way for {waiting}, and {allowed} are allowed")
+            }
+        }
     });
     let target = |target: &TargetStatus| told(&target.host, &target.lag);
     let misses = |target: &TargetStatus| {

@@ -17,6 +17,7 @@ mod hooks;
 mod host;
 mod initialize;
 mod lag;
+mod later;
 mod mounting;
 mod offer;
 mod parts;

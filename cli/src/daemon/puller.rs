@@ -21,6 +21,7 @@ use super::{
     circles::circle_text,
     epochs::ReplicaEpochs,
     holds::{PairHolds, Side},
+    later,
     space::ReplicaRoom,
     volume::Volume,
     worker::{Job, Trouble, Worker},
@@ -64,6 +65,7 @@ impl Pull {
         };
         *volume.source_caution.lock().expect("no panic while locked") = None;
         volume.set_puller(|| Some(Worker::spawn(Arc::new(job), source.period, true))).await;
+        later::ask_again(daemon, volume, &source.host).await;
     }
 
     async fn pull(

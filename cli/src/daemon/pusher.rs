@@ -15,6 +15,7 @@ use super::{
     Daemon,
     epochs::superseded_text,
     holds::blocking,
+    later,
     volume::{Target, Volume},
     worker::{Job, Trouble, Worker},
 };
@@ -58,6 +59,7 @@ impl Push {
             Some(Target::new(target, worker))
         };
         volume.set_target(host, start).await;
+        later::ask_again(daemon, volume, host).await;
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use jiff::{SignedDuration, Timestamp};
 use tokio::sync::{mpsc, watch};
 use zumastor_core::{NodeName, SnapshotNumber, SnapshotRecord, VolumeName};
 use zumastor_net::{
@@ -10,7 +11,8 @@ use zumastor_net::{
 };
 
 use super::{
-    Daemon, holds::blocking, parts::refuse_stopped, snapshots::no_snapshot, volume::Volume, worker::Wish,
+    Daemon, holds::blocking, later, parts::refuse_stopped, snapshots::no_snapshot, state::Later,
+    volume::Volume, worker::Wish,
 };
 use crate::{
     api::{Outcome, Part, Replicate, ReplicateEvent},
@@ -51,10 +53,12 @@ impl Daemon {
         }
         let delay = asked.delay.map(Duration::from_secs);
         let wish = Wish { wanted: asked.snapshot, exactly: asked.snapshot.is_some(), delay };
-        let follow = if sends {
-            volume.with_target(&host, |target| target.map(|target| target.worker.ask(wish)))
-        } else {
-            volume.with_puller(|puller| puller.map(|puller| puller.ask(wish)))
+        let follow = match asked.delay {
+            Some(seconds) => {
+                let later = Later { at: after(seconds)?, exactly: asked.snapshot };
+                later::ask(&self.state, &volume, &host, later, wish).await?
+            }
+            None => volume.ask(&host, wish),
         };
         let follow = follow.ok_or_else(|| {
             Failure::failed(format!("replication of volume {name} with {host} is just being changed"))
@@ -100,6 +104,16 @@ impl Daemon {
         }
         Ok(None)
     }
+}
+
+/// So many seconds from now.
+fn after(seconds: u64) -> Result<Timestamp, Failure> {
+    let delay = i64::try_from(seconds).ok().map(SignedDuration::from_secs);
+    delay.and_then(|delay| Timestamp::now().checked_add(delay).ok()).ok_or_else(|| {
+        Failure::usage(format!(
+            "in {seconds} s there is no time that could be written down: give a shorter delay"
+        ))
+    })
 }
 
 /// That nothing is to be sent.

@@ -98,7 +98,8 @@ impl Daemon {
             });
             let cursor = remembered.cursor(&source.host);
             let connected = self.node().connected(&source.host);
-            let link = Link { now, since: self.started, stopped: volume.is_stopped(&Part::Source) };
+            let since = remembered.met(&source.host).unwrap_or(self.started);
+            let link = Link { now, since, stopped: volume.is_stopped(&Part::Source) };
             let mut lag = lag::from_source(&link, cursor, records, &source, connected.is_some());
             let newest = records.iter().rev().map(SnapshotRecord::number).find(|number| !number.is_local());
             // What is known of the upstream is what it announced, and what comes from it or came in part.
@@ -123,7 +124,7 @@ impl Daemon {
                 });
                 add_remedy(&mut work, &volume.name, host);
                 let stopped = volume.is_stopped(&Part::Target(host.clone()));
-                let link = Link { now, since: self.started, stopped };
+                let link = Link { now, since: remembered.met(host).unwrap_or(self.started), stopped };
                 TargetStatus {
                     host: host.clone(),
                     config: target.clone(),
@@ -235,8 +236,11 @@ impl Daemon {
         let now = self.now();
         let read = move || {
             let hosts = config.target.into_keys().chain(config.source.map(|source| source.host));
-            let (mut cursors, mut missed) = (Vec::new(), Vec::new());
+            let (mut cursors, mut missed, mut met) = (Vec::new(), Vec::new(), Vec::new());
             for host in hosts {
+                if let Some(link) = state.link(&name, &host)? {
+                    met.push((host.clone(), link.since));
+                }
                 if let Some(misses) = state.missed(&name, &host)? {
                     missed.push((host.clone(), misses));
                 }
@@ -249,7 +253,7 @@ impl Daemon {
             // Where there is no schedule, nothing is to be remembered of it.
             let since = if config.schedule.is_empty() { now } else { state.since(&name, now)? };
             let scrubs = state.scrubs(&name)?.into_iter().collect();
-            Ok(Remembered { holds, cursors, missed, history, events, since, scrubs })
+            Ok(Remembered { holds, cursors, missed, met, history, events, since, scrubs })
         };
         Ok(blocking(read).await?)
     }
@@ -259,6 +263,8 @@ impl Daemon {
 struct Remembered {
     holds: Vec<Hold>,
     cursors: Vec<(NodeName, Cursor)>,
+    /// Since when there is something to do with a peer.
+    met: Vec<(NodeName, Timestamp)>,
     missed: Vec<(NodeName, Missed)>,
     history: Vec<TransferRecord>,
     events: Vec<VolumeEvent>,
@@ -269,6 +275,10 @@ struct Remembered {
 impl Remembered {
     fn cursor(&self, host: &NodeName) -> Option<Cursor> {
         self.cursors.iter().find(|(of, _)| of == host).map(|(_, cursor)| *cursor)
+    }
+
+    fn met(&self, host: &NodeName) -> Option<Timestamp> {
+        self.met.iter().find(|(of, _)| of == host).map(|(_, since)| *since)
     }
 
     fn scrub(&self, snapshot: &SnapshotStatus) -> Option<ScrubReport> {

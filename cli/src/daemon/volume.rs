@@ -8,6 +8,7 @@ use std::{
     sync::{Arc, Mutex, RwLock, Weak},
 };
 
+use tokio::sync::watch;
 use uuid::Uuid;
 use zumastor_backends::{
     Making, OriginMust, VolumeSpec, open_volume, origin_exists, reopen_volume, store_id,
@@ -16,11 +17,18 @@ use zumastor_core::{
     NodeName, SnapshotNumber, SnapshotRecord, SnapshotStore, StoreError, VolumeName,
     config::{TargetConfig, TestFeature, VolumeConfig},
 };
-use zumastor_net::{Compression, Meter, Offer, RateLimiter, SendRoom};
+use zumastor_net::{Compression, Meter, Offer, PullState, RateLimiter, SendRoom};
 
 use super::{
-    cache::Shares, circles::Circling, hooks::Hooks, mounting::Mounting, scrub::Scrubber,
-    snapshotter::Snapshotter, space::SpaceWatch, state::Window, worker::Worker,
+    cache::Shares,
+    circles::Circling,
+    hooks::Hooks,
+    mounting::Mounting,
+    scrub::Scrubber,
+    snapshotter::Snapshotter,
+    space::SpaceWatch,
+    state::Window,
+    worker::{Wish, Worker},
 };
 use crate::api::{Part, Role};
 
@@ -248,6 +256,14 @@ impl Volume {
     pub async fn newest(&self) -> Result<Option<SnapshotRecord>, StoreError> {
         let snapshots = self.store().await?.snapshots().await?;
         Ok(snapshots.into_iter().rev().find(|record| !record.number().is_local()))
+    }
+
+    /// Asks for a run to a target, or from the source; nothing if nobody does that just now.
+    pub fn ask(&self, host: &NodeName, wish: Wish) -> Option<watch::Receiver<PullState>> {
+        if self.config().target.contains_key(host) {
+            return self.with_target(host, |target| target.map(|target| target.worker.ask(wish)));
+        }
+        self.with_puller(|puller| puller.map(|puller| puller.ask(wish)))
     }
 
     /// Looks at what pulls.

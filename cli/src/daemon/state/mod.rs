@@ -4,6 +4,7 @@
 
 mod duties;
 mod epochs;
+mod links;
 mod missed;
 mod pairs;
 mod schedules;
@@ -31,6 +32,7 @@ use zumastor_core::{Hold, HoldOwner, Lineage, NodeName, SnapshotNumber, VolumeNa
 pub use self::{
     duties::Duty,
     epochs::Era,
+    links::Later,
     pairs::Cursor,
     windows::{Process, Window},
 };
@@ -91,6 +93,7 @@ impl State {
             txn.open_table(LINEAGES)?;
             txn.open_table(NUMBERS)?;
             txn.open_table(duties::DUTIES)?;
+            txn.open_table(links::LINKS)?;
             txn.open_table(missed::MISSED)?;
             txn.open_table(epochs::EPOCHS)?;
             txn.open_table(scrubs::SCRUBS)?;
@@ -167,6 +170,7 @@ impl State {
             txn.open_table(LINEAGES)?.remove(volume)?;
             txn.open_table(duties::DUTIES)?.remove(volume)?;
             txn.open_table(missed::MISSED)?.retain(|(of, _), _| of != volume)?;
+            txn.open_table(links::LINKS)?.retain(|(of, _), _| of != volume)?;
             txn.open_table(scrubs::SCRUBS)?.retain(|(of, _), _| of != volume)?;
             schedules::forget_volume(txn, volume)
         })

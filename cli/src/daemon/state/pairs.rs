@@ -7,7 +7,7 @@ use redb::ReadableTable;
 use serde::{Deserialize, Serialize};
 use zumastor_core::{HoldOwner, NodeName, SnapshotNumber, VolumeName};
 
-use super::{CURSORS, HOLDS, State, StateError, from_json, missed, now, of_volume, owner_key};
+use super::{CURSORS, HOLDS, State, StateError, from_json, links, missed, now, of_volume, owner_key};
 
 /// The newest snapshot that this node and a peer both have of a volume.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -120,6 +120,7 @@ impl State {
             txn.open_table(HOLDS)?.retain_in(of_volume(volume), |(_, _, of, _), _| of != owner)?;
             txn.open_table(CURSORS)?.remove((volume.as_str(), peer.as_str()))?;
             txn.open_table(missed::MISSED)?.remove((volume.as_str(), peer.as_str()))?;
+            txn.open_table(links::LINKS)?.remove((volume.as_str(), peer.as_str()))?;
             Ok(())
         })?;
         self.confirmed.lock().expect("no panic while locked").remove(&(volume.clone(), peer.clone()));
