@@ -1,7 +1,13 @@
-//! Network namespaces, and what goes over loopback.
+//! Network namespaces, and what goes over their devices.
 
-use std::{fs, io};
+use std::{
+    fs::{self, File},
+    io,
+    os::fd::AsFd,
+    path::Path,
+};
 
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use zumastor::exit::Failure;
 
 use crate::tools::output;
@@ -23,17 +29,37 @@ impl Namespaces {
         }
         let [a, b] = &this.names;
         output("ip", |ip| {
-            ip.args(["-n", a, "link", "add", "cable", "type", "veth", "peer", "name", "cable", "netns", b])
+            let cable = Self::CABLE;
+            ip.args(["-n", a, "link", "add", cable, "type", "veth", "peer", "name", cable, "netns", b])
         })?;
         for (side, name) in this.names.iter().enumerate() {
             let address = format!("{}/24", Self::address(side));
-            output("ip", |ip| ip.args(["-n", name, "address", "add", &address, "dev", "cable"]))?;
-            for device in ["lo", "cable"] {
+            output("ip", |ip| ip.args(["-n", name, "address", "add", &address, "dev", Self::CABLE]))?;
+            for device in ["lo", Self::CABLE] {
                 output("ip", |ip| ip.args(["-n", name, "link", "set", device, "up"]))?;
             }
         }
         Ok(this)
     }
+
+    /// Has the cable take packets of so many bytes.
+    pub fn mtu(&self, bytes: u32) -> Result<(), Failure> {
+        let bytes = bytes.to_string();
+        self.names.iter().try_for_each(|name| {
+            output("ip", |ip| ip.args(["-n", name, "link", "set", Self::CABLE, "mtu", &bytes])).map(drop)
+        })
+    }
+
+    /// Moves the calling thread to one side, and what it starts from now on.
+    pub fn enter(&self, side: usize) -> Result<(), Failure> {
+        let place = Path::new("/run/netns").join(self.name(side));
+        let namespace = File::open(&place).map_err(Failure::doing(place.display()))?;
+        move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))
+            .map_err(Failure::doing(place.display()))
+    }
+
+    /// The device at either end.
+    pub const CABLE: &str = "cable";
 
     /// Name of one side, 0 or 1.
     pub fn name(&self, side: usize) -> &str {
@@ -48,7 +74,7 @@ impl Namespaces {
     /// Pulls out the cable, or puts it back.
     pub fn cable(&self, plugged: bool) -> Result<(), Failure> {
         let state = if plugged { "up" } else { "down" };
-        output("ip", |ip| ip.args(["-n", &self.names[0], "link", "set", "cable", state])).map(drop)
+        output("ip", |ip| ip.args(["-n", &self.names[0], "link", "set", Self::CABLE, state])).map(drop)
     }
 }
 
@@ -61,16 +87,27 @@ impl Drop for Namespaces {
     }
 }
 
-/// Bytes that this network namespace has sent over loopback so far. What the kernel segments later (GSO) counts with
-/// one set of headers.
-pub fn lo_bytes() -> io::Result<u64> {
-    let table = fs::read_to_string("/proc/net/dev")?;
-    parse_lo(&table).ok_or_else(|| io::Error::other("/proc/net/dev has no loopback device"))
+/// What a device has carried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Carried {
+    /// Bytes received.
+    pub received: u64,
+    /// Bytes sent.
+    pub sent: u64,
 }
 
-fn parse_lo(table: &str) -> Option<u64> {
-    let line = table.lines().find_map(|line| line.trim_start().strip_prefix("lo:"))?;
-    line.split_whitespace().nth(8)?.parse().ok()
+/// What a device of this process's network namespace has carried so far. What the kernel segments later (GSO) counts with
+/// one set of headers.
+pub fn carried(device: &str) -> io::Result<Carried> {
+    let table = fs::read_to_string("/proc/net/dev")?;
+    parse(&table, device).ok_or_else(|| io::Error::other(format!("/proc/net/dev has no device {device}")))
+}
+
+fn parse(table: &str, device: &str) -> Option<Carried> {
+    let line = table.lines().find_map(|line| line.trim_start().strip_prefix(device)?.strip_prefix(':'))?;
+    let mut fields = line.split_whitespace().map(str::parse);
+    let (received, sent) = (fields.next()?.ok()?, fields.nth(7)?.ok()?);
+    Some(Carried { received, sent })
 }
 
 #[cfg(test)]
@@ -78,10 +115,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn loopback_is_found_among_devices() {
+    fn a_device_is_found_among_others() {
         let table =
             "Inter-|   Receive\n face |bytes\n  eth0: 1 2 3 4 5 6 7 8 9\n    lo: 10 2 3 4 5 6 7 8 11 2 0 0\n";
-        assert_eq!(parse_lo(table), Some(11));
-        assert_eq!(parse_lo("  eth0: 1"), None);
+        assert_eq!(parse(table, "lo"), Some(Carried { received: 10, sent: 11 }));
+        assert_eq!(parse("  eth0: 1", "lo"), None);
+        assert_eq!(parse("  eth0: 1 2 3 4 5 6 7 8 9", "eth"), None);
     }
 }

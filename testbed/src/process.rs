@@ -30,6 +30,18 @@ pub fn reset_peak_memory(pid: u32) -> io::Result<()> {
     fs::write(format!("/proc/{pid}/clear_refs"), "5")
 }
 
+/// The processes that a process started and that still run, and theirs.
+pub fn descendants(pid: u32) -> Vec<u32> {
+    // Each thread has the children that it started itself.
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let lists = threads.filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok());
+    let children: Vec<u32> = lists
+        .flat_map(|list| list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>())
+        .collect();
+    let theirs: Vec<u32> = children.iter().flat_map(|child| descendants(*child)).collect();
+    [children, theirs].concat()
+}
+
 fn parse_stat(stat: &str) -> Option<Cpu> {
     // The second field is the program's name in parentheses, and may hold anything.
     let (_, rest) = stat.rsplit_once(')')?;
@@ -50,6 +62,17 @@ mod tests {
         let stat = format!("7 (a) b (c)) S 1 7 7 0 -1 0 0 0 0 0 {second} {second} 3 {second} 20 0");
         let cpu = parse_stat(&stat).unwrap();
         assert!((cpu.own - 2.0).abs() < 1e-9 && cpu.children > 1.0, "{cpu:?}");
+    }
+
+    #[test]
+    fn children_of_any_thread_are_found() {
+        let this = std::process::id();
+        let child = std::thread::spawn(|| std::process::Command::new("sleep").arg("60").spawn().unwrap());
+        // The thread has ended: its children are another thread's now.
+        let child = &mut child.join().unwrap();
+        let found = descendants(this);
+        child.kill().and_then(|()| child.wait()).unwrap();
+        assert!(found.contains(&child.id()), "{found:?}");
     }
 
     #[test]

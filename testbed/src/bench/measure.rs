@@ -7,7 +7,9 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use zumastor::exit::Failure;
-use zumastor_testbed::{cpu, lo_bytes, peak_memory, reset_peak_memory};
+use zumastor_testbed::{cpu, peak_memory, reset_peak_memory};
+
+use super::link::Link;
 
 /// What one side spent.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
@@ -54,6 +56,7 @@ impl Sample {
 
 /// Watches two daemons while `work` runs: the sender and the receiver, which may be the same.
 pub fn daemons(
+    link: &Link,
     sender: u32,
     receiver: u32,
     work: impl FnOnce() -> Result<(), Failure>,
@@ -65,11 +68,11 @@ pub fn daemons(
         reset_peak_memory(pid).map_err(read)?;
         before[at] = cpu(pid).map_err(read)?.own;
     }
-    let wire = lo_bytes().map_err(read)?;
+    let wire = link.bytes().map_err(read)?;
     let start = Instant::now();
     work()?;
     let seconds = start.elapsed().as_secs_f64();
-    let wire = lo_bytes().map_err(read)? - wire;
+    let wire = link.bytes().map_err(read)? - wire;
     let spent = |at: usize| -> io::Result<Spent> {
         Ok(Spent { cpu: cpu(both[at])?.own - before[at], peak: peak_memory(both[at])? })
     };

@@ -8,20 +8,24 @@ use std::{
 use zumastor::exit::Failure;
 use zumastor_testbed::{Node, introduce};
 
-use super::measure::{Sample, daemons};
+use super::{
+    link::Link,
+    measure::{Sample, daemons},
+};
 
 /// A master and a replica of the image.
-pub struct Pair {
+pub struct Pair<'a> {
+    link: &'a Link,
     upstream: Node,
     downstream: Node,
     image: PathBuf,
 }
 
-impl Pair {
+impl<'a> Pair<'a> {
     /// Starts both below `dir`; nothing is replicated yet, and no snapshot taken.
-    pub fn start(program: &Path, dir: &Path, image: &Path) -> Result<Self, Failure> {
-        let upstream = Node::start(program, dir, "upstream")?;
-        let downstream = Node::start(program, dir, "downstream")?;
+    pub fn start(link: &'a Link, program: &Path, dir: &Path, image: &Path) -> Result<Self, Failure> {
+        let upstream = link.node(program, dir, "upstream", false)?;
+        let downstream = link.node(program, dir, "downstream", true)?;
         introduce(&upstream, &downstream)?;
         let snapshots = upstream.path("v.snaps");
         upstream.ok(&["define", "volume", "v", &image.to_string_lossy(), &snapshots.to_string_lossy()])?;
@@ -29,7 +33,7 @@ impl Pair {
         upstream.ok(&["define", "target", "v", "downstream"])?;
         downstream.define("v", downstream.root())?;
         downstream.ok(&["define", "source", "v", "upstream"])?;
-        Ok(Self { upstream, downstream, image: image.to_owned() })
+        Ok(Self { link, upstream, downstream, image: image.to_owned() })
     }
 
     /// Takes a snapshot and waits for its digest, which is what replication needs. The second sample is the command
@@ -37,7 +41,7 @@ impl Pair {
     pub fn snapshot(&mut self) -> Result<(Sample, Sample), Failure> {
         let pid = self.upstream.pid();
         let mut command = Sample::default();
-        let whole = daemons(pid, pid, || {
+        let whole = daemons(self.link, pid, pid, || {
             let start = Instant::now();
             self.upstream.ok(&["snapshot", "v"])?;
             command.seconds = start.elapsed().as_secs_f64();
@@ -46,12 +50,13 @@ impl Pair {
             })?;
             Ok(())
         })?;
-        Ok((Sample { receiver: Default::default(), ..whole }, command))
+        // What goes over the link meanwhile has nothing to do with it.
+        Ok((Sample { receiver: Default::default(), wire: 0, ..whole }, command))
     }
 
     /// Replicates the newest snapshot.
     pub fn replicate(&self) -> Result<Sample, Failure> {
-        daemons(self.upstream.pid(), self.downstream.pid(), || {
+        daemons(self.link, self.upstream.pid(), self.downstream.pid(), || {
             self.downstream.ok(&["replicate", "v", "upstream", "--wait"]).map(drop)
         })
     }

@@ -2,7 +2,7 @@
 
 use std::{
     io::{BufRead, BufReader},
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, SocketAddr},
     process::{Command, Stdio},
     sync::Arc,
     time::Instant,
@@ -21,17 +21,25 @@ use rustls::{
 use serde::{Deserialize, Serialize};
 use zumastor::exit::Failure;
 use zumastor_net::{endpoint, transport_config};
-use zumastor_testbed::{cpu, lo_bytes, peak_memory};
+use zumastor_testbed::{cpu, peak_memory};
 
-use super::measure::{Sample, Spent};
+use super::{
+    link::Link,
+    measure::{Sample, Spent},
+};
 
 /// What one process of the pair does; started by [`run`], never by a person.
 #[derive(Debug, Clone, clap::Subcommand)]
 pub enum Role {
     /// Receives until the sender is done.
-    Receive,
+    Receive {
+        /// Where to listen.
+        here: IpAddr,
+    },
     /// Sends so many bytes.
     Send {
+        /// Where from.
+        here: IpAddr,
         /// Where the receiver is.
         address: SocketAddr,
         /// Its certificate, hexadecimal.
@@ -49,12 +57,13 @@ struct Told {
 }
 
 /// Moves so many bytes from one process to another.
-pub fn run(bytes: u64) -> Result<Sample, Failure> {
+pub fn run(link: &Link, bytes: u64) -> Result<Sample, Failure> {
     let this = std::env::current_exe().map_err(Failure::doing("finding this program"))?;
     let doing = || Failure::doing::<std::io::Error>("running raw QUIC");
-    let wire = lo_bytes().map_err(doing())?;
-    let mut receiver = Command::new(&this)
-        .args(["raw", "receive"])
+    let wire = link.bytes().map_err(doing())?;
+    let mut receiver = link
+        .at_far(&this)
+        .args(["raw", "receive", &link.far().to_string()])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()
@@ -63,7 +72,7 @@ pub fn run(bytes: u64) -> Result<Sample, Failure> {
     let mut line = || lines.next().unwrap_or_else(|| Ok(String::new())).map_err(doing());
     let at = line()?;
     let sent = Command::new(&this)
-        .args(["raw", "send"])
+        .args(["raw", "send", &link.near().to_string()])
         .args(at.split_whitespace())
         .arg(bytes.to_string())
         .stdin(Stdio::null())
@@ -75,7 +84,7 @@ pub fn run(bytes: u64) -> Result<Sample, Failure> {
         receiver.kill().map_err(doing())?;
     }
     receiver.wait().map_err(doing())?;
-    let wire = lo_bytes().map_err(doing())? - wire;
+    let wire = link.bytes().map_err(doing())? - wire;
     let told = |json: &str| -> Result<Told, Failure> {
         serde_json::from_str(json).map_err(Failure::doing("raw QUIC broke off"))
     };
@@ -90,8 +99,10 @@ pub fn play(role: Role) -> Result<(), Failure> {
     let runtime = runtime.map_err(Failure::doing("starting a runtime"))?;
     let told = runtime.block_on(async {
         match role {
-            Role::Receive => receive().await,
-            Role::Send { address, certificate, bytes } => send(address, &certificate, bytes).await,
+            Role::Receive { here } => receive(here).await,
+            Role::Send { here, address, certificate, bytes } => {
+                send(here, address, &certificate, bytes).await
+            }
         }
     });
     let told = told.map_err(|error| Failure::failed(format!("raw QUIC: {error}")))?;
@@ -101,7 +112,7 @@ pub fn play(role: Role) -> Result<(), Failure> {
 
 type Anything = Box<dyn std::error::Error + Send + Sync>;
 
-async fn receive() -> Result<Told, Anything> {
+async fn receive(here: IpAddr) -> Result<Told, Anything> {
     let made = rcgen::generate_simple_self_signed(vec![NAME.to_owned()])?;
     let key = PrivateKeyDer::try_from(made.signing_key.serialize_der())?;
     let tls = rustls::ServerConfig::builder_with_provider(provider())
@@ -110,7 +121,7 @@ async fn receive() -> Result<Told, Anything> {
         .with_single_cert(vec![made.cert.der().clone()], key)?;
     let mut config = ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(tls)?));
     config.transport_config(transport_config());
-    let endpoint = endpoint(LOOPBACK, EndpointConfig::default(), Some(config))?;
+    let endpoint = endpoint(SocketAddr::new(here, 0), EndpointConfig::default(), Some(config))?;
     let hex: String = made.cert.der().iter().map(|byte| format!("{byte:02x}")).collect();
     println!("{} {hex}", endpoint.local_addr()?);
     let connection = endpoint.accept().await.ok_or("nobody came")?.await?;
@@ -133,7 +144,7 @@ async fn receive() -> Result<Told, Anything> {
     told(seconds)
 }
 
-async fn send(address: SocketAddr, certificate: &str, bytes: u64) -> Result<Told, Anything> {
+async fn send(here: IpAddr, address: SocketAddr, certificate: &str, bytes: u64) -> Result<Told, Anything> {
     let digits: Vec<u8> = (0..certificate.len() / 2)
         .map(|at| u8::from_str_radix(&certificate[at * 2..at * 2 + 2], 16))
         .collect::<Result<_, _>>()?;
@@ -145,7 +156,7 @@ async fn send(address: SocketAddr, certificate: &str, bytes: u64) -> Result<Told
         .with_no_client_auth();
     let mut config = ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls)?));
     config.transport_config(transport_config());
-    let endpoint = endpoint(LOOPBACK, EndpointConfig::default(), None)?;
+    let endpoint = endpoint(SocketAddr::new(here, 0), EndpointConfig::default(), None)?;
     let mut content = vec![0; 1 << 20];
     SmallRng::seed_from_u64(1).fill_bytes(&mut content);
     let content = Arc::new(content);
@@ -195,5 +206,3 @@ fn provider() -> Arc<CryptoProvider> {
 const STREAMS: u64 = 4;
 
 const NAME: &str = "raw";
-
-const LOOPBACK: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);

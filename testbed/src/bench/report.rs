@@ -5,7 +5,7 @@ use std::{fmt::Write as _, fs, path::Path};
 use serde::Serialize;
 use zumastor_core::HumanBytes;
 
-use super::measure::Sample;
+use super::{link::Kind, measure::Sample};
 
 /// Everything that a run found.
 #[derive(Debug, Serialize)]
@@ -14,6 +14,8 @@ pub struct Report {
     pub machine: Machine,
     /// Size of the volume in bytes.
     pub size: u64,
+    /// What lay between the two sides.
+    pub path: Kind,
     /// How often each contender ran.
     pub rounds: u32,
     /// What is good to know about this run.
@@ -71,6 +73,11 @@ impl Table {
         row.median = Sample::median(&row.samples);
     }
 
+    /// How many times as fast one contender is as another.
+    pub fn ratio(&self, of: &str, to: &str) -> Option<f64> {
+        Some(self.seconds(to)? / self.seconds(of)?)
+    }
+
     fn seconds(&self, name: &str) -> Option<f64> {
         self.rows.iter().find(|row| row.name == name).map(|row| row.median.seconds)
     }
@@ -99,6 +106,8 @@ impl Report {
 }
 
 /// The names that others are compared with.
+pub const OURS: &str = "zumastor";
+/// The same.
 pub const RAW: &str = "raw QUIC, memory to memory";
 /// The same.
 pub const RSYNC_WHOLE: &str = "rsync -W --inplace";
@@ -116,6 +125,7 @@ fn rows(table: &Table) -> Vec<Vec<String>> {
         "wire MB",
         "× raw QUIC",
         "× rsync -W",
+        "zumastor is × as fast",
     ];
     let mut lines = vec![header.map(str::to_owned).to_vec()];
     let ratio = |reference: Option<f64>, seconds: f64| {
@@ -140,6 +150,9 @@ fn rows(table: &Table) -> Vec<Vec<String>> {
             or_dash(format!("{:.1}", wire as f64 / 1e6)),
             or_dash(ratio(table.seconds(RAW), seconds)),
             or_dash(ratio(table.seconds(RSYNC_WHOLE), seconds)),
+            or_dash(
+                table.seconds(OURS).map_or_else(|| "–".to_owned(), |ours| format!("{:.2}", seconds / ours)),
+            ),
         ]);
     }
     lines
@@ -218,7 +231,7 @@ mod tests {
     fn tables_are_aligned_and_compare() {
         let mut table = Table::new("Full copy");
         table.bytes = 100_000_000;
-        for (name, seconds) in [(RAW, 1.0), ("ours", 2.0), (RSYNC_WHOLE, 4.0)] {
+        for (name, seconds) in [(RAW, 1.0), (OURS, 2.0), (RSYNC_WHOLE, 4.0)] {
             table.add(name, Sample { seconds, wire: 1, ..Sample::default() });
         }
         let text = align(&rows(&table));
@@ -227,7 +240,11 @@ mod tests {
         let width = lines[0].chars().count();
         assert!(lines.iter().all(|line| line.chars().count() == width), "{text}");
         let ours: Vec<_> = lines[3].split('|').map(str::trim).collect();
-        assert_eq!((ours[1], ours[2], ours[4], ours[10], ours[11]), ("ours", "2.00", "50", "0.50", "2.00"));
+        assert_eq!((ours[1], ours[2], ours[4], ours[10], ours[11]), (OURS, "2.00", "50", "0.50", "2.00"));
+        let rsync: Vec<_> = lines[4].split('|').map(str::trim).collect();
+        assert_eq!((ours[12], rsync[12]), ("1.00", "2.00"));
+        assert_eq!(table.ratio(OURS, RAW), Some(0.5));
+        assert_eq!(table.ratio("nobody", RAW), None);
     }
 
     #[test]
