@@ -50,6 +50,9 @@ pub struct Args {
     /// Compare with raw QUIC only
     #[arg(long)]
     no_peers: bool,
+    /// Fail if a full copy is less than so many times as fast as raw QUIC
+    #[arg(long, value_name = "RATIO", value_parser = ratio)]
+    at_least: Option<f64>,
     /// Also write the result to this file, as JSON
     #[arg(long)]
     json: Option<PathBuf>,
@@ -125,11 +128,33 @@ fn in_the_lab(args: &Args) -> Result<(), Failure> {
 enum Fs {
     /// Shares blocks between files: snapshots are reflinks
     Xfs,
+    /// In memory, so that no disk is measured
+    Tmpfs,
+}
+
+impl Fs {
+    /// Mounts one that has room for everything of a volume of `size` bytes. It takes only what is written.
+    fn mount(self, size: u64, parent: &Path) -> Result<Scratch, Failure> {
+        let kind = match self {
+            Self::Xfs => FileSystem::Xfs,
+            Self::Tmpfs => FileSystem::Tmpfs,
+        };
+        Scratch::mount(kind, size * 8 + (2 << 30), parent)
+    }
+}
+
+/// A number above zero.
+fn ratio(text: &str) -> Result<f64, String> {
+    let ratio = text.parse().map_err(|_| "a number is needed, as 0.1".to_owned())?;
+    if ratio > 0.0 && f64::is_finite(ratio) { Ok(ratio) } else { Err("it has to be above 0".to_owned()) }
 }
 
 /// Runs the benchmark.
 pub fn run(args: Args) -> Result<(), Failure> {
     args.path.check()?;
+    if args.at_least.is_some() && !(args.what.is_empty() || args.what.contains(&What::Full)) {
+        return Err(Failure::usage("--at-least is about a full copy: `bench full --at-least RATIO`"));
+    }
     in_the_lab(&args)?;
     let transfers =
         args.what.is_empty() || args.what.iter().any(|what| matches!(what, What::Full | What::Incremental));
@@ -153,11 +178,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
     if !transfers {
         return Ok(());
     }
-    let scratch = match args.fs {
-        // It takes only what is written.
-        Some(Fs::Xfs) => Some(Scratch::mount(FileSystem::Xfs, args.size * 8 + (2 << 30), &parent)?),
-        None => None,
-    };
+    let scratch = args.fs.map(|fs| fs.mount(args.size, &parent)).transpose()?;
     let parent = scratch.as_ref().map_or(parent.as_path(), Scratch::path);
     transfers::run(&args, &zumastor, parent, note)
 }

@@ -64,7 +64,23 @@ pub fn run(args: &Args, zumastor: &Path, parent: &Path, note: Option<String>) ->
         let json = serde_json::to_string_pretty(&report).map_err(Failure::doing("writing JSON"))?;
         fs::write(path, json).map_err(Failure::doing(path.display()))?;
     }
-    Ok(())
+    args.at_least.map_or(Ok(()), |least| fast_enough(&report.tables, least))
+}
+
+/// Checks that ours is at least so many times as fast as raw QUIC.
+fn fast_enough(tables: &[Table], least: f64) -> Result<(), Failure> {
+    let ratio = tables.first().and_then(|table| table.ratio(OURS, RAW));
+    let ratio = ratio.ok_or_else(|| Failure::failed("nothing was measured that could be compared"))?;
+    if ratio >= least {
+        say(format_args!(
+            "a full copy is {ratio:.3} times as fast as raw QUIC: at least {least} was asked for"
+        ));
+        return Ok(());
+    }
+    Err(Failure::failed(format!(
+        "a full copy is {ratio:.3} times as fast as raw QUIC in the same run, and at least {least} was asked for"
+    ))
+    .remedy("find out what has become slower; run it again on an idle machine if in doubt"))
 }
 
 /// What all contenders use.
@@ -203,6 +219,19 @@ fn rotated<'a>(peers: &[&'a Peer], round: u32) -> Vec<Contender<'a>> {
 mod tests {
     use super::*;
     use crate::bench::report::RSYNC_WHOLE;
+
+    #[test]
+    fn what_is_too_slow_is_refused_with_both_ratios() {
+        let mut table = Table::new("Full copy");
+        for (name, seconds) in [(RAW, 1.0), (OURS, 4.0)] {
+            table.add(name, Sample { seconds, ..Sample::default() });
+        }
+        let tables = [table];
+        assert!(fast_enough(&tables, 0.25).is_ok());
+        let said = fast_enough(&tables, 0.26).unwrap_err().error;
+        assert!(said.contains("0.250") && said.contains("0.26"), "{said}");
+        assert!(fast_enough(&[], 0.1).is_err());
+    }
 
     #[test]
     fn everyone_begins_once() {
