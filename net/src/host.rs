@@ -17,6 +17,7 @@ use zumastor_core::{Lineage, NodeName, SnapshotNumber, SnapshotStore, StoreError
 
 use crate::{
     compression::Compression,
+    permit::Permit,
     progress::{Progress, PullSummary},
     rate::RateLimiter,
     room::SendRoom,
@@ -86,6 +87,8 @@ pub struct Served {
     pub limiter: Option<Arc<RateLimiter>>,
     /// Counts what is sent.
     pub meter: Arc<Meter>,
+    /// Ends what is being sent when that is not allowed any more. Taken before it was found out that it is allowed now.
+    pub permit: Permit,
     /// Memory for what is sent of the volume, to whomever.
     pub room: Arc<SendRoom>,
 }

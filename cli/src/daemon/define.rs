@@ -485,6 +485,7 @@ impl Daemon {
         self.unmount_head(&volume).await?;
         // A transfer that is ending moves no more holds.
         volume.set_config(VolumeConfig { source: None, target: [].into(), ..config.clone() });
+        volume.send_no_more().await;
         volume.stop().await;
         // The database first: after a crash in between, nothing is held on behalf of the next volume of this name.
         let (state, owned) = (self.state.clone(), name.clone());

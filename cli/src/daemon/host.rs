@@ -34,12 +34,12 @@ impl Host for Answers {
         let config = volume.config();
         let period = config.target.get(peer).ok_or_else(refused)?.period;
         self.not_stopped(&volume, &Part::Target(peer.clone()))?;
-        let (compression, limiter, meter, offer) = volume
+        let (compression, limiter, meter, permit, offer) = volume
             .with_target(peer, |target| {
                 let target = target?;
-                let Target { compression, limiter, meter, .. } = target;
+                let Target { compression, limiter, meter, permit, .. } = target;
                 let offer = Offer { before: volume.unsettled(), ..target.offer() };
-                Some((compression.clone(), limiter.clone(), meter.clone(), offer))
+                Some((compression.clone(), limiter.clone(), meter.clone(), permit.clone(), offer))
             })
             .ok_or_else(refused)?;
         let store = volume.store().await.map_err(|error| {
@@ -55,7 +55,8 @@ impl Host for Answers {
         let epoch = self.0.epoch(&volume).await.map_err(failed)?.map_or(0, |(_, epoch)| epoch);
         let holds = PairHolds::new(self.0.state.clone(), volume.clone(), peer.clone(), Side::Upstream);
         let room = volume.room.clone();
-        Ok(Served { store, holds: Arc::new(holds), epoch, offer, period, compression, limiter, meter, room })
+        let holds = Arc::new(holds);
+        Ok(Served { store, holds, epoch, offer, period, compression, limiter, meter, permit, room })
     }
 
     async fn lend(&self, peer: &NodeName, volume: &str) -> Result<Served, Refusal> {
@@ -64,6 +65,7 @@ impl Host for Answers {
             served => return served,
         };
         let Some(volume) = self.volume(volume) else { return Err(refused) };
+        let permit = volume.lending();
         if volume.config().source.is_none_or(|source| source.host != *peer) {
             return Err(refused);
         }
@@ -82,6 +84,7 @@ impl Host for Answers {
             compression: None,
             limiter: None,
             meter: Arc::default(),
+            permit,
             room,
         })
     }

@@ -37,6 +37,7 @@ impl Daemon {
             let name = &volume.name;
             match new.get(name) {
                 None => {
+                    volume.send_no_more().await;
                     volume.stop().await;
                     volume.mounting.close();
                     let busy = self.unmount(&volume).await;

@@ -17,7 +17,7 @@ use zumastor_core::{
     NodeName, SnapshotNumber, SnapshotRecord, SnapshotStore, StoreError, VolumeName,
     config::{TargetConfig, TestFeature, VolumeConfig},
 };
-use zumastor_net::{Compression, Meter, Offer, PullState, RateLimiter, SendRoom};
+use zumastor_net::{Compression, Meter, Offer, Permit, PullState, RateLimiter, SendRoom};
 
 use super::{
     cache::Shares,
@@ -68,6 +68,8 @@ pub struct Volume {
     config: RwLock<VolumeConfig>,
     store: tokio::sync::Mutex<Option<Arc<dyn SnapshotStore>>>,
     puller: Mutex<Option<Worker>>,
+    /// Lets its source fetch from it what is damaged there.
+    lending: Mutex<Permit>,
     targets: Mutex<BTreeMap<NodeName, Target>>,
 }
 
@@ -82,6 +84,8 @@ pub struct Target {
     pub limiter: Option<Arc<RateLimiter>>,
     /// Counts what is sent.
     pub meter: Arc<Meter>,
+    /// Lets it fetch, until it is no target any more or is stopped.
+    pub permit: Permit,
     /// What it is to have.
     offer: Mutex<Offer>,
 }
@@ -93,7 +97,8 @@ impl Target {
         let compression = (!config.uncompressed).then(|| Arc::new(Compression::new(ZSTD_LEVEL)));
         let whole = config.test == Some(TestFeature::FullVolume);
         let offer = Offer { selection: config.rotations.clone(), all: config.all, whole, ..Offer::default() };
-        Self { worker, compression, limiter, meter: Arc::new(Meter::default()), offer: Mutex::new(offer) }
+        let (meter, permit) = (Arc::default(), Permit::default());
+        Self { worker, compression, limiter, meter, permit, offer: Mutex::new(offer) }
     }
 
     /// What it is to have.
@@ -131,6 +136,7 @@ impl Volume {
             config: RwLock::new(config),
             store: tokio::sync::Mutex::default(),
             puller: Mutex::default(),
+            lending: Mutex::default(),
             targets: Mutex::default(),
         }
     }
@@ -281,27 +287,63 @@ impl Volume {
         self.targets.lock().expect("no panic while locked").values().for_each(|target| target.worker.rearm());
     }
 
-    /// Replaces what pulls, after the one before has ended.
+    /// Lets its source fetch from it, until nothing comes from there any more or that is stopped.
+    pub fn lending(&self) -> Permit {
+        self.lending.lock().expect("no panic while locked").clone()
+    }
+
+    /// Replaces what pulls, after the one before has ended. If nothing does any more, nothing is sent to the source either.
     pub async fn set_puller(&self, worker: impl FnOnce() -> Option<Worker>) {
         let old = self.puller.lock().expect("no panic while locked").take();
         if let Some(old) = old {
             old.stop().await;
         }
-        *self.puller.lock().expect("no panic while locked") = worker();
+        let worker = worker();
+        if worker.is_none() {
+            let lent = std::mem::take(&mut *self.lending.lock().expect("no panic while locked"));
+            lent.withdraw();
+            lent.ended().await;
+        }
+        *self.puller.lock().expect("no panic while locked") = worker;
     }
 
-    /// Replaces a target, after the one before has ended.
+    /// Replaces a target, after the one before has ended. If there is none any more, what is being sent there has ended too
+    /// when this returns; otherwise that goes on.
     pub async fn set_target(&self, host: &NodeName, target: impl FnOnce() -> Option<Target>) {
         let old = self.targets.lock().expect("no panic while locked").remove(host);
-        if let Some(old) = old {
-            old.worker.stop().await;
-        }
-        if let Some(target) = target() {
-            self.targets.lock().expect("no panic while locked").insert(host.clone(), target);
+        let permit = match old {
+            Some(Target { worker, permit, .. }) => {
+                worker.stop().await;
+                Some(permit)
+            }
+            None => None,
+        };
+        match (target(), permit) {
+            (Some(target), permit) => {
+                let permit = permit.unwrap_or_default();
+                let target = Target { permit, ..target };
+                self.targets.lock().expect("no panic while locked").insert(host.clone(), target);
+            }
+            (None, Some(permit)) => {
+                permit.withdraw();
+                permit.ended().await;
+            }
+            (None, None) => {}
         }
     }
 
-    /// Ends everything that takes snapshots of it and replicates it.
+    /// Has no targets any more: what is being sent has ended when this returns.
+    pub async fn send_no_more(&self) {
+        let targets = std::mem::take(&mut *self.targets.lock().expect("no panic while locked"));
+        targets.values().for_each(|target| target.permit.withdraw());
+        for Target { worker, permit, .. } in targets.into_values() {
+            worker.stop().await;
+            permit.ended().await;
+        }
+    }
+
+    /// Ends everything that takes snapshots of it and replicates it. What is being sent at the moment goes on until the
+    /// connection is closed, unless it was ended [before](Self::send_no_more).
     pub async fn stop(&self) {
         self.mounting.stop().await;
         self.snapshotter.stop().await;

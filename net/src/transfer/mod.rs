@@ -3,6 +3,7 @@
 mod batch;
 mod choose;
 mod circle;
+mod data;
 mod downstream;
 mod era;
 mod fetch;

@@ -1,29 +1,25 @@
 //! The end that sends: it answers what a downstream asks, and tells it of news.
 
-use std::{ops::Range, sync::Arc, time::Duration};
+use std::{ops::Range, time::Duration};
 
-use tokio::{
-    sync::{Semaphore, mpsc},
-    time,
-};
+use tokio::{sync::Semaphore, time};
 use zumastor_core::{
     ExtentKind, LEAF, SegmentIndex, SnapshotGuid, SnapshotNumber, SnapshotRecord, SnapshotStore, StoreError,
 };
 
 use super::{
     Patience,
-    batch::BatchBuilder,
     choose::{Choice, choose},
-    send::{Sender, Sink, Stop},
+    data::answer_fetch,
 };
 use crate::{
     frame::{self, FrameError, Limits},
-    host::{Capacity, Channel, Host, Link, PullState, Served, Unheard},
+    host::{Channel, Host, Link, PullState, Served, Unheard},
     progress::{Progress, PullSummary},
     wire::{
-        Announce, AnnounceReply, ChangedSegment, Committed, CommittedReply, Fetch, FetchReply, FetchWhat,
-        MAX_HAVE, MAX_REQUEST, MAX_VOLUME, Plan, Refusal, RefusalCode, Request, TermsReply, Walk, WalkLevel,
-        WalkReply, Want, WantReply,
+        Announce, AnnounceReply, ChangedSegment, Committed, CommittedReply, MAX_HAVE, MAX_REQUEST,
+        MAX_VOLUME, Plan, Refusal, RefusalCode, Request, TermsReply, Walk, WalkLevel, WalkReply, Want,
+        WantReply,
     },
 };
 
@@ -65,13 +61,7 @@ pub async fn serve(
             };
             plan_for(channel, served, &want, patience).await
         }
-        Request::Fetch(fetch) => {
-            let served = match &fetch.what {
-                FetchWhat::Changes { .. } => host.serve(peer, &fetch.volume).await,
-                FetchWhat::Leaves(_) => host.lend(peer, &fetch.volume).await,
-            };
-            send_data(channel, served, fetch, patience).await
-        }
+        Request::Fetch(fetch) => answer_fetch(channel, peer, host, fetch, patience).await,
         Request::Walk(walk) => {
             let served = host.lend(peer, &walk.volume).await;
             let reply = match hashes(served, &walk).await {
@@ -312,130 +302,6 @@ async fn changed_segments(
     Ok(changed)
 }
 
-async fn send_data(
-    channel: &mut Channel,
-    served: Result<Served, Refusal>,
-    fetch: Fetch,
-    patience: &Patience,
-) -> Result<(), FrameError> {
-    // With a limit, it is the limit that decides how fast data are sent.
-    let capacity = channel.capacity.clone().filter(|_| served.as_ref().is_ok_and(|s| s.limiter.is_none()));
-    let prepared = async {
-        let served = served?;
-        fetch.validate()?;
-        let sending = Arc::clone(&served.room).enter();
-        let sender = sender(&served, &fetch, capacity).await?;
-        Ok((served, sender, sending))
-    };
-    let (served, mut sender, _sending) = match prepared.await {
-        Ok(prepared) => prepared,
-        Err(refusal) => {
-            let reply = frame::encode(&FetchReply::Refused(refusal), &[]);
-            return frame::write(&mut channel.send, &reply, patience.stall).await;
-        }
-    };
-    let _producing = PRODUCERS.acquire().await.expect("the semaphore is never closed");
-    let (queue, mut batches) = mpsc::channel(QUEUE);
-    let producer = tokio::task::spawn_blocking(move || {
-        let mut sink = |encoded: super::batch::Encoded| {
-            queue.blocking_send((encoded.frame, encoded.data)).map_err(|_| Stop::Gone)
-        };
-        let result = produce(&mut sender, &fetch, &mut sink);
-        let last = match &result {
-            Err(Stop::Gone) => return,
-            Err(Stop::Store(error)) => FetchReply::Refused(failed(error)),
-            Ok(()) => FetchReply::End,
-        };
-        let _ = queue.blocking_send((frame::encode(&last, &[]), 0));
-    });
-    let mut result = Ok(());
-    while let Some((bytes, data)) = batches.recv().await {
-        result = send_limited(channel, &served, &bytes, patience).await;
-        if result.is_err() {
-            break;
-        }
-        served.meter.add(data, bytes.len() as u64);
-    }
-    drop(batches);
-    producer.await.expect("reading does not panic");
-    result
-}
-
-fn produce(sender: &mut Sender, fetch: &Fetch, sink: &mut Sink<'_>) -> Result<(), Stop> {
-    let done = |segment| super::batch::Encoded {
-        frame: frame::encode(&FetchReply::SegmentDone(segment), &[]),
-        data: 0,
-    };
-    match &fetch.what {
-        FetchWhat::Changes { segments, .. } => segments.iter().try_for_each(|segment| {
-            sender.changes(*segment, sink)?;
-            sink(done(*segment))
-        }),
-        FetchWhat::Leaves(sets) => sets.iter().try_for_each(|set| {
-            sender.leaves(set, sink)?;
-            sink(done(set.segment))
-        }),
-    }
-}
-
-async fn send_limited(
-    channel: &mut Channel,
-    served: &Served,
-    bytes: &[u8],
-    patience: &Patience,
-) -> Result<(), FrameError> {
-    // The downstream takes nothing while its disk is busy. That it is alive, QUIC finds out.
-    let stall = patience.stall * 5;
-    let Some(limiter) = &served.limiter else {
-        return frame::write(&mut channel.send, bytes, stall).await;
-    };
-    for piece in bytes.chunks(limiter.quantum()) {
-        limiter.acquire(piece.len()).await;
-        frame::write(&mut channel.send, piece, stall).await?;
-    }
-    Ok(())
-}
-
-/// Opens what a request for data needs.
-async fn sender(served: &Served, fetch: &Fetch, capacity: Option<Capacity>) -> Result<Sender, Refusal> {
-    let store = &served.store;
-    let snapshots = store.snapshots().await.map_err(|error| failed(&error))?;
-    let target = find(&snapshots, fetch.target)?;
-    let base = match &fetch.what {
-        FetchWhat::Changes { base: Some(base), .. } if !served.offer.whole => Some(find(&snapshots, *base)?),
-        _ => None,
-    };
-    let last = match &fetch.what {
-        FetchWhat::Changes { segments, .. } => segments.last().copied(),
-        FetchWhat::Leaves(sets) => sets.last().map(|set| set.segment),
-    };
-    if last.is_some_and(|last| last.0 >= SegmentIndex::count(target.size)) {
-        return Err(Refusal::new(
-            RefusalCode::Malformed,
-            "a segment beyond the end of the volume was asked for",
-        ));
-    }
-    let open = async {
-        let base = match base {
-            Some(base) => Some((base.number(), store.open_snapshot(base.number()).await?)),
-            None => None,
-        };
-        let builder = BatchBuilder::new(served.compression.clone(), capacity, Arc::clone(&served.room));
-        let builder = builder.map_err(StoreError::io("zstd"))?;
-        Ok::<_, StoreError>(Sender {
-            store: Arc::clone(store),
-            number: target.number(),
-            whole: served.offer.whole,
-            target: store.open_snapshot(target.number()).await?,
-            base,
-            leaves: store.leaves(target.number()).await?,
-            builder,
-            runtime: tokio::runtime::Handle::current(),
-        })
-    };
-    open.await.map_err(|error| failed(&error))
-}
-
 async fn hashes(
     served: Result<Served, Refusal>,
     walk: &Walk,
@@ -471,14 +337,14 @@ async fn note(served: Result<Served, Refusal>, committed: &Committed) -> Result<
     served.holds.common(target.number()).await.map_err(|error| failed(&error))
 }
 
-fn find(snapshots: &[SnapshotRecord], guid: SnapshotGuid) -> Result<&SnapshotRecord, Refusal> {
+pub(super) fn find(snapshots: &[SnapshotRecord], guid: SnapshotGuid) -> Result<&SnapshotRecord, Refusal> {
     let found = snapshots.iter().find(|record| record.guid() == guid && !record.number().is_local());
     found.ok_or_else(|| {
         Refusal::new(RefusalCode::Gone, format!("the upstream has no snapshot {guid} any more"))
     })
 }
 
-fn failed(error: &StoreError) -> Refusal {
+pub(super) fn failed(error: &StoreError) -> Refusal {
     let code =
         if matches!(error, StoreError::NotFound { .. }) { RefusalCode::Gone } else { RefusalCode::Failed };
     Refusal::new(code, format!("on the other node: {}", describe(error)))
@@ -504,10 +370,6 @@ async fn finish(channel: &mut Channel, patience: &Patience) -> Result<(), FrameE
     ended.map_err(|_| FrameError::Stalled(patience.stall))?.map_err(FrameError::Io)
 }
 
-/// Threads that read for peers, in the whole process. Each of them waits for another from the same pool of 512 when it
-/// asks its store what changed, so there must be far fewer.
-static PRODUCERS: Semaphore = Semaphore::const_new(64);
-
 /// How often something is said while there is nothing to say: well within the other end's patience.
 fn heartbeat(patience: &Patience) -> Duration {
     patience.stall / 6
@@ -517,5 +379,3 @@ fn heartbeat(patience: &Patience) -> Duration {
 const REPORT: Duration = Duration::from_millis(100);
 /// Segments whose changes are looked at together: 1 GiB, so that even one extent per page stays a few MiB.
 const SEGMENTS_AT_ONCE: usize = 16;
-/// Batches that wait for the connection, beside the one being sent and the one being made.
-const QUEUE: usize = 2;

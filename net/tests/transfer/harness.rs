@@ -17,8 +17,8 @@ use zumastor_core::{
     Lineage, MemoryStore, NewSnapshot, NodeName, SnapshotNumber, SnapshotRecord, SnapshotStore, StoreError,
 };
 use zumastor_net::{
-    Channel, Compression, Holds, Host, Link, Meter, Offer, Patience, PullError, PullState, PullSummary,
-    Replica, Reporter, SendRoom, Served, Unheard, pull, serve,
+    Channel, Compression, Holds, Host, Link, Meter, Offer, Patience, Permit, PullError, PullState,
+    PullSummary, Replica, Reporter, SendRoom, Served, Unheard, pull, serve,
     wire::{Announce, Refusal, RefusalCode, Trace, TraceReply},
 };
 
@@ -60,6 +60,7 @@ pub struct Upstream {
     pub meter: Arc<Meter>,
     pub compression: Option<i32>,
     pub offer: Mutex<Offer>,
+    pub permit: Permit,
     pub epoch: AtomicU64,
     /// What was heard of a later epoch.
     pub heard: AtomicU64,
@@ -76,6 +77,7 @@ impl Upstream {
             meter: Arc::default(),
             compression: Some(1),
             offer: Mutex::default(),
+            permit: Permit::default(),
             epoch: AtomicU64::new(0),
             heard: AtomicU64::new(0),
         }
@@ -102,6 +104,7 @@ impl Host for Upstream {
             compression: self.compression.map(|level| Arc::new(Compression::new(level))),
             limiter: None,
             meter: Arc::clone(&self.meter),
+            permit: self.permit.clone(),
             room: Arc::new(SendRoom::new(64 << 20, 1)),
         })
     }

@@ -1,0 +1,213 @@
+//! Answers a request for data, for as long as it is allowed.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::{
+    sync::{Semaphore, mpsc},
+    time,
+};
+use zumastor_core::{NodeName, SegmentIndex, StoreError};
+
+use super::{
+    Patience,
+    batch::{BatchBuilder, Encoded},
+    send::{Sender, Sink, Stop},
+    upstream::{failed, find},
+};
+use crate::{
+    frame::{self, FrameError},
+    host::{Capacity, Channel, Host, Served},
+    wire::{Fetch, FetchReply, FetchWhat, Refusal, RefusalCode},
+};
+
+/// Sends what is asked for, and last of all whether that was all of it.
+pub(super) async fn answer_fetch(
+    channel: &mut Channel,
+    peer: &NodeName,
+    host: &dyn Host,
+    fetch: Fetch,
+    patience: &Patience,
+) -> Result<(), FrameError> {
+    let (volume, changes) = (fetch.volume.clone(), matches!(fetch.what, FetchWhat::Changes { .. }));
+    let ask = async || match changes {
+        true => host.serve(peer, &volume).await,
+        false => host.lend(peer, &volume).await,
+    };
+    let sent = match ask().await {
+        Ok(served) => send_data(channel, &served, fetch, patience).await?,
+        Err(refusal) => Sent::Refused(refusal),
+    };
+    let last = match sent {
+        Sent::All => FetchReply::End,
+        Sent::Refused(refusal) => FetchReply::Refused(refusal),
+        // Why, whoever asks next is told as well.
+        Sent::Withdrawn => FetchReply::Refused(ask().await.err().unwrap_or_else(|| {
+            let ended = "on the other node: sending was stopped meanwhile, and is allowed again by now";
+            Refusal::new(RefusalCode::Failed, ended)
+        })),
+    };
+    frame::write(&mut channel.send, &frame::encode(&last, &[]), patience.stall).await
+}
+
+/// What came of a request for data.
+enum Sent {
+    /// All of it was sent.
+    All,
+    /// It cannot be sent, or no more of it.
+    Refused(Refusal),
+    /// It may not be sent any more.
+    Withdrawn,
+}
+
+/// Sends what is asked for. When this returns, nothing of it is read or sent any more.
+async fn send_data(
+    channel: &mut Channel,
+    served: &Served,
+    fetch: Fetch,
+    patience: &Patience,
+) -> Result<Sent, FrameError> {
+    let Some(_permitted) = served.permit.enter() else { return Ok(Sent::Withdrawn) };
+    let _sending = Arc::clone(&served.room).enter();
+    // With a limit, it is the limit that decides how fast data are sent.
+    let capacity = channel.capacity.clone().filter(|_| served.limiter.is_none());
+    let prepare = async {
+        fetch.validate()?;
+        let sender = sender(served, &fetch, capacity).await?;
+        Ok((sender, PRODUCERS.acquire().await.expect("the semaphore is never closed")))
+    };
+    let prepared = tokio::select! {
+        prepared = prepare => prepared,
+        () = served.permit.withdrawn() => return Ok(Sent::Withdrawn),
+    };
+    let (mut sender, _producing) = match prepared {
+        Ok(prepared) => prepared,
+        Err(refusal) => return Ok(Sent::Refused(refusal)),
+    };
+    let (queue, mut batches) = mpsc::channel(QUEUE);
+    let producer = tokio::task::spawn_blocking(move || {
+        let mut sink =
+            |encoded: Encoded| queue.blocking_send((encoded.frame, encoded.data)).map_err(|_| Stop::Gone);
+        produce(&mut sender, &fetch, &mut sink)
+    });
+    let ended = loop {
+        let (bytes, data) = tokio::select! {
+            biased;
+            () = served.permit.withdrawn() => break Ok(Sent::Withdrawn),
+            batch = batches.recv() => match batch {
+                Some(batch) => batch,
+                None => break Ok(Sent::All),
+            },
+        };
+        if let Err(error) = send_permitted(channel, served, &bytes, patience).await {
+            break Err(error);
+        }
+        served.meter.add(data, bytes.len() as u64);
+    };
+    drop(batches);
+    let produced = producer.await.expect("reading does not panic");
+    match (ended?, produced) {
+        (Sent::All, Err(Stop::Store(error))) => Ok(Sent::Refused(failed(&error))),
+        (ended, _) => Ok(ended),
+    }
+}
+
+/// Sends a batch to its end, because what follows can only be understood then; but not for long once it may not be sent
+/// any more.
+async fn send_permitted(
+    channel: &mut Channel,
+    served: &Served,
+    bytes: &[u8],
+    patience: &Patience,
+) -> Result<(), FrameError> {
+    let too_long = async {
+        served.permit.withdrawn().await;
+        time::sleep(GRACE).await;
+    };
+    tokio::select! {
+        biased;
+        sent = send_limited(channel, served, bytes, patience) => sent,
+        () = too_long => Err(FrameError::Stalled(GRACE)),
+    }
+}
+
+fn produce(sender: &mut Sender, fetch: &Fetch, sink: &mut Sink<'_>) -> Result<(), Stop> {
+    let done = |segment| Encoded { frame: frame::encode(&FetchReply::SegmentDone(segment), &[]), data: 0 };
+    match &fetch.what {
+        FetchWhat::Changes { segments, .. } => segments.iter().try_for_each(|segment| {
+            sender.changes(*segment, sink)?;
+            sink(done(*segment))
+        }),
+        FetchWhat::Leaves(sets) => sets.iter().try_for_each(|set| {
+            sender.leaves(set, sink)?;
+            sink(done(set.segment))
+        }),
+    }
+}
+
+async fn send_limited(
+    channel: &mut Channel,
+    served: &Served,
+    bytes: &[u8],
+    patience: &Patience,
+) -> Result<(), FrameError> {
+    // The downstream takes nothing while its disk is busy. That it is alive, QUIC finds out.
+    let stall = patience.stall * 5;
+    let Some(limiter) = &served.limiter else {
+        return frame::write(&mut channel.send, bytes, stall).await;
+    };
+    for piece in bytes.chunks(limiter.quantum()) {
+        limiter.acquire(piece.len()).await;
+        frame::write(&mut channel.send, piece, stall).await?;
+    }
+    Ok(())
+}
+
+/// Opens what a request for data needs.
+async fn sender(served: &Served, fetch: &Fetch, capacity: Option<Capacity>) -> Result<Sender, Refusal> {
+    let store = &served.store;
+    let snapshots = store.snapshots().await.map_err(|error| failed(&error))?;
+    let target = find(&snapshots, fetch.target)?;
+    let base = match &fetch.what {
+        FetchWhat::Changes { base: Some(base), .. } if !served.offer.whole => Some(find(&snapshots, *base)?),
+        _ => None,
+    };
+    let last = match &fetch.what {
+        FetchWhat::Changes { segments, .. } => segments.last().copied(),
+        FetchWhat::Leaves(sets) => sets.last().map(|set| set.segment),
+    };
+    if last.is_some_and(|last| last.0 >= SegmentIndex::count(target.size)) {
+        return Err(Refusal::new(
+            RefusalCode::Malformed,
+            "a segment beyond the end of the volume was asked for",
+        ));
+    }
+    let open = async {
+        let base = match base {
+            Some(base) => Some((base.number(), store.open_snapshot(base.number()).await?)),
+            None => None,
+        };
+        let builder = BatchBuilder::new(served.compression.clone(), capacity, Arc::clone(&served.room));
+        let builder = builder.map_err(StoreError::io("zstd"))?;
+        Ok::<_, StoreError>(Sender {
+            store: Arc::clone(store),
+            number: target.number(),
+            whole: served.offer.whole,
+            target: store.open_snapshot(target.number()).await?,
+            base,
+            leaves: store.leaves(target.number()).await?,
+            builder,
+            runtime: tokio::runtime::Handle::current(),
+        })
+    };
+    open.await.map_err(|error| failed(&error))
+}
+
+/// Threads that read for peers, in the whole process. Each of them waits for another from the same pool of 512 when it
+/// asks its store what changed, so there must be far fewer.
+static PRODUCERS: Semaphore = Semaphore::const_new(64);
+
+/// So long a batch may take that is under way when it may not be sent any more. After that the stream is cut, and the
+/// downstream learns why when it asks again.
+const GRACE: Duration = Duration::from_secs(5);
+/// Batches that wait for the connection, beside the one being sent and the one being made.
+const QUEUE: usize = 2;
