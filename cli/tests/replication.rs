@@ -42,7 +42,15 @@ fn push_and_pull_by_command() {
     }
     assert_eq!(up.snapshots[1].digest, down.snapshots[1].digest);
     assert_eq!(down.snapshots[1].digest.unwrap().to_string(), beta.digest("v"));
-    assert_eq!(up.history.len() + 1, down.history.len(), "the first was pushed, the second only pulled");
+    // The first was pushed, the second pulled: both are in the history of both, and say the same.
+    for status in [&up, &down] {
+        let told: Vec<_> = status.history.iter().map(|record| record.summary.unwrap()).collect();
+        let told: Vec<_> =
+            told.iter().map(|of| (of.number.unwrap().0, of.base, of.snapshots, of.data)).collect();
+        assert_eq!(told, [(1, Some(SnapshotNumber(0)), 1, 4096), (0, None, 1, 8 * MIB)], "{status:?}");
+    }
+    let told = alpha.ok(&["history", "v"]);
+    assert!(told.contains("  to beta: snapshot 1 replicated from snapshot 0: 4.00 KiB of data, "), "{told}");
 
     // Without --wait, the command returns at once and the work goes on.
     write(&alpha.path("v.img"), 0, b"newer still");

@@ -4,8 +4,8 @@ mod common;
 
 use std::{fs, path::Path};
 
-use common::{Node, master_and_replica, wait_for};
-use zumastor::api::{HeadStatus, VolumeStatus};
+use common::{Node, image, master_and_replica, wait_for};
+use zumastor::api::{HeadStatus, VolumeStatus, WorkState};
 use zumastor_core::SnapshotNumber;
 
 const MIB: u64 = 1 << 20;
@@ -57,6 +57,76 @@ fn goes_on(alpha: &Node, beta: &Node) {
     assert!(summary.resumed > 0 && summary.data < 8 * MIB, "{summary:?}");
 }
 
+/// The sender has it in its history that the transfer came to nothing, and why.
+#[track_caller]
+fn told(alpha: &Node, why: &str) {
+    let status = alpha.volume("v");
+    assert!(status.targets.iter().all(|target| target.work.progress.is_none()), "{status:?}");
+    let record = &status.history[0];
+    assert_eq!((record.peer.as_str(), record.summary), ("beta", None), "{record:?}");
+    assert!(record.error.as_ref().is_some_and(|error| error.contains(why)), "{record:?}");
+}
+
+/// The sender knows how far it is, whoever began.
+#[test]
+fn what_is_pulled_is_seen_where_it_is_sent() {
+    let dir = tempfile::tempdir().unwrap();
+    let (alpha, beta) = sending(dir.path(), By::Pull);
+    let status = alpha.wait_until("v", "a half", |v| {
+        v.targets[0].work.progress.is_some_and(|progress| progress.done >= 4 * MIB)
+    });
+    let work = &status.targets[0].work;
+    let progress = work.progress.unwrap();
+    assert_eq!((work.state, progress.number), (WorkState::Transferring, Some(SnapshotNumber(0))));
+    assert_eq!((progress.total, progress.done), (8 * MIB, progress.data));
+    assert!(work.rate > 0 && progress.wire > 0 && progress.data < 8 * MIB, "{work:?}");
+    let said = alpha.ok(&["status", "v"]);
+    assert!(said.contains("nothing in common yet, snapshot 0 is on its way"), "{said}");
+    assert!(said.contains("transferring snapshot 0: ") && said.contains("asked for by beta"), "{said}");
+    assert!(status.history.is_empty());
+
+    beta.wait_until("v", "all of it", |v| !v.snapshots.is_empty());
+    let status = alpha.wait_until("v", "to hear of it", |v| !v.history.is_empty());
+    assert_eq!(status.targets[0].lag.common, Some(SnapshotNumber(0)));
+    let work = &status.targets[0].work;
+    assert_eq!((work.state, work.progress), (WorkState::Idle, None));
+    let (ours, theirs) = (status.history[0].summary.unwrap(), beta.volume("v").history[0].summary.unwrap());
+    assert_eq!((ours.number, ours.base, ours.snapshots), (theirs.number, theirs.base, theirs.snapshots));
+    assert_eq!((ours.data, ours.received, status.history.len()), (theirs.data, true, 1));
+    assert!(ours.wire >= ours.data && ours.millis > 0, "{ours:?}");
+    let told = alpha.ok(&["history", "v"]);
+    assert!(told.contains("  to beta: snapshot 0 replicated in full: 8.00 MiB of data, "), "{told}");
+}
+
+#[test]
+fn a_pull_that_breaks_is_told_where_it_was_sent() {
+    let dir = tempfile::tempdir().unwrap();
+    let (alpha, beta) = sending(dir.path(), By::Pull);
+    beta.ok(&["stop", "source", "v"]);
+    alpha.wait_until("v", "the end", |v| !v.history.is_empty());
+    told(&alpha, "snapshot 0 was being fetched by beta: ");
+    beta.ok(&["start", "source", "v"]);
+    beta.ok(&["replicate", "v", "alpha", "--wait"]);
+    assert_eq!(beta.digest("v"), alpha.digest("v"));
+    let status = alpha.wait_until("v", "to hear of it", |v| v.history[0].summary.is_some());
+    assert_eq!(status.history.len(), 2, "{:?}", status.history);
+}
+
+#[test]
+fn snapshots_that_are_pulled_one_after_the_other_are_one_transfer() {
+    let dir = tempfile::tempdir().unwrap();
+    let (alpha, beta) = master_and_replica(dir.path(), MIB, &["--all"], &[]);
+    for number in 1..4 {
+        image(&alpha.path("v.img"), MIB, 100 + number);
+        alpha.ok(&["snapshot", "v"]);
+    }
+    beta.ok(&["replicate", "v", "alpha", "--wait"]);
+    let history = alpha.volume("v").history;
+    let summary = history[0].summary.unwrap();
+    assert_eq!((summary.number, summary.base), (Some(SnapshotNumber(3)), None));
+    assert_eq!((summary.snapshots, summary.data, history.len()), (4, 4 * MIB, 1));
+}
+
 const FORGOTTEN: &str = "alpha does not send volume v to you";
 
 #[test]
@@ -69,6 +139,7 @@ fn stopping_a_target_ends_what_is_sent_there() {
         // Nobody deletes what will be gone on with.
         assert_eq!(held(&alpha), ["transfer"]);
         ended(&beta, "sending volume v to beta is stopped: `zumastor start target v beta` first");
+        told(&alpha, "sending volume v to beta is stopped");
         alpha.ok(&["start", "target", "v", "beta"]);
         goes_on(&alpha, &beta);
     }
@@ -82,6 +153,7 @@ fn stopping_a_volume_ends_what_is_sent_of_it() {
         let (alpha, beta) = sending(dir.path(), by);
         alpha.ok(&["stop", "volume", "v"]);
         ended(&beta, "volume v is stopped: `zumastor start volume v` first");
+        told(&alpha, "volume v is stopped");
         alpha.ok(&["start", "volume", "v"]);
         goes_on(&alpha, &beta);
     }
@@ -96,6 +168,7 @@ fn forgetting_a_target_ends_what_is_sent_there() {
         alpha.ok(&["forget", "target", "v", "beta"]);
         assert!(held(&alpha).is_empty());
         ended(&beta, FORGOTTEN);
+        told(&alpha, "volume v is not sent to beta any more");
         alpha.ok(&["define", "target", "v", "beta"]);
         goes_on(&alpha, &beta);
     }

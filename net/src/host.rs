@@ -13,7 +13,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::watch,
 };
-use zumastor_core::{Lineage, NodeName, SnapshotNumber, SnapshotStore, StoreError};
+use zumastor_core::{Lineage, NodeName, SnapshotGuid, SnapshotNumber, SnapshotStore, StoreError};
 
 use crate::{
     compression::Compression,
@@ -87,6 +87,8 @@ pub struct Served {
     pub limiter: Option<Arc<RateLimiter>>,
     /// Counts what is sent.
     pub meter: Arc<Meter>,
+    /// Follows what that peer fetches, if it is of interest.
+    pub outgoing: Option<Arc<dyn Outgoing>>,
     /// Ends what is being sent when that is not allowed any more. Taken before it was found out that it is allowed now.
     pub permit: Permit,
     /// Memory for what is sent of the volume, to whomever.
@@ -106,6 +108,52 @@ pub trait Holds: fmt::Debug + Send + Sync {
 
     /// The newest snapshot that both have is this one.
     async fn common(&self, number: SnapshotNumber) -> Result<(), StoreError>;
+}
+
+/// Follows what one peer fetches of one volume, as far as the end that sends knows it.
+#[async_trait]
+pub trait Outgoing: fmt::Debug + Send + Sync {
+    /// The peer has been told what there is for it, and is going to fetch that; what it was told before is not fetched any
+    /// more.
+    fn planned(&self, plan: &Planned);
+
+    /// A stream of it begins.
+    fn begun(&self, target: SnapshotGuid);
+
+    /// So many bytes of volume data, before compression, were sent in so many bytes.
+    fn sent(&self, target: SnapshotGuid, data: u64, wire: u64);
+
+    /// A stream of it ended: it brought all that it was to bring, or it broke.
+    async fn ended(&self, target: SnapshotGuid, broken: Option<Broken>);
+
+    /// The peer has that snapshot. This may be said again, and of those that it has had for long.
+    async fn arrived(&self, number: SnapshotNumber);
+}
+
+/// What a peer is going to fetch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Planned {
+    /// The snapshot.
+    pub target: SnapshotGuid,
+    /// Its number.
+    pub number: SnapshotNumber,
+    /// The snapshot that both have.
+    pub base: Option<SnapshotNumber>,
+    /// Bytes of the volume that may differ, at most. What an earlier run has brought is among them.
+    pub total: u64,
+    /// Whether another snapshot follows at once.
+    pub more: bool,
+}
+
+/// Why a stream broke.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Broken {
+    /// What is sent could not be read, and the peer was told so.
+    Refused(String),
+    /// The peer does not take it any more, or cannot be reached.
+    Lost(String),
+    /// It may not be sent any more.
+    Withdrawn,
 }
 
 /// Makes room for what comes into one volume.

@@ -14,7 +14,10 @@ pub mod wire;
 
 pub use compression::Compression;
 pub use endpoint::{ConnectError, Node, NodeError, NodeOptions, Peer, endpoint, transport_config};
-pub use host::{Capacity, Channel, Holds, Host, Link, MakeRoom, Meter, PullState, Served, Unheard};
+pub use host::{
+    Broken, Capacity, Channel, Holds, Host, Link, MakeRoom, Meter, Outgoing, Planned, PullState, Served,
+    Unheard,
+};
 pub use permit::Permit;
 pub use progress::{Phase, Progress, PullSummary, Reporter};
 pub use rate::RateLimiter;

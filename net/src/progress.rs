@@ -58,7 +58,7 @@ impl Default for Progress {
 }
 
 /// What came of a pull.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PullSummary {
     /// The snapshot that upstream and downstream both have now; none when the upstream has none.
     pub number: Option<SnapshotNumber>,

@@ -9,7 +9,7 @@ use zumastor_core::{
     config::{SourceConfig, TargetConfig},
     digest::Digest,
 };
-use zumastor_net::{Progress, PullSummary};
+use zumastor_net::{Phase, Progress, PullSummary};
 
 use super::{HookRun, Part, ScheduleStatus, ScrubReport, VolumeEvent};
 
@@ -482,6 +482,18 @@ pub enum WorkState {
     /// An error that a person has to do something about; the next command, announcement or snapshot tries again, and
     /// rarely it is tried without.
     Stopped,
+}
+
+impl From<Phase> for WorkState {
+    fn from(phase: Phase) -> Self {
+        match phase {
+            Phase::Connecting => Self::Connecting,
+            Phase::Planning => Self::Planning,
+            Phase::Transferring => Self::Transferring,
+            Phase::Verifying => Self::Verifying,
+            Phase::Flipping => Self::Flipping,
+        }
+    }
 }
 
 /// What went wrong with a replication.

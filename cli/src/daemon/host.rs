@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use tokio::sync::watch;
 use zumastor_core::{Lineage, NodeName};
 use zumastor_net::{
-    Host, Offer, PublicKey, PullState, Served, Unheard,
+    Host, Offer, Outgoing, PublicKey, PullState, Served, Unheard,
     wire::{Announce, Refusal, RefusalCode, Trace, TraceReply},
 };
 
@@ -14,6 +14,7 @@ use super::{
     Daemon,
     epochs::superseded_text,
     holds::{PairHolds, Side},
+    outgoing::Fetched,
     parts::refuse_stopped,
     volume::{Target, Volume},
     worker::Wish,
@@ -34,12 +35,13 @@ impl Host for Answers {
         let config = volume.config();
         let period = config.target.get(peer).ok_or_else(refused)?.period;
         self.not_stopped(&volume, &Part::Target(peer.clone()))?;
-        let (compression, limiter, meter, permit, offer) = volume
+        let (compression, limiter, meter, permit, fetching, offer) = volume
             .with_target(peer, |target| {
                 let target = target?;
-                let Target { compression, limiter, meter, permit, .. } = target;
+                let Target { compression, limiter, meter, permit, fetching, .. } = target;
                 let offer = Offer { before: volume.unsettled(), ..target.offer() };
-                Some((compression.clone(), limiter.clone(), meter.clone(), permit.clone(), offer))
+                let (limiter, meter, permit) = (limiter.clone(), meter.clone(), permit.clone());
+                Some((compression.clone(), limiter, meter, permit, fetching.clone(), offer))
             })
             .ok_or_else(refused)?;
         let store = volume.store().await.map_err(|error| {
@@ -55,8 +57,10 @@ impl Host for Answers {
         let epoch = self.0.epoch(&volume).await.map_err(failed)?.map_or(0, |(_, epoch)| epoch);
         let holds = PairHolds::new(self.0.state.clone(), volume.clone(), peer.clone(), Side::Upstream);
         let room = volume.room.clone();
-        let holds = Arc::new(holds);
-        Ok(Served { store, holds, epoch, offer, period, compression, limiter, meter, permit, room })
+        let (holds, daemon, peer) = (Arc::new(holds), self.0.clone(), peer.clone());
+        let outgoing: Arc<dyn Outgoing> = Arc::new(Fetched { daemon, volume, peer, fetching });
+        let outgoing = Some(outgoing);
+        Ok(Served { store, holds, epoch, offer, period, compression, limiter, meter, outgoing, permit, room })
     }
 
     async fn lend(&self, peer: &NodeName, volume: &str) -> Result<Served, Refusal> {
@@ -84,6 +88,7 @@ impl Host for Answers {
             compression: None,
             limiter: None,
             meter: Arc::default(),
+            outgoing: None,
             permit,
             room,
         })

@@ -20,6 +20,7 @@ mod lag;
 mod later;
 mod mounting;
 mod offer;
+mod outgoing;
 mod parts;
 mod peers;
 mod plan;

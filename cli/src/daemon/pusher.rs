@@ -144,6 +144,13 @@ impl Job for Push {
     }
 
     async fn ended(&self, result: &Result<PullSummary, Trouble>) {
-        self.daemon.transfer_ended(&self.volume, &self.host, Direction::Sent, result).await;
+        // What the target had fetched before it heard of it is told already.
+        let told = |target: &Target| {
+            let arrived = result.as_ref().ok().filter(|summary| summary.received);
+            arrived.and_then(|summary| summary.number).is_some_and(|number| target.fetching.recorded(number))
+        };
+        if !self.volume.with_target(&self.host, |target| target.is_some_and(told)) {
+            self.daemon.transfer_ended(&self.volume, &self.host, Direction::Sent, result).await;
+        }
     }
 }

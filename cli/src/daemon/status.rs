@@ -119,7 +119,7 @@ impl Daemon {
             .iter()
             .map(|(host, target)| {
                 let (mut work, data, wire) = volume.with_target(host, |target| match target {
-                    Some(target) => (target.worker.status(), target.meter.data(), target.meter.wire()),
+                    Some(target) => (target.work(host), target.meter.data(), target.meter.wire()),
                     None => (idle(), 0, 0),
                 });
                 add_remedy(&mut work, &volume.name, host);

@@ -24,13 +24,14 @@ use super::{
     circles::Circling,
     hooks::Hooks,
     mounting::Mounting,
+    outgoing::Fetching,
     scrub::Scrubber,
     snapshotter::Snapshotter,
     space::SpaceWatch,
     state::Window,
     worker::{Wish, Worker},
 };
-use crate::api::{Part, Role};
+use crate::api::{Part, Role, WorkStatus};
 
 /// A volume that is defined on this node.
 #[derive(Debug)]
@@ -86,6 +87,8 @@ pub struct Target {
     pub meter: Arc<Meter>,
     /// Lets it fetch, until it is no target any more or is stopped.
     pub permit: Permit,
+    /// What it fetches now.
+    pub fetching: Arc<Fetching>,
     /// What it is to have.
     offer: Mutex<Offer>,
 }
@@ -97,8 +100,23 @@ impl Target {
         let compression = (!config.uncompressed).then(|| Arc::new(Compression::new(ZSTD_LEVEL)));
         let whole = config.test == Some(TestFeature::FullVolume);
         let offer = Offer { selection: config.rotations.clone(), all: config.all, whole, ..Offer::default() };
-        let (meter, permit) = (Arc::default(), Permit::default());
-        Self { worker, compression, limiter, meter, permit, offer: Mutex::new(offer) }
+        let (meter, permit, fetching) = (Arc::default(), Permit::default(), Arc::default());
+        Self { worker, compression, limiter, meter, permit, fetching, offer: Mutex::new(offer) }
+    }
+
+    /// What is being done for it: what was announced, or else what it fetches because it asked.
+    pub fn work(&self, host: &NodeName) -> WorkStatus {
+        let work = self.worker.status();
+        match self.fetching.now().filter(|_| work.progress.is_none()) {
+            Some((progress, rate)) => WorkStatus {
+                state: progress.phase.into(),
+                progress: Some(progress),
+                remark: Some(format!("asked for by {host}")),
+                rate,
+                ..work
+            },
+            None => work,
+        }
     }
 
     /// What it is to have.
@@ -311,20 +329,20 @@ impl Volume {
     /// when this returns; otherwise that goes on.
     pub async fn set_target(&self, host: &NodeName, target: impl FnOnce() -> Option<Target>) {
         let old = self.targets.lock().expect("no panic while locked").remove(host);
-        let permit = match old {
-            Some(Target { worker, permit, .. }) => {
+        let sending = match old {
+            Some(Target { worker, permit, fetching, .. }) => {
                 worker.stop().await;
-                Some(permit)
+                Some((permit, fetching))
             }
             None => None,
         };
-        match (target(), permit) {
-            (Some(target), permit) => {
-                let permit = permit.unwrap_or_default();
-                let target = Target { permit, ..target };
+        match (target(), sending) {
+            (Some(target), sending) => {
+                let (permit, fetching) = sending.unwrap_or_default();
+                let target = Target { permit, fetching, ..target };
                 self.targets.lock().expect("no panic while locked").insert(host.clone(), target);
             }
-            (None, Some(permit)) => {
+            (None, Some((permit, _))) => {
                 permit.withdraw();
                 permit.ended().await;
             }

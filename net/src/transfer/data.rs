@@ -12,11 +12,11 @@ use super::{
     Patience,
     batch::{BatchBuilder, Encoded},
     send::{Sender, Sink, Stop},
-    upstream::{failed, find},
+    upstream::{describe, failed, find},
 };
 use crate::{
     frame::{self, FrameError},
-    host::{Capacity, Channel, Host, Served},
+    host::{Broken, Capacity, Channel, Host, Served},
     wire::{Fetch, FetchReply, FetchWhat, Refusal, RefusalCode},
 };
 
@@ -59,7 +59,8 @@ enum Sent {
     Withdrawn,
 }
 
-/// Sends what is asked for. When this returns, nothing of it is read or sent any more.
+/// Sends what is asked for. When this returns, nothing of it is read or sent any more, and whoever follows it knows what came
+/// of it.
 async fn send_data(
     channel: &mut Channel,
     served: &Served,
@@ -67,6 +68,28 @@ async fn send_data(
     patience: &Patience,
 ) -> Result<Sent, FrameError> {
     let Some(_permitted) = served.permit.enter() else { return Ok(Sent::Withdrawn) };
+    let Some(outgoing) = &served.outgoing else {
+        return send_permitted(channel, served, fetch, patience).await;
+    };
+    let target = fetch.target;
+    outgoing.begun(target);
+    let sent = send_permitted(channel, served, fetch, patience).await;
+    let broken = match &sent {
+        Ok(Sent::All) => None,
+        Ok(Sent::Refused(refusal)) => Some(Broken::Refused(refusal.text.clone())),
+        Ok(Sent::Withdrawn) => Some(Broken::Withdrawn),
+        Err(error) => Some(Broken::Lost(describe(error))),
+    };
+    outgoing.ended(target, broken).await;
+    sent
+}
+
+async fn send_permitted(
+    channel: &mut Channel,
+    served: &Served,
+    fetch: Fetch,
+    patience: &Patience,
+) -> Result<Sent, FrameError> {
     let _sending = Arc::clone(&served.room).enter();
     // With a limit, it is the limit that decides how fast data are sent.
     let capacity = channel.capacity.clone().filter(|_| served.limiter.is_none());
@@ -79,6 +102,7 @@ async fn send_data(
         prepared = prepare => prepared,
         () = served.permit.withdrawn() => return Ok(Sent::Withdrawn),
     };
+    let target = fetch.target;
     let (mut sender, _producing) = match prepared {
         Ok(prepared) => prepared,
         Err(refusal) => return Ok(Sent::Refused(refusal)),
@@ -98,10 +122,13 @@ async fn send_data(
                 None => break Ok(Sent::All),
             },
         };
-        if let Err(error) = send_permitted(channel, served, &bytes, patience).await {
+        if let Err(error) = send_batch(channel, served, &bytes, patience).await {
             break Err(error);
         }
         served.meter.add(data, bytes.len() as u64);
+        if let Some(outgoing) = &served.outgoing {
+            outgoing.sent(target, data, bytes.len() as u64);
+        }
     };
     drop(batches);
     let produced = producer.await.expect("reading does not panic");
@@ -113,7 +140,7 @@ async fn send_data(
 
 /// Sends a batch to its end, because what follows can only be understood then; but not for long once it may not be sent
 /// any more.
-async fn send_permitted(
+async fn send_batch(
     channel: &mut Channel,
     served: &Served,
     bytes: &[u8],

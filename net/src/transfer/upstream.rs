@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     frame::{self, FrameError, Limits},
-    host::{Channel, Host, Link, PullState, Served, Unheard},
+    host::{Channel, Host, Link, Planned, PullState, Served, Unheard},
     progress::{Progress, PullSummary},
     wire::{
         Announce, AnnounceReply, ChangedSegment, Committed, CommittedReply, MAX_HAVE, MAX_REQUEST,
@@ -230,6 +230,9 @@ async fn plan(served: &Served, want: &Want) -> Result<WantReply, StoreError> {
         Choice::Nothing => return Ok(WantReply::Nothing),
         Choice::Has(common) => {
             served.holds.common(common).await?;
+            if let Some(outgoing) = &served.outgoing {
+                outgoing.arrived(common).await;
+            }
             return Ok(WantReply::UpToDate { number: common, epoch: served.epoch });
         }
         Choice::NotFor(number) => {
@@ -252,6 +255,14 @@ async fn plan(served: &Served, want: &Want) -> Result<WantReply, StoreError> {
         true => all_segments(record.size),
         false => changed_segments(&**store, base, target.number(), record.size).await?,
     };
+    if let Some(outgoing) = &served.outgoing {
+        if let Some(base) = base {
+            outgoing.arrived(base).await;
+        }
+        let (target, number) = (record.guid(), record.number());
+        let total = changed.iter().map(|changed| u64::from(changed.bytes)).sum();
+        outgoing.planned(&Planned { target, number, base, total, more });
+    }
     Ok(WantReply::Plan(Plan {
         record,
         base: common.map(SnapshotRecord::guid),
@@ -334,7 +345,11 @@ async fn note(served: Result<Served, Refusal>, committed: &Committed) -> Result<
     let served = served?;
     let snapshots = served.store.snapshots().await.map_err(|error| failed(&error))?;
     let target = find(&snapshots, committed.target)?;
-    served.holds.common(target.number()).await.map_err(|error| failed(&error))
+    served.holds.common(target.number()).await.map_err(|error| failed(&error))?;
+    if let Some(outgoing) = &served.outgoing {
+        outgoing.arrived(target.number()).await;
+    }
+    Ok(())
 }
 
 pub(super) fn find(snapshots: &[SnapshotRecord], guid: SnapshotGuid) -> Result<&SnapshotRecord, Refusal> {

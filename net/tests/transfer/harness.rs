@@ -104,6 +104,7 @@ impl Host for Upstream {
             compression: self.compression.map(|level| Arc::new(Compression::new(level))),
             limiter: None,
             meter: Arc::clone(&self.meter),
+            outgoing: None,
             permit: self.permit.clone(),
             room: Arc::new(SendRoom::new(64 << 20, 1)),
         })

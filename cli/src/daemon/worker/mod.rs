@@ -21,7 +21,8 @@ use zumastor_net::{
     wire::{Refusal, RefusalCode},
 };
 
-use self::view::{Rate, View};
+pub use self::view::Rate;
+use self::view::View;
 use super::schedule::Schedule;
 use crate::api::{LastRun, WorkError, WorkStatus};
 

@@ -5,7 +5,7 @@ use std::{collections::VecDeque, time::Duration};
 use jiff::{SignedDuration, Timestamp};
 use tokio::time::Instant;
 use zumastor_core::SnapshotNumber;
-use zumastor_net::{Phase, Progress};
+use zumastor_net::Progress;
 
 use crate::api::{AskedRun, LastRun, WorkError, WorkState, WorkStatus};
 
@@ -26,13 +26,7 @@ impl View {
     /// As the API tells it.
     pub fn status(&self, now: Instant) -> WorkStatus {
         let state = match (&self.running, &self.error) {
-            (Some(progress), _) => match progress.phase {
-                Phase::Connecting => WorkState::Connecting,
-                Phase::Planning => WorkState::Planning,
-                Phase::Transferring => WorkState::Transferring,
-                Phase::Verifying => WorkState::Verifying,
-                Phase::Flipping => WorkState::Flipping,
-            },
+            (Some(progress), _) => progress.phase.into(),
             (None, Some(error)) if error.permanent => WorkState::Stopped,
             (None, Some(_)) => WorkState::Waiting,
             (None, None) => WorkState::Idle,
