@@ -25,5 +25,5 @@ pub use room::{LEAST_FOR_A_TARGET, MOST_STREAMS, SendRoom};
 pub use security::{IdentityError, InvalidKey, InvalidTicket, NodeKey, PublicKey, Ticket};
 pub use transfer::{
     AnnounceError, Epochs, ForgetfulEpochs, Mended, Mending, Offer, Patience, PullError, Replica, announce,
-    believable, finish, mend, pull, push_period, serve, trace, trace_patience,
+    believable, finish, mend, pull, pull_finished, push_period, serve, trace, trace_patience,
 };

@@ -4,6 +4,8 @@
 //! that sends on does both at a time, and keeps less. Where there is less, it is received over fewer streams, and sent in
 //! smaller pieces. What a connection to a peer has under way is not a volume's: see [`transport_config`](zumastor_net::transport_config).
 
+use std::sync::LazyLock;
+
 use zumastor_core::{HumanBytes, VolumeName, config::VolumeConfig};
 use zumastor_net::{LEAST_FOR_A_TARGET, MOST_STREAMS};
 
@@ -118,10 +120,14 @@ pub fn refuse(name: &VolumeName, config: &VolumeConfig) -> Result<(), Failure> {
     })
 }
 
-/// Bytes of memory that the machine has.
+/// Bytes of memory that the machine has, as it had them when they were asked for first: to count them takes the kernel a while,
+/// and each pull asks.
 fn memory() -> u64 {
-    let info = rustix::system::sysinfo();
-    info.totalram.saturating_mul(u64::from(info.mem_unit))
+    static MEMORY: LazyLock<u64> = LazyLock::new(|| {
+        let info = rustix::system::sysinfo();
+        info.totalram.saturating_mul(u64::from(info.mem_unit))
+    });
+    *MEMORY
 }
 
 #[cfg(test)]

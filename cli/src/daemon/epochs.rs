@@ -59,6 +59,9 @@ impl Daemon {
 
     /// What is known of who masters a lineage.
     pub async fn era(&self, lineage: Lineage) -> Result<Era, Failure> {
+        if let Some(era) = self.state.era_in_memory(lineage) {
+            return Ok(era);
+        }
         let state = self.state.clone();
         Ok(blocking(move || state.era(lineage)).await?)
     }
@@ -104,6 +107,9 @@ impl ReplicaEpochs {
 #[async_trait]
 impl Epochs for ReplicaEpochs {
     async fn epoch(&self, lineage: Lineage) -> Result<u64, StoreError> {
+        if let Some(era) = self.state.era_in_memory(lineage) {
+            return Ok(era.here);
+        }
         self.with(move |state, _| Ok(state.era(lineage)?.here)).await
     }
 

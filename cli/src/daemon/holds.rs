@@ -50,22 +50,14 @@ impl PairHolds {
         let (state, volume, peer, side) =
             (self.state.clone(), self.volume.clone(), self.peer.clone(), self.side);
         let noted = blocking(move || {
-            // Asked when nobody else writes: nobody would ever lift a hold that comes after the forgetting.
-            let defined = || {
-                let doomed = volume.doomed.lock().expect("no panic while locked");
-                if holds.iter().any(|(number, _)| doomed.contains(number)) {
-                    return false;
-                }
-                let config = volume.config();
-                match side {
-                    Side::Upstream => config.target.contains_key(&peer),
-                    Side::Downstream => config.source.is_some_and(|source| source.host == peer),
-                }
-            };
+            let defined = || is_defined(&volume, &peer, side, &holds);
             state.replace_holds(&volume.name, &peer, &holds, common, defined)
-        })
-        .await
-        .map_err(|error| StoreError::io("noting holds")(io::Error::other(error)))?;
+        });
+        let noted = noted.await.map_err(|error| StoreError::io("noting holds")(io::Error::other(error)))?;
+        self.or_undefined(noted)
+    }
+
+    fn or_undefined(&self, noted: bool) -> Result<(), StoreError> {
         if !noted {
             let (volume, peer) = (&self.volume.name, &self.peer);
             return Err(StoreError::Unsupported(format!(
@@ -73,6 +65,20 @@ impl PairHolds {
             )));
         }
         Ok(())
+    }
+}
+
+/// Whether the pair still is one, and nothing that it is to hold is being deleted. Asked when nobody else writes: nobody would
+/// ever lift a hold that comes after the forgetting.
+fn is_defined(volume: &Volume, peer: &NodeName, side: Side, holds: &[(SnapshotNumber, &str)]) -> bool {
+    let doomed = volume.doomed.lock().expect("no panic while locked");
+    if holds.iter().any(|(number, _)| doomed.contains(number)) {
+        return false;
+    }
+    let config = volume.config();
+    match side {
+        Side::Upstream => config.target.contains_key(peer),
+        Side::Downstream => config.source.is_some_and(|source| source.host == *peer),
     }
 }
 
@@ -90,11 +96,23 @@ impl Holds for PairHolds {
     }
 
     async fn common(&self, number: SnapshotNumber) -> Result<(), StoreError> {
-        let (state, name, peer) = (self.state.clone(), self.volume.name.clone(), self.peer.clone());
-        let before = blocking(move || state.cursor(&name, &peer)).await.ok().flatten();
-        self.replace(vec![(number, BASE)], Some(number)).await?;
+        let holds = [(number, BASE)];
+        let defined = || is_defined(&self.volume, &self.peer, self.side, &holds);
+        let known = self.state.confirm(&self.volume.name, &self.peer, &holds, number, defined);
+        let news = match known {
+            Some(noted) => {
+                self.or_undefined(noted)?;
+                false
+            }
+            None => {
+                let (state, name, peer) = (self.state.clone(), self.volume.name.clone(), self.peer.clone());
+                let before = blocking(move || state.cursor(&name, &peer)).await.ok().flatten();
+                self.replace(holds.into(), Some(number)).await?;
+                before.is_none_or(|before| before.common < number)
+            }
+        };
         if self.side == Side::Upstream {
-            if before.is_none_or(|before| before.common < number) {
+            if news {
                 hooks::replicated(&self.volume, &self.peer, Direction::Sent, Ok(number));
             }
             // It is well: what stopped the announcing may be over.

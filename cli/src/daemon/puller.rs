@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use tokio::sync::watch;
 use zumastor_core::{HeadState, SnapshotNumber, SnapshotRecord, StoreError, config::SourceConfig};
 use zumastor_net::{
-    Link, Patience, Progress, PullError, PullSummary, Replica, Reporter, finish, pull, push_period,
+    Link, Patience, Progress, PullError, PullSummary, Replica, Reporter, finish, pull_finished, push_period,
     wire::{Refusal, RefusalCode},
 };
 
@@ -105,7 +105,7 @@ impl Pull {
         }
         let (patience, reporter) = (Patience::default(), Reporter::new());
         let mut changes = reporter.subscribe();
-        let mut pull = pin!(pull(&*link, &replica, &patience, &reporter));
+        let mut pull = pin!(pull_finished(&*link, &replica, &patience, &reporter));
         loop {
             tokio::select! {
                 result = &mut pull => return result.map_err(|error| pull_trouble(&error)),
@@ -145,9 +145,13 @@ impl Job for Pull {
             self.daemon.retain_to_the_end(&self.volume).await;
         }
         // A flip may have been made whatever came of the rest. Where nothing changed, nothing is looked at.
-        let shows = match self.volume.store().await {
-            Ok(store) => store.head().await.ok(),
-            Err(_) => None,
+        let shows = match result {
+            // The pull saw to that.
+            Ok(PullSummary { number: Some(number), received: false, .. }) => Some(HeadState::Shows(*number)),
+            _ => match self.volume.store().await {
+                Ok(store) => store.head().await.ok(),
+                Err(_) => None,
+            },
         };
         let before = std::mem::replace(&mut *self.mounted.lock().expect("no panic while locked"), shows);
         if !received && (shows.is_none() || shows != before) {

@@ -13,6 +13,9 @@ const LEAST_LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// Least pause after an error that only a person can change: nobody may ever say here that they have.
 const SLOW: Duration = Duration::from_secs(600);
 
+/// Longest time by which something begins earlier to begin together with others.
+const MOMENT: Duration = Duration::from_secs(1);
+
 /// When a replication runs next. A time that was missed, because the machine was off or the one before took too long,
 /// is made up for once, not once per miss.
 #[derive(Debug)]
@@ -22,13 +25,22 @@ pub struct Schedule {
     failures: u32,
     stopped: bool,
     due: Option<Instant>,
+    /// Since when moments are counted, where what falls into the same one is to begin together.
+    moments: Option<Instant>,
 }
 
 impl Schedule {
     /// Runs every `period`, if there is one, and `at_once` or when a period is over for the first time.
     pub fn new(period: Option<Duration>, at_once: bool, now: Instant) -> Self {
         let due = if at_once { Some(now) } else { period.map(|period| now + period) };
-        Self { period, began: None, failures: 0, stopped: false, due }
+        Self { period, began: None, failures: 0, stopped: false, due, moments: None }
+    }
+
+    /// Begins at the beginning of a moment, counted from `start`, where its period ends in that. With all others of this node that
+    /// do so: threads are woken once for all of them, and what they say to a peer goes in the same packets. A moment is a tenth of
+    /// the period, and a second at most; the periods after the first are as long as they should be.
+    pub fn together(self, start: Instant) -> Self {
+        Self { moments: Some(start), ..self }
     }
 
     /// When it runs next without being asked.
@@ -46,7 +58,15 @@ impl Schedule {
     pub fn succeed(&mut self, now: Instant) {
         self.failures = 0;
         let began = self.began.unwrap_or(now);
-        self.due = self.period.map(|period| (began + period).max(now));
+        self.due = self.period.map(|period| self.moment(began + period, period).max(now));
+    }
+
+    /// The beginning of the moment that a time falls into.
+    fn moment(&self, at: Instant, period: Duration) -> Instant {
+        let length = (period / 10).min(MOMENT).as_nanos();
+        let since = self.moments.map_or(0, |start| at.saturating_duration_since(start).as_nanos());
+        let into = since.checked_rem(length).unwrap_or(0);
+        at - Duration::from_nanos(u64::try_from(into).expect("less than a second"))
     }
 
     /// It failed and is worth another try. `jitter` is between 0 and 1: nodes that lost each other at the same moment
@@ -116,6 +136,35 @@ mod tests {
             schedule.fail(now, 0.5);
         }
         assert_eq!(schedule.due(), Some(now + SECOND * 20));
+    }
+
+    #[test]
+    fn what_falls_into_the_same_moment_begins_together() {
+        let start = Instant::now();
+        let ms = |ms| start + Duration::from_millis(ms);
+        let schedule = |began| {
+            let mut schedule = Schedule::new(Some(SECOND * 10), true, began).together(start);
+            schedule.begin(began);
+            schedule.succeed(began + SECOND);
+            schedule
+        };
+        let (mut one, two, three) = (schedule(ms(1200)), schedule(ms(1999)), schedule(ms(2000)));
+        assert_eq!((one.due(), two.due()), (Some(ms(11_000)), Some(ms(11_000))));
+        assert_eq!(three.due(), Some(ms(12_000)));
+        // From then on a period after the other, though each begins a little late.
+        for turn in 1..5 {
+            one.begin(ms(1000 + turn * 10_000 + 3));
+            one.succeed(ms(1000 + turn * 10_000 + 50));
+            assert_eq!(one.due(), Some(ms(1000 + (turn + 1) * 10_000)));
+        }
+        // A short period is not shortened by much.
+        let mut short = Schedule::new(Some(SECOND), true, start).together(start);
+        short.begin(ms(1090));
+        short.succeed(ms(1090));
+        assert_eq!(short.due(), Some(ms(2000)));
+        // Pauses after errors are as they were.
+        short.fail(ms(2090), 0.5);
+        assert_eq!(short.due(), Some(ms(3090)));
     }
 
     #[test]

@@ -162,6 +162,17 @@ pub async fn pull(
     patience: &Patience,
     reporter: &Reporter,
 ) -> Result<PullSummary, PullError> {
+    finish(replica).await?;
+    pull_finished(link, replica, patience, reporter).await
+}
+
+/// As [`pull`], of a replica that was [finished](finish) a moment ago: what its volume shows is not looked at once more.
+pub async fn pull_finished(
+    link: &dyn Link,
+    replica: &Replica,
+    patience: &Patience,
+    reporter: &Reporter,
+) -> Result<PullSummary, PullError> {
     let started = Instant::now();
     let (mut summary, mut more) = pull_one(link, replica, patience, reporter).await?;
     while more {
@@ -188,7 +199,6 @@ async fn pull_one(
 ) -> Result<(PullSummary, bool), PullError> {
     let started = Instant::now();
     reporter.phase(Phase::Planning);
-    finish(replica).await?;
     let mut here = replica.store.snapshots().await?;
     let staged = replica.store.staged().await?;
     let plan = match want(link, replica, &here, staged.as_ref(), patience).await? {
@@ -199,14 +209,17 @@ async fn pull_one(
                 return Err(PullError::Malformed("the number of a snapshot that is not here"));
             };
             let lineage = common.new.lineage;
+            let shown = newest(&here);
             era::follow(replica, &mut here, Some(number), lineage, epoch).await?;
             none_beyond(&here, number.next())?;
-            if replica.wanted.is_none() {
+            if replica.wanted.is_none() && staged.is_some() {
                 replica.store.discard_staged().await?;
             }
             replica.holds.common(number).await?;
-            // Unless it does already.
-            finish(replica).await?;
+            if shown != Some(number) {
+                // What was newer was set aside.
+                finish(replica).await?;
+            }
             return Ok((summary(Some(number), started), false));
         }
         WantReply::Nothing => return Ok((summary(None, started), false)),
@@ -307,15 +320,16 @@ async fn pull_one(
 /// # Errors
 /// [`PullError::Divergence`] when someone has written to the volume since.
 pub async fn finish(replica: &Replica) -> Result<(), PullError> {
-    let snapshots = replica.store.snapshots().await?;
-    let Some(newest) = snapshots.iter().rev().map(SnapshotRecord::number).find(|number| !number.is_local())
-    else {
-        return Ok(());
-    };
+    let Some(newest) = newest(&replica.store.snapshots().await?) else { return Ok(()) };
     match replica.store.head().await? {
         HeadState::Shows(number) if number == newest => Ok(()),
         _ => show(replica, newest).await,
     }
+}
+
+/// The newest snapshot that was received.
+fn newest(here: &[SnapshotRecord]) -> Option<SnapshotNumber> {
+    here.iter().rev().map(SnapshotRecord::number).find(|number| !number.is_local())
 }
 
 /// Makes the volume show a snapshot, unless that would lose what somebody wrote to it.

@@ -17,7 +17,7 @@ mod verify;
 
 pub use choose::Offer;
 pub use circle::{trace, trace_patience};
-pub use downstream::{PullError, Replica, finish, pull};
+pub use downstream::{PullError, Replica, finish, pull, pull_finished};
 pub use era::{Epochs, ForgetfulEpochs, believable};
 pub use mend::{Mended, Mending, mend};
 pub use patience::Patience;

@@ -1,7 +1,7 @@
 //! The epochs of lineages: which one what is here belongs to, and which was heard of.
 
 use jiff::Timestamp;
-use redb::{ReadableTable, TableDefinition, WriteTransaction};
+use redb::{ReadTransaction, ReadableTable, TableDefinition, WriteTransaction};
 use serde::{Deserialize, Serialize};
 use zumastor_core::{HoldOwner, Lineage, NodeName, SnapshotNumber, VolumeName};
 
@@ -28,11 +28,17 @@ pub struct Era {
 impl State {
     /// What is known of a lineage.
     pub fn era(&self, lineage: Lineage) -> Result<Era, StateError> {
-        self.read(|txn| {
+        let read = |txn: &ReadTransaction| {
             let table = txn.open_table(EPOCHS)?;
             let value = table.get(lineage.0.as_u128())?;
             Ok(value.map(|json| from_json(json.value())).transpose()?.unwrap_or_default())
-        })
+        };
+        self.memory.read_era(lineage, || self.read(read))
+    }
+
+    /// As [`era`](Self::era), if it is in memory. Does not block.
+    pub fn era_in_memory(&self, lineage: Lineage) -> Option<Era> {
+        self.memory.era(lineage)
     }
 
     /// What is here of a lineage is of this epoch now.

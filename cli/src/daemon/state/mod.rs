@@ -5,6 +5,7 @@
 mod duties;
 mod epochs;
 mod links;
+mod memory;
 mod missed;
 mod pairs;
 mod schedules;
@@ -29,6 +30,7 @@ use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinitio
 use serde::{Serialize, de::DeserializeOwned};
 use zumastor_core::{Hold, HoldOwner, Lineage, NodeName, SnapshotNumber, VolumeName, steps};
 
+use self::memory::Memory;
 pub use self::{
     duties::Duty,
     epochs::Era,
@@ -74,6 +76,7 @@ pub enum StateError {
 #[derive(Debug)]
 pub struct State {
     database: Database,
+    memory: Memory,
     /// When what is known of a pair was confirmed since that was written.
     confirmed: Mutex<BTreeMap<(VolumeName, NodeName), Timestamp>>,
 }
@@ -85,7 +88,7 @@ impl State {
         OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
         fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
         let database = Database::builder().set_cache_size(CACHE).create(path)?;
-        let state = Self { database, confirmed: Mutex::default() };
+        let state = Self { database, memory: Memory::default(), confirmed: Mutex::default() };
         state.write(|txn| {
             txn.open_table(HOLDS)?;
             txn.open_table(CURSORS)?;
@@ -250,6 +253,16 @@ impl State {
     }
 
     fn write<T>(
+        &self,
+        work: impl FnOnce(&WriteTransaction) -> Result<T, StateError>,
+    ) -> Result<T, StateError> {
+        let done = self.commit(work);
+        // Also after an error, of which it is not known what came of it.
+        self.memory.forget();
+        done
+    }
+
+    fn commit<T>(
         &self,
         work: impl FnOnce(&WriteTransaction) -> Result<T, StateError>,
     ) -> Result<T, StateError> {

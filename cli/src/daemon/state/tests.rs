@@ -90,6 +90,74 @@ fn what_is_known_is_not_written_again() {
 }
 
 #[test]
+fn what_is_known_is_confirmed_without_the_database_until_something_changes() {
+    let (_dir, state, volume, beta) = fixture();
+    let number = SnapshotNumber(1);
+    let held = [(number, "base")];
+    let confirm = |held: &[_], number| state.confirm(&volume, &beta, held, number, || true);
+    let replace = || assert!(state.replace_holds(&volume, &beta, &held, Some(number), || true).unwrap());
+    assert_eq!(confirm(&held, number), None);
+    replace();
+    // What was written is read once more.
+    replace();
+    let before = state.cursor(&volume, &beta).unwrap().unwrap();
+    assert_eq!(confirm(&held, number), Some(true));
+    let after = state.cursor(&volume, &beta).unwrap().unwrap();
+    assert!(after.common == before.common && after.confirmed > before.confirmed);
+    // Anything else is to be written.
+    assert_eq!(confirm(&[(SnapshotNumber(2), "base")], SnapshotNumber(2)), None);
+    assert_eq!(confirm(&[(number, "transfer")], number), None);
+    assert_eq!(confirm(&[], number), None);
+    assert_eq!(state.confirm(&volume, &beta, &held, number, || false), Some(false));
+    // A change, whoever makes it, is seen.
+    for change in [0, 1, 2] {
+        replace();
+        replace();
+        assert_eq!(confirm(&held, number), Some(true));
+        match change {
+            0 => drop(state.release(&volume, number, &HoldOwner::Peer(beta.clone()), "base").unwrap()),
+            1 => state.forget_pair(&volume, &beta).unwrap(),
+            _ => state.forget_number(&volume, number).unwrap(),
+        }
+        assert_eq!(confirm(&held, number), None, "{change}");
+    }
+    let lineage = Lineage::generate();
+    assert_eq!(state.era_in_memory(lineage), None);
+    assert_eq!(state.era(lineage).unwrap().latest, 0);
+    assert_eq!(state.era_in_memory(lineage).unwrap().latest, 0);
+    state.hear_epoch(lineage, 7, &beta).unwrap();
+    assert_ne!(state.era_in_memory(lineage).map(|era| era.latest), Some(0));
+    assert_eq!(state.era(lineage).unwrap().latest, 7);
+}
+
+#[test]
+fn when_one_pair_is_written_the_others_are_with_it() {
+    let (dir, state, volume, beta) = fixture();
+    let other: VolumeName = "w".parse().unwrap();
+    let replace = |volume: &VolumeName, number| {
+        let number = SnapshotNumber(number);
+        assert!(state.replace_holds(volume, &beta, &[(number, "base")], Some(number), || true).unwrap());
+        state.cursor(volume, &beta).unwrap().unwrap()
+    };
+    let written = replace(&other, 1);
+    let confirmed = replace(&other, 1);
+    assert!(confirmed.confirmed > written.confirmed);
+    // One that is forgotten meanwhile does not come back.
+    let gamma: NodeName = "gamma".parse().unwrap();
+    let held = [(SnapshotNumber(1), "base")];
+    for _ in 0..2 {
+        state.replace_holds(&other, &gamma, &held, Some(SnapshotNumber(1)), || true).unwrap();
+    }
+    state.forget_pair(&other, &gamma).unwrap();
+    replace(&volume, 1);
+    assert_eq!(state.cursor(&other, &beta).unwrap(), Some(confirmed));
+    drop(state);
+    let state = State::open(&dir.path().join("state.redb")).unwrap();
+    assert_eq!(state.cursor(&other, &beta).unwrap(), Some(confirmed));
+    assert_eq!(state.cursor(&other, &gamma).unwrap(), None);
+}
+
+#[test]
 fn numbers_are_never_given_twice() {
     let (_dir, state, volume, _) = fixture();
     let lineage = state.lineage(&volume).unwrap();

@@ -6,7 +6,10 @@ mod view;
 #[cfg(test)]
 mod tests;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use jiff::Timestamp;
@@ -106,7 +109,8 @@ impl Worker {
     pub fn spawn(job: Arc<dyn Job>, period: Option<u64>, at_once: bool) -> Self {
         let (messages, inbox) = mpsc::unbounded_channel();
         let (publish, view) = watch::channel(View::default());
-        let schedule = Schedule::new(period.map(Duration::from_secs), at_once, Instant::now());
+        let schedule =
+            Schedule::new(period.map(Duration::from_secs), at_once, Instant::now()).together(*START);
         let state = Running {
             job,
             inbox,
@@ -131,6 +135,14 @@ impl Worker {
 
     /// If it stopped, what stopped it may be over: it is tried again. What runs is not touched.
     pub fn rearm(&self) {
+        let stopped = {
+            let view = self.view.borrow();
+            // What runs may stop yet.
+            view.running.is_some() || view.error.as_ref().is_some_and(|error| error.permanent)
+        };
+        if !stopped {
+            return;
+        }
         let _ = self.messages.send(Message::Rearm);
     }
 
@@ -157,6 +169,9 @@ impl Drop for Worker {
         self.task.abort();
     }
 }
+
+/// Since when this program's moments are counted.
+static START: LazyLock<Instant> = LazyLock::new(Instant::now);
 
 struct Running {
     job: Arc<dyn Job>,
