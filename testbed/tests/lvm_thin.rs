@@ -172,7 +172,8 @@ fn lab_what_others_do_is_not_mistaken() -> Result<(), Failure> {
                 assert_eq!(found, [0, 1]);
                 store.close().await?;
                 drop(store);
-                what_others_hold_is_theirs(&mut volume).await
+                what_others_hold_is_theirs(&mut volume).await?;
+                what_one_left_another_lets_go(&mut volume).await
             })
         },
     )
@@ -230,6 +231,41 @@ async fn what_others_hold_is_theirs(volume: &mut Volume) -> Result<(), Failure> 
         store.close().await?;
     }
     Ok(())
+}
+
+/// A volume is killed while it holds a moment of the pool: another that is open lets go of it, or is opened then and does.
+async fn what_one_left_another_lets_go(volume: &mut Volume) -> Result<(), Failure> {
+    let is_held = || -> Result<bool, Failure> {
+        let status = output("dmsetup", |c| c.args(["status", "vg-pool-tpool"]))?;
+        Ok(status.split(' ').nth(6) != Some("-"))
+    };
+    lvm("lvcreate", "-V 1M -T vg/pool -n second")?;
+    let second = VolumeSpec {
+        name: "second".parse().unwrap(),
+        origin: "/dev/vg/second".into(),
+        notes: "/tmp/second".into(),
+        ..spec()
+    };
+    let open = |volume: &mut Volume| volume.open(Faults::none()).map_err(Failure::doing("opening the store"));
+    let mut first = open(volume)?;
+    for is_open in [true, false] {
+        if !is_open {
+            first.close().await?;
+            drop(first);
+        }
+        let killed = open_lvm(&second, Some(Making::default()), Faults::new(|step| step == "moment: held"));
+        let killed = killed.map_err(Failure::doing("opening the store"))?;
+        killed.head().await.expect_err("it was stopped");
+        drop(killed);
+        assert!(is_held()?);
+        if !is_open {
+            first = open(volume)?;
+            assert!(!is_held()?, "it is held still");
+        }
+        first.head().await?;
+        assert!(!is_held()?, "it is held still");
+    }
+    first.close().await.map_err(Failure::from)
 }
 
 /// Locks of LVM's and of ours that others take at the moment of a flip: nobody who reads the head waits for them.

@@ -67,7 +67,7 @@ impl DmPool {
     /// Lets go of a moment that an earlier run held when it ended.
     fn release_stale(&self, held: u64) -> Result<(), StoreError> {
         if self.moment.is_ours(self.was_open) {
-            return self.told("release_metadata_snap");
+            return self.moment.let_go(&|message| self.tell(message), &self.name("pool"));
         }
         tracing::warn!(volume = self.volume, held, "{}", self.strange_hold());
         Ok(())

@@ -93,7 +93,7 @@ fn fill(
     faults: &Faults,
 ) -> Result<(), StoreError> {
     let again = header.try_clone()?;
-    let pool = new_pool(spec, again, content.clone())?;
+    let pool = new_pool(spec, again, content.clone(), faults.clone())?;
     let Layout { chunk, origin, .. } = content.layout;
     if !making.initialize {
         let padding = origin.next_multiple_of(chunk) - origin;

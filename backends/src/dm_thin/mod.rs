@@ -65,15 +65,20 @@ pub(crate) fn open(
             )));
         }
     };
-    let pool = assemble(spec, header, content)?;
+    let pool = assemble(spec, header, content, faults.clone())?;
     let notes = spec.notes.join(pool.load_id().to_string());
     ThinStore::open(Box::new(pool), notes, faults)
 }
 
 /// Brings the pool of a store that is there into use.
-fn assemble(spec: &VolumeSpec, header: Header, content: Content) -> Result<DmPool, StoreError> {
+fn assemble(
+    spec: &VolumeSpec,
+    header: Header,
+    content: Content,
+    faults: Faults,
+) -> Result<DmPool, StoreError> {
     check_devices(spec, &content)?;
-    let pool = new_pool(spec, header, content)?;
+    let pool = new_pool(spec, header, content, faults)?;
     clear_others(&pool.mapper, &pool.volume, &pool.prefix)?;
     pool.assemble()?;
     let said = pool.said()?;
@@ -97,7 +102,12 @@ fn assemble(spec: &VolumeSpec, header: Header, content: Content) -> Result<DmPoo
     Ok(pool)
 }
 
-fn new_pool(spec: &VolumeSpec, header: Header, content: Content) -> Result<DmPool, StoreError> {
+fn new_pool(
+    spec: &VolumeSpec,
+    header: Header,
+    content: Content,
+    faults: Faults,
+) -> Result<DmPool, StoreError> {
     let (store, was_open) = (content.catalogue.store, content.open);
     Ok(DmPool {
         volume: spec.name.to_string(),
@@ -114,7 +124,7 @@ fn new_pool(spec: &VolumeSpec, header: Header, content: Content) -> Result<DmPoo
         last: Mutex::new(0),
         time: AtomicU32::new(0),
         holding: Mutex::new(()),
-        moment: Moment::new(store),
+        moment: Moment::new(&store.simple().to_string(), faults),
         beside: Mutex::new(Beside::Unknown),
         was_open,
         frozen: AtomicBool::new(false),

@@ -22,7 +22,7 @@ use super::{
 use crate::{
     thin::{
         Access, Catalogue, Gone, Pool, PoolStatus, Room, Slot, ThinId, Users, data_fill,
-        kernel::{PREFIX, SECTOR, Suspended, is_named_after, old_name, retire, thin_line},
+        kernel::{PREFIX, SECTOR, Suspended, is_named_after, old_name, retire, tell, thin_line},
         mapper::{Line, Mapper, dangling, link, node, unlink},
         moment::Moment,
         users::users,
@@ -165,6 +165,11 @@ impl DmPool {
 
     pub(super) fn message(&self, message: &str) -> Result<(), io::Error> {
         self.mapper.message(&self.name("pool"), message)
+    }
+
+    /// The same, and makes sure that it was committed.
+    pub(super) fn tell(&self, message: &str) -> io::Result<()> {
+        tell(&self.mapper, &self.name("pool"), message)
     }
 
     pub(super) fn told(&self, message: &str) -> Result<(), StoreError> {
@@ -455,7 +460,7 @@ impl Pool for DmPool {
                 io::Error::new(ErrorKind::WouldBlock, "the pool cannot be written just now: try again");
             return Err(StoreError::Io { what, source });
         }
-        let tell = |message: &str| self.message(message);
+        let tell = |message: &str| self.tell(message);
         self.moment.hold(&tell, (&self.name("pool"), &path), &|| self.strange_hold(), read)
     }
 
@@ -523,7 +528,6 @@ impl Pool for DmPool {
         }
         if self.is_settled() {
             self.mark(false)?;
-            self.moment.end();
         } else {
             // What a run that was killed held is let go by one that can.
             self.mark(self.was_open)?;

@@ -149,7 +149,7 @@ pub(crate) fn open(
     if activated {
         claim.note(true)?;
     }
-    let pool = assemble(place, spec, seen, (store, &recorded), mapper, (claim, file))?;
+    let pool = assemble(place, spec, seen, (store, &recorded), mapper, (claim, file), faults.clone())?;
     ThinStore::open(Box::new(pool), spec.notes.join(store.to_string()), faults)
 }
 
@@ -200,17 +200,27 @@ impl Seen {
         let found = found.or_else(|| self.stores.iter().find(|(id, recorded)| was(id, recorded)));
         found.map(|(id, recorded)| (*id, recorded.clone()))
     }
+
+    /// Whether a program has a volume of the pool open, or had when it ended.
+    fn is_open(&self) -> bool {
+        let pooled =
+            |recorded: &Recorded| recorded.head().is_some_and(|(uuid, _)| self.pooled.contains_key(uuid));
+        self.stores.values().any(|recorded| recorded.open && pooled(recorded))
+    }
 }
 
 /// Brings the volume of a store that is there into use.
 fn assemble(
     place: &Place,
     spec: &VolumeSpec,
-    Seen { group, pooled, pool, .. }: Seen,
+    seen: Seen,
     (store, recorded): (Uuid, &Recorded),
     mapper: Mapper,
     (claim, file): (Claim, std::fs::File),
+    faults: Faults,
 ) -> Result<LvmPool, StoreError> {
+    let was_open = seen.is_open();
+    let Seen { group, pooled, pool, .. } = seen;
     let damaged = |what: &str| StoreError::Damaged { path: spec.origin.clone(), what: what.to_owned() };
     if recorded.damaged {
         return Err(damaged(
@@ -227,6 +237,7 @@ fn assemble(
         prefix: prefix(store),
         store,
         lvm: Lvm { vg: place.vg.clone() },
+        moment: Moment::new(&format!("{}{}", group.uuid, pool.uuid), faults),
         group: group.uuid,
         extent: group.extent,
         chunk: pool.chunk,
@@ -237,17 +248,16 @@ fn assemble(
         loaded,
         was_active: false,
         state: Mutex::new(state),
-        moment: Moment::new(store),
         claim,
         lock: file,
     };
-    pool.begin(recorded)?;
+    pool.begin(was_open)?;
     Ok(pool)
 }
 
 impl LvmPool {
     /// Activates the head, and sees to it that the pool is one that can be used.
-    fn begin(&mut self, recorded: &Recorded) -> Result<(), StoreError> {
+    fn begin(&mut self, was_open: bool) -> Result<(), StoreError> {
         let head = self.head()?;
         let device = self.device_of(&head)?;
         self.was_active = device.is_some() && !self.claim.has_activated();
@@ -269,7 +279,7 @@ impl LvmPool {
                 self.lvm.of(&self.pool)
             )));
         }
-        self.release_stale(recorded)?;
+        self.release_stale(was_open)?;
         let mut tags: BTreeSet<_> = self.tags();
         tags.insert(tags::open(self.store));
         self.set_tags(tags)

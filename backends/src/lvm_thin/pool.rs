@@ -16,13 +16,13 @@ use super::{
     claim::Claim,
     found::{removed, resized},
     lvm::{self, Lv, Lvm, dashed, joined, run, split},
-    tags::{self, Recorded},
+    tags,
 };
 use crate::{
     described::failed,
     thin::{
         Access, Catalogue, Gone, Pool, PoolStatus, Slot, ThinId, Users,
-        kernel::{SECTOR, Said, Suspended, is_named_after, retire, status, thin_line, trouble},
+        kernel::{SECTOR, Said, Suspended, is_named_after, retire, status, tell, thin_line, trouble},
         mapper::{Mapped, Mapper, link, links, node, unlink},
         moment::Moment,
         users::users,
@@ -57,7 +57,6 @@ pub(super) struct LvmPool {
     /// Whether the head was active before, and not for the store.
     pub was_active: bool,
     pub state: Mutex<State>,
-    /// Whether the pool holds a moment of its metadata for the store.
     pub moment: Moment,
     /// Held while the store is open, with the lock that bears the names.
     pub claim: Claim,
@@ -264,18 +263,21 @@ impl LvmPool {
         }
     }
 
-    /// Lets go of a moment that an earlier run of this store held when it ended.
-    pub(super) fn release_stale(&self, recorded: &Recorded) -> Result<(), StoreError> {
+    /// Lets go of a moment that one of ours held when it ended: this volume, or another in the pool.
+    pub(super) fn release_stale(&self, was_open: bool) -> Result<(), StoreError> {
         let _one = self.lock_metadata()?;
-        let Some(held) = self.said()?.and_then(|said| said.held) else { return self.moment.begin() };
-        if !self.moment.is_ours(recorded.open) {
+        let Some(said) = self.said()? else { return Ok(()) };
+        let Some(held) = said.held else { return self.moment.begin() };
+        if !self.moment.is_ours(was_open) {
             tracing::warn!(volume = self.volume, held, "{}", self.strange_hold());
             return self.moment.begin();
         }
-        let released = self.mapper.message(&self.tpool(), "release_metadata_snap");
-        released
-            .map_err(StoreError::io(format!("release_metadata_snap in the pool {}", self.place.display())))?;
-        self.moment.begin()
+        let pool = self.tpool();
+        if let Err(error) = self.moment.let_go(&|message| tell(&self.mapper, &pool, message), &pool) {
+            // Whoever looks at the metadata next tries it again.
+            tracing::warn!(volume = self.volume, held, %error, "a moment that was left is still held");
+        }
+        Ok(())
     }
 
     fn strange_hold(&self) -> String {
@@ -616,7 +618,7 @@ impl Pool for LvmPool {
         let _one = self.lock_metadata()?;
         let metadata = self.metadata()?;
         let pool = self.tpool();
-        let tell = |message: &str| self.mapper.message(&pool, message);
+        let tell = |message: &str| tell(&self.mapper, &pool, message);
         self.moment.hold(&tell, (&pool, &metadata), &|| self.strange_hold(), read)
     }
 
@@ -663,7 +665,6 @@ impl Pool for LvmPool {
         let mut tags = self.tags();
         tags.remove(&open);
         self.set_tags(tags)?;
-        self.moment.end();
         let head = self.state().volumes.values().find(|lv| lv.name == self.name).cloned();
         let is_down = head.map(|head| self.device_of(&head)).transpose()?.flatten().is_none();
         if is_down {

@@ -1,6 +1,6 @@
 //! Thin pools as the kernel has them, whoever made them.
 
-use std::fs;
+use std::{fs, io};
 
 use uuid::Uuid;
 use zumastor_core::StoreError;
@@ -65,6 +65,17 @@ impl Said {
     pub(crate) fn metadata_is_full(&self) -> bool {
         let (used, total) = self.metadata;
         total.saturating_sub(used) <= (total / 10).min((16 << 20) / METADATA_BLOCK)
+    }
+}
+
+/// Gives a pool a message. It answers that all went well also where it could not commit that, and then takes it back (`pool_message`,
+/// drivers/md/dm-thin.c): that is an error of no number.
+pub(crate) fn tell(mapper: &Mapper, pool: &str, message: &str) -> io::Result<()> {
+    mapper.message(pool, message)?;
+    match Said::ask(mapper, pool, true) {
+        Ok(Some(said)) if said.mode != "ro" => Ok(()),
+        Ok(_) => Err(io::Error::other("the pool could not write its metadata")),
+        Err(error) => Err(io::Error::other(error)),
     }
 }
 

@@ -1,89 +1,92 @@
 //! The one moment of its metadata that a pool can hold, and whose it is.
 
 use std::{
-    fs,
-    io::{self, ErrorKind},
+    fs, io,
     path::{Path, PathBuf},
-    sync::atomic::{AtomicBool, Ordering},
 };
 
-use uuid::Uuid;
 use zumastor_core::StoreError;
 
 use super::lock::LOCKS;
-use crate::{described::failed, thin_metadata::ThinMetadata};
+use crate::{Faults, described::failed, thin_metadata::ThinMetadata};
 
-/// A note about whether a store holds a moment, which is written before it is held and after it was let go. It lies where a
-/// reboot leaves nothing: what a pool holds then is of a program that is no more.
+/// Gives a pool a message; the error is what the kernel answered, and one of no number where it is unknown what came of it.
+type Tell<'a> = &'a dyn Fn(&str) -> Result<(), io::Error>;
+
+/// A note about whether one of ours holds a moment of a pool, which is written before it is held and after it was let go. All volumes
+/// in the pool have it in common, so that what one of them left is let go by the next. It lies where a reboot leaves nothing: what a
+/// pool holds then is of a program that is no more.
+///
+/// All of this is for who has the right to hold a moment, against all other volumes in the pool.
 #[derive(Debug)]
 pub(crate) struct Moment {
     note: PathBuf,
-    /// Whether one is held: after a reading, one that could not be let go.
-    held: AtomicBool,
+    faults: Faults,
 }
 
 impl Moment {
-    pub(crate) fn new(store: Uuid) -> Self {
-        let note = Path::new(LOCKS).join(format!("{}.moment", store.simple()));
-        Self { note, held: AtomicBool::new(false) }
+    /// That of a pool, by a name that no other has.
+    pub(crate) fn new(pool: &str, faults: Faults) -> Self {
+        Self { note: Path::new(LOCKS).join(format!("{pool}.moment")), faults }
     }
 
-    /// Whether a moment that is held was left by an earlier run of the store, which did not end well if it `was_open`.
+    /// Whether a moment that is held was left by one of ours. Before anything is noted: if one of them `was_open`, and did not end well.
     pub(crate) fn is_ours(&self, was_open: bool) -> bool {
         fs::read_to_string(&self.note).map_or(was_open, |text| text == HELD)
     }
 
-    /// Notes that nothing is held: to be called when the store is opened, after what an earlier run held was let go.
+    /// Notes that nothing of ours is held: to be called when a store is opened, after what an earlier run held was let go.
     pub(crate) fn begin(&self) -> Result<(), StoreError> {
         self.write("")
     }
 
-    /// Forgets about it, when the store is closed; not about one that could not be let go.
-    pub(crate) fn end(&self) {
-        if !self.held.load(Ordering::Relaxed)
-            && let Err(error) = fs::remove_file(&self.note)
-            && error.kind() != ErrorKind::NotFound
-        {
-            tracing::warn!(path = %self.note.display(), %error, "could not remove a note");
+    /// Lets go of what one of ours left. Where that cannot be done, it is tried again before the next is held.
+    pub(crate) fn let_go(&self, tell: Tell<'_>, pool: &str) -> Result<(), StoreError> {
+        self.write(HELD)?;
+        match tell(RELEASE) {
+            // Somebody may have done it meanwhile.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => self.write(""),
+            answer => self.let_go_of(answer, pool),
         }
     }
 
     /// Lets `read` look at a moment of the metadata of a pool, which `tell` gives messages to, and lets go of it. `strange` says what is
-    /// to be done where somebody else holds one. To be called by one at a time.
+    /// to be done where somebody else holds one.
     pub(crate) fn hold(
         &self,
-        tell: &dyn Fn(&str) -> Result<(), io::Error>,
+        tell: Tell<'_>,
         (pool, metadata): (&str, &Path),
         strange: &dyn Fn() -> String,
         read: &mut dyn FnMut(&ThinMetadata) -> Result<(), StoreError>,
     ) -> Result<(), StoreError> {
-        let refused = |message: &str, error: io::Error| match error.raw_os_error() {
-            Some(libc::EBUSY) => StoreError::Unsupported(strange()),
-            _ => StoreError::io(format!("{message} in the pool {pool}"))(error),
-        };
-        let release = |gone: bool| match tell(RELEASE) {
-            Err(error) if !(gone && error.raw_os_error() == Some(libc::EINVAL)) => {
-                Err(refused(RELEASE, error))
-            }
-            _ => {
-                self.held.store(false, Ordering::Relaxed);
-                self.write("")
-            }
-        };
-        if self.held.load(Ordering::Relaxed) {
-            // Somebody may have done it meanwhile.
-            release(true)?;
+        if self.is_ours(false) {
+            self.let_go(tell, pool)?;
         }
         self.write(HELD)?;
         if let Err(error) = tell(RESERVE) {
-            self.write("")?;
-            return Err(refused(RESERVE, error));
+            if error.raw_os_error().is_some() {
+                self.write("")?;
+            }
+            return Err(match error.raw_os_error() {
+                Some(libc::EBUSY) => StoreError::Unsupported(strange()),
+                _ => StoreError::io(format!("{RESERVE} in the pool {pool}"))(error),
+            });
         }
-        self.held.store(true, Ordering::Relaxed);
+        self.faults.at("moment: held")?;
         let metadata = ThinMetadata::open_held(metadata);
         let done = metadata.map_err(StoreError::from).and_then(|metadata| read(&metadata));
-        release(false)?;
+        // If another let go of it, what was read may have been anything.
+        self.let_go_of(tell(RELEASE), pool)?;
         done
+    }
+
+    fn let_go_of(&self, answer: Result<(), io::Error>, pool: &str) -> Result<(), StoreError> {
+        if let Err(error) = answer {
+            self.faults.at("moment: not let go")?;
+            return Err(StoreError::io(format!("{RELEASE} in the pool {pool}"))(error));
+        }
+        self.faults.at("moment: let go")?;
+        self.write("")
     }
 
     fn write(&self, text: &str) -> Result<(), StoreError> {
@@ -107,7 +110,7 @@ mod tests {
     #[test]
     fn what_could_not_be_let_go_is_let_go_before_the_next() {
         let dir = tempfile::tempdir().unwrap();
-        let moment = Moment { note: dir.path().join("moment"), held: AtomicBool::new(false) };
+        let moment = || Moment { note: dir.path().join("moment"), faults: Faults::none() };
         // As the kernel answers; a pool that becomes read-only takes no messages.
         let (held, fills, full) = (Cell::new(false), Cell::new(false), Cell::new(false));
         let tell = |message: &str| {
@@ -124,26 +127,25 @@ mod tests {
         };
         let hold = || {
             let nothing = dir.path().join("metadata");
-            let held = moment.hold(&tell, ("pool", &nothing), &|| "somebody else".into(), &mut |_| Ok(()));
+            let held = moment().hold(&tell, ("pool", &nothing), &|| "somebody else".into(), &mut |_| Ok(()));
             held.unwrap_err().to_string()
         };
         let is_well = || {
             fills.set(false);
             full.set(false);
         };
-        let note = || fs::read_to_string(&moment.note).unwrap();
+        let note = || fs::read_to_string(moment().note).unwrap();
         // There is nothing to read, which keeps nobody from letting go.
         let unread = hold();
         assert!(!unread.contains(RELEASE) && !held.get() && note().is_empty(), "{unread}");
         fills.set(true);
         for _ in 0..2 {
             assert!(hold().contains(RELEASE));
-            moment.end();
-            assert!(held.get() && note() == HELD && moment.is_ours(false));
+            assert!(held.get() && note() == HELD && moment().is_ours(false));
         }
         is_well();
         assert_eq!(hold(), unread);
-        assert!(!held.get() && note().is_empty() && !moment.is_ours(true));
+        assert!(!held.get() && note().is_empty() && !moment().is_ours(true));
         // Another let go of it, or holds one.
         for another in [false, true] {
             fills.set(true);
@@ -151,7 +153,7 @@ mod tests {
             is_well();
             held.set(false);
             if another {
-                moment.held.store(false, Ordering::Relaxed);
+                moment().let_go(&tell, "pool").unwrap();
                 held.set(true);
             }
             assert_eq!(hold(), if another { "somebody else".to_owned() } else { unread.clone() });
