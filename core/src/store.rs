@@ -222,6 +222,8 @@ pub struct PoolRoom {
     pub shared: bool,
     /// Why nothing in it can be changed, and what helps.
     pub trouble: Option<String>,
+    /// Why nothing that is deleted becomes free for now, and what helps.
+    pub held: Option<String>,
     /// What gives it more room for data.
     pub more_data: String,
     /// What gives it more room for metadata.

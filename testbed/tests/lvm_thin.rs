@@ -207,6 +207,11 @@ async fn only_what_was_activated_for_it_is_deactivated(volume: &mut Volume) -> R
     Ok(())
 }
 
+/// What is said of a moment that somebody else holds.
+async fn foreign(store: &dyn SnapshotStore) -> Result<Option<String>, Failure> {
+    Ok(store.pool().await?.expect("it is in a pool").held)
+}
+
 async fn what_others_hold_is_theirs(volume: &mut Volume) -> Result<(), Failure> {
     let tell = |message| output("dmsetup", |c| c.args(["message", "vg-pool-tpool", "0", message]));
     for (reboot, ours) in [(false, false), (true, true)] {
@@ -225,7 +230,14 @@ async fn what_others_hold_is_theirs(volume: &mut Volume) -> Result<(), Failure> 
         if !ours {
             let refused = store.head().await.unwrap_err();
             assert!(refused.to_string().contains("somebody else holds a moment"), "{refused}");
+            assert!(foreign(&*store).await?.is_some());
+            // Also while another of ours looks.
+            let metadata = File::open("/dev/mapper/vg-pool_tmeta").map_err(Failure::doing("the metadata"))?;
+            flock(&metadata, FlockOperation::LockExclusive).map_err(Failure::doing("locking"))?;
+            assert!(foreign(&*store).await?.is_some());
+            drop(metadata);
             tell("release_metadata_snap")?;
+            assert_eq!(foreign(&*store).await?, None);
         }
         store.head().await?;
         store.close().await?;
@@ -249,17 +261,32 @@ async fn what_one_left_another_lets_go(volume: &mut Volume) -> Result<(), Failur
     let open = |volume: &mut Volume| volume.open(Faults::none()).map_err(Failure::doing("opening the store"));
     let mut first = open(volume)?;
     for is_open in [true, false] {
+        let other = first.clone();
+        let faults = Faults::new(move |step| {
+            let stop = step == "moment: held";
+            if stop && is_open {
+                let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+                assert_eq!(
+                    runtime.block_on(foreign(&*other)).unwrap(),
+                    None,
+                    "what is ours is taken for another's"
+                );
+            }
+            stop
+        });
         if !is_open {
             first.close().await?;
-            drop(first);
         }
-        let killed = open_lvm(&second, Some(Making::default()), Faults::new(|step| step == "moment: held"));
+        let killed = open_lvm(&second, Some(Making::default()), faults);
         let killed = killed.map_err(Failure::doing("opening the store"))?;
         killed.head().await.expect_err("it was stopped");
         drop(killed);
         assert!(is_held()?);
         if !is_open {
             first = open(volume)?;
+            assert!(!is_held()?, "it is held still");
+        } else {
+            assert_eq!(foreign(&*first).await?, None);
             assert!(!is_held()?, "it is held still");
         }
         first.head().await?;

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use common::devices::{Head, MIB, machine, pattern, start};
+use common::devices::{Head, MIB, dropped, machine, pattern, start};
 use rustix::fs::OFlags;
 use zumastor::{
     api::{EventKind, Health, VolumeStatus},
@@ -33,14 +33,6 @@ fn is_well(volume: &VolumeStatus) -> Option<()> {
 
 fn numbers(volume: &VolumeStatus) -> Vec<u64> {
     volume.snapshots.iter().map(|snapshot| snapshot.number.0).collect()
-}
-
-/// The snapshots that were dropped, in order.
-fn dropped(node: &Node, volume: &str) -> Result<Vec<u64>, Failure> {
-    let mut events = node.volume(volume)?.events;
-    events.reverse();
-    let dropped = events.into_iter().filter(|event| event.what == EventKind::Dropped);
-    Ok(dropped.filter_map(|event| event.number).map(|number| number.0).collect())
 }
 
 /// A head that is written over between snapshots, in a pool that cannot hold them all.
@@ -69,7 +61,7 @@ fn lab_the_oldest_snapshots_go_before_the_pool_is_full() -> Result<(), Failure> 
                 let free = volume.pool.is_some_and(|pool| !pool.data.is_low());
                 free.then(|| volume.clone())
             })?;
-            let gone = dropped(&node, "v")?;
+            let gone = dropped(&node.volume("v")?);
             assert!(gone.len() >= 5 && gone.is_sorted() && gone[0] == 2, "{gone:?}");
             let left = numbers(&volume);
             assert!(left.starts_with(&[0, 1]) && left.ends_with(&[11]), "{left:?}");
@@ -180,7 +172,7 @@ fn lab_what_comes_in_makes_room_or_is_refused() -> Result<(), Failure> {
                 let last = beta.volume("copy")?.snapshots.last().map(|last| last.number.0);
                 assert_eq!(last, Some(round));
             }
-            let gone = dropped(&beta, "copy")?;
+            let gone = dropped(&beta.volume("copy")?);
             assert!(gone.len() >= 3 && gone.is_sorted() && gone[0] == 0, "{gone:?}");
             assert_eq!(
                 alpha.digest(Path::new("/dev/mapper/v(7)"))?,
@@ -245,7 +237,7 @@ fn lab_metadata_that_become_full_are_treated_like_data() -> Result<(), Failure> 
                 (0..16).try_for_each(|place| head.0.write_all_at(&page, place * 4 * MIB))
             };
             let mut taken = 0;
-            while dropped(&node, "v")?.is_empty() {
+            while dropped(&node.volume("v")?).is_empty() {
                 assert!(taken < 120, "nothing was dropped");
                 scatter(taken).expect("the head can be written");
                 node.ok(&["snapshot", "v", "often"])?;

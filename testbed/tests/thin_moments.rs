@@ -10,16 +10,20 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    time::{Duration, Instant},
 };
 
-use common::devices::machine;
+use common::devices::{Head, dropped, machine, start};
 use rustix::fs::OFlags;
-use zumastor::exit::Failure;
+use zumastor::{api::EventKind, exit::Failure};
 use zumastor_backends::{Faults, Making, VolumeSpec, open_devices};
 use zumastor_core::PageBuf;
 use zumastor_testbed::{lab, output};
 
 const TOOLS: &[&str] = &["thin_restore", "thin_check", "blkid", "dmsetup"];
+
+/// Longer than anything here takes.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// What the pool says is held; `-` for nothing.
 fn held() -> Result<String, Failure> {
@@ -97,6 +101,52 @@ fn lab_what_was_not_let_go_is_by_the_next_run() -> Result<(), Failure> {
                 runtime.block_on(store.head())?;
                 runtime.block_on(store.close())?;
             }
+            Ok(())
+        },
+    )
+}
+
+/// While somebody else holds a moment of the metadata, what is deleted frees nothing: nothing is, and the alarm says why. When it is let
+/// go, the oldest goes.
+#[test]
+fn lab_nothing_is_dropped_that_would_free_nothing() -> Result<(), Failure> {
+    lab::inside(
+        TOOLS,
+        |lab| machine(lab, &[("origin", 64), ("snapdev", 128)]),
+        || {
+            let mut node = start("alpha")?;
+            node.ok(&["define", "volume", "v", "/dev/ubda", "/dev/ubdb"])?;
+            node.ok(&["define", "master", "v", "--custom", "often,100", "--no-snapmount"])?;
+            let head = Head::open("v");
+            // Some 184 MiB, of which 46 are to be free: 64 are taken by what was there, and 32 more with each snapshot.
+            for number in 0..2 {
+                node.ok(&["snapshot", "v", "often"])?;
+                head.write(number * 32..(number + 1) * 32, number).expect("there is room");
+            }
+            // The daemon may be reading them.
+            let message = |what| output("dmsetup", |c| c.args(["message", "v:pool", "0", what]));
+            let begun = Instant::now();
+            while let Err(error) = message("reserve_metadata_snap") {
+                assert!(begun.elapsed() < PATIENCE, "{}", error.error);
+            }
+            head.write(0..16, 2).expect("there is room");
+            let volume = node.wait_for("v", "the alarm", PATIENCE, |volume| {
+                let alarms = volume.events.iter().filter(|event| event.what == EventKind::Full);
+                let said = alarms.filter(|event| event.text.contains("would free nothing")).count() > 0;
+                said.then(|| volume.clone())
+            })?;
+            let trouble = volume.trouble.unwrap_or_default();
+            for part in ["would free nothing", "`dmsetup message v:pool 0 release_metadata_snap`"] {
+                assert!(trouble.contains(part), "{part} in {trouble}");
+            }
+            assert_eq!(dropped(&node.volume("v")?), [0; 0]);
+            message("release_metadata_snap")?;
+            node.wait_for("v", "room", PATIENCE, |volume| {
+                let enough = volume.pool.is_some_and(|pool| !pool.data.is_low());
+                (enough && volume.space.as_ref().is_some_and(|space| space.full_since.is_none()))
+                    .then_some(())
+            })?;
+            assert_eq!(dropped(&node.volume("v")?), [0]);
             Ok(())
         },
     )

@@ -477,6 +477,22 @@ impl Pool for DmPool {
         self.look(true)
     }
 
+    fn foreign_hold(&self, held: bool) -> Option<String> {
+        if !held {
+            self.moment.none_is_held();
+            return None;
+        }
+        // Until then what is left of an earlier run is nobody else's.
+        if self.settle().ok()? == Beside::Unknown {
+            return None;
+        }
+        let held =
+            || -> Result<bool, StoreError> { Ok(self.asked(true)?.is_some_and(|said| said.held.is_some())) };
+        let right = self.holding.try_lock().ok();
+        let foreign = self.moment.is_foreign(right, &|message| self.tell(message), &self.name("pool"), &held);
+        foreign.then(|| self.strange_hold())
+    }
+
     fn grow(
         &self,
         data: Option<u64>,

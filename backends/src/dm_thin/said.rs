@@ -14,7 +14,7 @@ impl DmPool {
         self.asked(false)
     }
 
-    fn asked(&self, glance: bool) -> Result<Option<Said>, StoreError> {
+    pub(super) fn asked(&self, glance: bool) -> Result<Option<Said>, StoreError> {
         Said::ask(&self.mapper, &self.name("pool"), glance)
     }
 

@@ -282,8 +282,8 @@ impl LvmPool {
 
     fn strange_hold(&self) -> String {
         format!(
-            "somebody else holds a moment of the metadata of the pool {}, without which changes cannot be found: \
-             `dmsetup message {} 0 release_metadata_snap`, if that is not in use",
+            "somebody else holds a moment of the metadata of the pool {}: it keeps space, and changes cannot be found until it is let \
+             go, `dmsetup message {} 0 release_metadata_snap` if it is not in use",
             self.place.display(),
             self.tpool()
         )
@@ -633,6 +633,19 @@ impl Pool for LvmPool {
 
     fn glance(&self) -> Result<PoolStatus, StoreError> {
         self.look(true)
+    }
+
+    fn foreign_hold(&self, held: bool) -> Option<String> {
+        if !held {
+            self.moment.none_is_held();
+            return None;
+        }
+        let pool = self.tpool();
+        let tell = |message: &str| tell(&self.mapper, &pool, message);
+        let held =
+            || -> Result<bool, StoreError> { Ok(self.said()?.is_some_and(|said| said.held.is_some())) };
+        let right = lvm::hurried(|| self.lock_metadata()).ok();
+        self.moment.is_foreign(right, &tell, &pool, &held).then(|| self.strange_hold())
     }
 
     fn is_shared(&self) -> bool {

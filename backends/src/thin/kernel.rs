@@ -98,7 +98,8 @@ pub(crate) fn trouble(said: &Result<Option<Said>, StoreError>, repair: &str) -> 
 pub(crate) fn status(said: Option<&Said>, chunk: u64, trouble: Option<String>) -> PoolStatus {
     let room = |(used, total): (u64, u64), unit: u64| Room { used: used * unit, total: total * unit };
     let (data, metadata) = said.map_or(((0, 0), (0, 0)), |said| (said.data, said.metadata));
-    PoolStatus { data: room(data, chunk), metadata: room(metadata, METADATA_BLOCK), trouble }
+    let held = said.is_some_and(|said| said.held.is_some());
+    PoolStatus { data: room(data, chunk), metadata: room(metadata, METADATA_BLOCK), held, trouble }
 }
 
 /// The table of a thin device in the pool of this name.

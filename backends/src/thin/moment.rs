@@ -3,6 +3,7 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, Ordering},
 };
 
 use zumastor_core::StoreError;
@@ -22,12 +23,18 @@ type Tell<'a> = &'a dyn Fn(&str) -> Result<(), io::Error>;
 pub(crate) struct Moment {
     note: PathBuf,
     faults: Faults,
+    /// Whether one was somebody else's when that was looked at last.
+    foreign: AtomicBool,
 }
 
 impl Moment {
     /// That of a pool, by a name that no other has.
     pub(crate) fn new(pool: &str, faults: Faults) -> Self {
-        Self { note: Path::new(LOCKS).join(format!("{pool}.moment")), faults }
+        Self {
+            note: Path::new(LOCKS).join(format!("{pool}.moment")),
+            faults,
+            foreign: AtomicBool::new(false),
+        }
     }
 
     /// Whether a moment that is held was left by one of ours. Before anything is noted: if one of them `was_open`, and did not end well.
@@ -59,9 +66,7 @@ impl Moment {
         strange: &dyn Fn() -> String,
         read: &mut dyn FnMut(&ThinMetadata) -> Result<(), StoreError>,
     ) -> Result<(), StoreError> {
-        if self.is_ours(false) {
-            self.let_go(tell, pool)?;
-        }
+        self.let_go_of_left(tell, pool)?;
         self.write(HELD)?;
         if let Err(error) = tell(RESERVE) {
             if error.raw_os_error().is_some() {
@@ -78,6 +83,34 @@ impl Moment {
         // If another let go of it, what was read may have been anything.
         self.let_go_of(tell(RELEASE), pool)?;
         done
+    }
+
+    /// Whether a moment that is held is somebody else's, as far as is known. `right` is the right to hold one, where it could be had:
+    /// whoever has it holds one of ours, and what was so before is so still. `held` asks the pool again.
+    pub(crate) fn is_foreign<R>(
+        &self,
+        right: Option<R>,
+        tell: Tell<'_>,
+        pool: &str,
+        held: &dyn Fn() -> Result<bool, StoreError>,
+    ) -> bool {
+        if right.is_some() {
+            // Where it is not let go, the pool can only be read.
+            let left = self.let_go_of_left(tell, pool).is_err();
+            if let Ok(held) = held() {
+                self.foreign.store(held && !left, Ordering::Relaxed);
+            }
+        }
+        self.foreign.load(Ordering::Relaxed)
+    }
+
+    /// Takes note that none is held.
+    pub(crate) fn none_is_held(&self) {
+        self.foreign.store(false, Ordering::Relaxed);
+    }
+
+    fn let_go_of_left(&self, tell: Tell<'_>, pool: &str) -> Result<(), StoreError> {
+        if self.is_ours(false) { self.let_go(tell, pool) } else { Ok(()) }
     }
 
     fn let_go_of(&self, answer: Result<(), io::Error>, pool: &str) -> Result<(), StoreError> {
@@ -110,7 +143,11 @@ mod tests {
     #[test]
     fn what_could_not_be_let_go_is_let_go_before_the_next() {
         let dir = tempfile::tempdir().unwrap();
-        let moment = || Moment { note: dir.path().join("moment"), faults: Faults::none() };
+        let moment = || Moment {
+            note: dir.path().join("moment"),
+            faults: Faults::none(),
+            foreign: AtomicBool::new(false),
+        };
         // As the kernel answers; a pool that becomes read-only takes no messages.
         let (held, fills, full) = (Cell::new(false), Cell::new(false), Cell::new(false));
         let tell = |message: &str| {

@@ -78,6 +78,8 @@ pub(crate) struct Room {
 pub(crate) struct PoolStatus {
     pub data: Room,
     pub metadata: Room,
+    /// Whether a moment of the metadata is held.
+    pub held: bool,
     /// Why nothing can be changed, and what helps.
     pub trouble: Option<String>,
 }
@@ -198,6 +200,10 @@ pub(crate) trait Pool: fmt::Debug + Send + Sync + 'static {
     fn glance(&self) -> Result<PoolStatus, StoreError> {
         self.status()
     }
+
+    /// What is to be said while somebody else holds a moment of the metadata: what is deleted stays part of that. `held` is whether the
+    /// pool says that one is held.
+    fn foreign_hold(&self, held: bool) -> Option<String>;
 
     /// Takes so many bytes of the device with the data, and of metadata, into use. `noted` is called when that is decided, and
     /// not yet done.

@@ -16,7 +16,7 @@ impl Inner {
 
     /// How full the pool is, as far as can be told without disturbing it.
     pub(crate) fn room(&self) -> Result<PoolRoom, StoreError> {
-        let PoolStatus { data, metadata, trouble } = self.pool.glance()?;
+        let PoolStatus { data, metadata, held, trouble } = self.pool.glance()?;
         let (more_data, more_metadata) = self.pool.remedies();
         Ok(PoolRoom {
             data: self.data(data),
@@ -24,6 +24,7 @@ impl Inner {
             chunk: self.pool.chunk(),
             shared: self.pool.is_shared(),
             trouble,
+            held: self.pool.foreign_hold(held),
             more_data,
             more_metadata,
         })

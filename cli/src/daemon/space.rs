@@ -120,6 +120,8 @@ struct Shortage {
     over: bool,
     /// What would give it more room.
     more: String,
+    /// Why dropping snapshots would give it none for now, and what helps.
+    futile: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -147,6 +149,7 @@ async fn look(
             pressing: false,
             over: false,
             more: "make room on that file system".to_owned(),
+            futile: None,
         });
         return Ok((short, false));
     };
@@ -158,13 +161,14 @@ async fn look(
     let (free, wanted) = (data.free().saturating_sub(data.least), minimum.saturating_add(more));
     let close = data.is_nearly_low() || metadata.is_nearly_low() || free < wanted.saturating_mul(2);
     let (pressing, over) = (data.is_pressing() || metadata.is_pressing(), data.free() == 0);
+    let futile = room.held.clone();
     let short = if free < wanted {
         let more = format!("make room for data ({})", room.more_data);
-        Some(Shortage { free, wanted, of: Of::Data, pressing, over, more })
+        Some(Shortage { free, wanted, of: Of::Data, pressing, over, more, futile })
     } else {
         let (free, wanted) = (metadata.free(), metadata.low.saturating_add(room.metadata_for(more)));
         let more = format!("make room for metadata ({})", room.more_metadata);
-        (free < wanted).then_some(Shortage { free, wanted, of: Of::Metadata, pressing, over, more })
+        (free < wanted).then_some(Shortage { free, wanted, of: Of::Metadata, pressing, over, more, futile })
     };
     Ok((short, close))
 }
@@ -303,6 +307,8 @@ impl Daemon {
         let mut dropped = false;
         let left = loop {
             let short = match look(&**store, &config, more).await {
+                // One after the other would go, for nothing.
+                Ok((Some(short), _)) if short.futile.is_some() => break Ok(Some(short)),
                 Ok((Some(short), _)) => short,
                 Ok((None, _)) => {
                     volume.space.is_well(volume);
@@ -412,10 +418,14 @@ impl Daemon {
     async fn say_full(&self, volume: &Volume, short: Shortage) {
         let config = volume.config();
         let (store, name) = (config.snapstore.display(), &volume.name);
-        let Shortage { free, wanted, of, over, more, .. } = short;
+        let Shortage { free, wanted, of, over, more, futile, .. } = short;
         let (free_bytes, wanted_bytes) = (HumanBytes(free), HumanBytes(wanted));
         let text = match of {
             _ if over => format!("the pool of volume {name} is full: what is written to the volume fails"),
+            _ if futile.is_some() => format!(
+                "only {free_bytes} are free in the pool at {store}, {wanted_bytes} are wanted, and dropping snapshots would free \
+                 nothing, because somebody else holds a moment of the pool's metadata"
+            ),
             Of::Files | Of::Data => format!(
                 "only {free_bytes} are free at {store}, {wanted_bytes} are wanted, and no snapshot may be dropped"
             ),
@@ -428,8 +438,9 @@ impl Daemon {
             false => format!(", let manual snapshots go (`drop_manual` in volumes/{name}.toml)"),
         };
         let mark = if of == Of::Files { ", or lower `minimum_free`" } else { "" };
-        let remedy =
-            format!("{more}{manual}, release what is held (`zumastor status {name}` lists it){mark}");
+        let remedy = futile.unwrap_or_else(|| {
+            format!("{more}{manual}, release what is held (`zumastor status {name}` lists it){mark}")
+        });
         let before = volume.space.full.lock().expect("no panic while locked").clone();
         let worse = over && before.as_ref().is_some_and(|before| !before.over);
         // First the event: whoever sees the alarm finds it.

@@ -155,9 +155,13 @@ impl Daemon {
             trouble = Some(trouble.map_or_else(|| late.clone(), |error| format!("{late}; {error}")));
             health = Health::Late;
         }
-        if let (Health::Ok | Health::Retrying | Health::Late, Some(full)) = (health, full) {
+        if let (Health::Ok | Health::Retrying | Health::Late | Health::Unavailable, Some(full)) =
+            (health, full)
+        {
             trouble = Some(trouble.map_or_else(|| full.clone(), |other| format!("{full}; {other}")));
-            health = Health::Full;
+            if health != Health::Unavailable {
+                health = Health::Full;
+            }
         }
         if let (Health::Ok | Health::Retrying | Health::Late | Health::Full, Some(ill)) =
             (health, seen.room.as_ref().and_then(|room| room.trouble.as_ref()))

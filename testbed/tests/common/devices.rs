@@ -9,7 +9,10 @@ use std::{
 };
 
 use rustix::fs::OFlags;
-use zumastor::exit::Failure;
+use zumastor::{
+    api::{EventKind, VolumeStatus},
+    exit::Failure,
+};
 use zumastor_core::PageBuf;
 use zumastor_testbed::{
     Node,
@@ -64,4 +67,10 @@ pub fn machine(lab: &Lab, disks: &[(&str, u64)]) -> Result<Machine, Failure> {
         machine = machine.disk(&lab.disk(name, mib * MIB)?);
     }
     Ok(machine)
+}
+
+/// The snapshots that were dropped, in order.
+pub fn dropped(volume: &VolumeStatus) -> Vec<u64> {
+    let dropped = volume.events.iter().rev().filter(|event| event.what == EventKind::Dropped);
+    dropped.filter_map(|event| event.number).map(|number| number.0).collect()
 }
