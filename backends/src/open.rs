@@ -110,6 +110,34 @@ pub async fn reopen_volume(
     tokio::task::spawn_blocking(open).await.expect("opening a store does not panic")
 }
 
+/// Lets what a program that was killed left standing still of a volume go on, without opening its store: for one that is not to be opened,
+/// or cannot be. `expected` is the identity of the store, as far as it is known. Tells how many devices stood still; those of image files
+/// never do.
+///
+/// # Errors
+/// [`StoreError::Unsupported`] if another process has the store open, and where it cannot be known what a device should go on with.
+pub async fn let_go_on(spec: &VolumeSpec, expected: Option<Uuid>) -> Result<usize, StoreError> {
+    let spec = spec.clone();
+    let go_on = move || -> Result<usize, StoreError> {
+        #[cfg(feature = "device-mapper")]
+        return match lvm_thin::place(&spec.origin, &spec.snapstore)? {
+            Some(place) => lvm_thin::go_on(&place),
+            None if Path::new(CONTROL).exists() => crate::dm_thin::go_on(&spec, expected),
+            None => Ok(0),
+        };
+        #[cfg(not(feature = "device-mapper"))]
+        return Ok({
+            let _ = (spec, expected);
+            0
+        });
+    };
+    tokio::task::spawn_blocking(go_on).await.expect("letting devices go on does not panic")
+}
+
+/// Device-mapper's own device, where the kernel has it.
+#[cfg(feature = "device-mapper")]
+const CONTROL: &str = "/dev/mapper/control";
+
 /// Opens the store of a volume on block devices, or makes it if `making` says how. Blocking.
 ///
 /// # Errors

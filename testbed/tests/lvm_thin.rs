@@ -15,7 +15,7 @@ use zumastor::exit::Failure;
 use zumastor_backends::{
     Faults, Making, VolumeSpec,
     conformance::{Subject, check},
-    open_lvm,
+    let_go_on, open_lvm,
 };
 use zumastor_core::{Lineage, NewSnapshot, PageBuf, SnapshotNumber, SnapshotStore, StoreError};
 use zumastor_testbed::{
@@ -146,6 +146,7 @@ fn lab_what_others_do_is_not_mistaken() -> Result<(), Failure> {
             let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
             runtime.block_on(async {
                 only_what_was_activated_for_it_is_deactivated(&mut volume).await?;
+                what_stands_still_goes_on(&mut volume).await?;
                 let store = volume.open(Faults::none()).map_err(Failure::doing("opening the store"))?;
                 store.create_snapshot(number(0)).await?;
                 store.create_snapshot(number(1)).await?;
@@ -205,6 +206,23 @@ async fn only_what_was_activated_for_it_is_deactivated(volume: &mut Volume) -> R
         }
     }
     Ok(())
+}
+
+/// The head goes on without the store being opened, but not under who has it open.
+async fn what_stands_still_goes_on(volume: &mut Volume) -> Result<(), Failure> {
+    let stands_still =
+        || output("dmsetup", |c| c.args(["info", "vg-vol"])).map(|info| info.contains("SUSPENDED"));
+    killed(volume).await?;
+    output("dmsetup", |c| c.args(["suspend", "vg-vol"]))?;
+    assert_eq!(let_go_on(&spec(), None).await?, 1);
+    assert!(!stands_still()?);
+    let store = volume.open(Faults::none()).map_err(Failure::doing("opening the store"))?;
+    output("dmsetup", |c| c.args(["suspend", "vg-vol"]))?;
+    let refused = let_go_on(&spec(), None).await.unwrap_err();
+    assert!(refused.to_string().contains("in use by another process"), "{refused}");
+    assert!(stands_still()?);
+    output("dmsetup", |c| c.args(["resume", "vg-vol"]))?;
+    store.close().await.map_err(Failure::from)
 }
 
 /// What is said of a moment that somebody else holds.

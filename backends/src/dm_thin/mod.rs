@@ -11,6 +11,7 @@ mod make;
 mod pool;
 mod said;
 mod sizes;
+mod still;
 
 use std::{
     collections::BTreeSet,
@@ -28,6 +29,7 @@ pub(crate) use devices::signature;
 pub(crate) use header::store_id;
 use header::{Content, Header};
 use pool::{Devices, DmPool, clear_others};
+pub(crate) use still::go_on;
 
 use crate::{
     Faults, Making, VolumeSpec, pool_events,

@@ -153,6 +153,30 @@ pub(crate) fn open(
     ThinStore::open(Box::new(pool), spec.notes.join(store.to_string()), faults)
 }
 
+/// Lets the logical volumes of a volume go on that a program which was killed left standing still. Tells how many.
+///
+/// # Errors
+/// [`StoreError::Unsupported`] if another program has the store open, which sees to that itself; what the kernel refuses.
+pub(crate) fn go_on(place: &Place) -> Result<usize, StoreError> {
+    let mapper = Mapper::open()?;
+    let (file, path) = lock_file(&format!("{}.lock", joined(&place.vg, &place.lv)))?;
+    lock(&file, &path)?;
+    let seen = Seen::look(place)?;
+    let Some((store, recorded)) = seen.store(place) else { return Ok(0) };
+    let tag = tags::of_store(store);
+    let head = recorded.head().map(|(uuid, _)| uuid);
+    let ours = seen.pooled.values().filter(|lv| lv.tags.contains(&tag) || Some(lv.uuid.as_str()) == head);
+    let mut gone_on = 0;
+    for lv in ours {
+        let there = mapper.find_uuid(&format!("LVM-{}{}", seen.group.uuid, lv.uuid))?;
+        if let Some((name, _)) = there.filter(|(_, there)| there.suspended) {
+            mapper.resume(&name)?;
+            gone_on += 1;
+        }
+    }
+    Ok(gone_on)
+}
+
 /// What LVM knows of a volume group.
 struct Seen {
     group: lvm::Group,

@@ -37,6 +37,10 @@ pub(crate) struct Mapped {
     pub minor: u32,
     pub users: u32,
     pub read_only: bool,
+    /// Whether it stands still.
+    pub suspended: bool,
+    /// Whether a table is loaded that is used from the next resume on.
+    pub loaded: bool,
     pub uuid: String,
 }
 
@@ -114,6 +118,9 @@ impl Mapper {
             if has != targets || there.read_only != (access == Access::ReadOnly) {
                 self.load(name, table, access)?;
                 self.suspend(name, false)?;
+            } else if there.loaded {
+                // A crash left it there: it is not to be what the device goes on with.
+                self.unload(name)?;
             }
             // Also one that a crash left suspended.
             self.resume(name)?;
@@ -334,6 +341,8 @@ fn mapped(info: &DeviceInfo) -> Mapped {
         minor: device.minor,
         users: u32::try_from(info.open_count()).unwrap_or(0),
         read_only: info.flags().contains(DmFlags::DM_READONLY),
+        suspended: info.flags().contains(DmFlags::DM_SUSPEND),
+        loaded: info.flags().contains(DmFlags::DM_INACTIVE_PRESENT),
         uuid: info.uuid().map(ToString::to_string).unwrap_or_default(),
     }
 }

@@ -120,7 +120,11 @@ pub async fn run(paths: Paths, settings: Settings) -> Result<(), Failure> {
     daemon.trust_peers()?;
     daemon.sweep_mounts().await;
     daemon.clone().make_up_for_others(left);
-    for volume in daemon.all_volumes().into_iter().filter(|volume| volume.barred().is_none()) {
+    for volume in daemon.all_volumes() {
+        if volume.barred().is_some() {
+            tokio::spawn(async move { volume.let_go_on().await });
+            continue;
+        }
         tokio::spawn(open(daemon.clone(), volume.clone()));
         daemon.start_volume(&volume).await;
     }
@@ -204,6 +208,7 @@ pub async fn open(daemon: Arc<Daemon>, volume: Arc<Volume>) {
             Ok(_) => break,
             Err(error) if pause == FIRST_PAUSE => {
                 tracing::warn!(volume = %volume.name, error = %chain(&error), "the volume cannot be opened");
+                volume.let_go_on().await;
             }
             Err(_) => {}
         }

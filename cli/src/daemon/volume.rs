@@ -11,7 +11,7 @@ use std::{
 use tokio::sync::watch;
 use uuid::Uuid;
 use zumastor_backends::{
-    Making, OriginMust, VolumeSpec, open_volume, origin_exists, reopen_volume, store_id,
+    Making, OriginMust, VolumeSpec, let_go_on, open_volume, origin_exists, reopen_volume, store_id,
 };
 use zumastor_core::{
     NodeName, SnapshotNumber, SnapshotRecord, SnapshotStore, StoreError, VolumeName,
@@ -31,7 +31,10 @@ use super::{
     state::Window,
     worker::{Wish, Worker},
 };
-use crate::api::{Part, Role, WorkStatus};
+use crate::{
+    api::{Part, Role, WorkStatus},
+    exit::chain,
+};
 
 /// A volume that is defined on this node.
 #[derive(Debug)]
@@ -254,6 +257,22 @@ impl Volume {
         }
         let opened = self.stores.open(&self.name, &self.config(), Found::There).await?;
         Ok(store.insert(opened).clone())
+    }
+
+    /// Lets it go on where a daemon that was killed left it standing still, whether its store can be opened or not.
+    pub async fn let_go_on(&self) {
+        let store = self.store.lock().await;
+        if store.is_some() {
+            return;
+        }
+        let config = self.config();
+        match let_go_on(&self.stores.spec(&self.name, &config), config.store).await {
+            Ok(0) => {}
+            Ok(_) => tracing::warn!(volume = %self.name, "the volume stood still, and goes on"),
+            Err(error) => {
+                tracing::error!(volume = %self.name, error = %chain(&error), "the volume may stand still: see `dmsetup info`");
+            }
+        }
     }
 
     /// Its store, if it is open and nobody is opening or closing it.
