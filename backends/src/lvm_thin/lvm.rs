@@ -108,12 +108,18 @@ pub(super) fn run(program: &str, arguments: &[&str]) -> Result<String, StoreErro
     let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
     let complaint = lines.filter(|line| !line.starts_with("WARNING")).collect::<Vec<_>>().join("; ");
     let what = format!("`{program} {}`", arguments.join(" "));
-    let kind = if is_hurried() && complaint.contains("Can't get lock for") {
+    Err(StoreError::io(what)(io::Error::new(kind(&complaint), format!("LVM says: {complaint}"))))
+}
+
+/// Whether a command failed only because somebody else has a lock and it was not to wait. Whatever a command says next, that comes from
+/// the lock's file, before anything is changed (lib/misc/lvm-flock.c of lvm2). `Failed to lock logical volume` is no lock: a device could
+/// not be suspended, resumed or activated, and what came before that may have been done.
+fn kind(complaint: &str) -> io::ErrorKind {
+    if complaint.contains("flock failed: Resource temporarily unavailable") {
         io::ErrorKind::WouldBlock
     } else {
         io::ErrorKind::Other
-    };
-    Err(StoreError::io(what)(io::Error::new(kind, format!("LVM says: {complaint}"))))
+    }
 }
 
 /// Volume group and logical volume of a path that names one: `/dev/VG/LV`, or that of a device of LVM's.
@@ -273,6 +279,29 @@ mod tests {
             ["/dev/null", "/dev/shm/x", "/dev/disk/by-id/x", "/tmp/vg/lv", "/dev/a/b/c", "/dev/a/..", "vg/lv"]
         {
             assert_eq!(named(path), None, "{path}");
+        }
+    }
+
+    #[test]
+    fn only_a_lock_is_waited_for() {
+        for (complaint, kind) in [
+            (
+                "/run/lock/lvm/V_vg: flock failed: Resource temporarily unavailable; Can't get lock for vg.; Cannot process volume \
+                 group vg",
+                io::ErrorKind::WouldBlock,
+            ),
+            (
+                "/run/lock/lvm/P_global: flock failed: Resource temporarily unavailable",
+                io::ErrorKind::WouldBlock,
+            ),
+            ("Failed to lock logical volume vg/vol.; Aborting. Failed to activate", io::ErrorKind::Other),
+            ("Volume group \"vg\" not found; Cannot process volume group vg", io::ErrorKind::Other),
+            (
+                "/run/lock/lvm/V_vg: open failed: Permission denied; Can't get lock for vg.",
+                io::ErrorKind::Other,
+            ),
+        ] {
+            assert_eq!(super::kind(complaint), kind, "{complaint}");
         }
     }
 
