@@ -93,15 +93,10 @@ pub async fn reopen_volume(
         }
         let there = store_id(&spec.origin, &spec.snapstore)?;
         match (there, expected) {
-            (None, _) => Err(StoreError::Unsupported(format!(
-                "there is no snapshot store in {} (any more): is its file system mounted?",
-                spec.snapstore.display()
-            ))),
-            (Some(id), Some(expected)) if id != expected => Err(StoreError::Unsupported(format!(
-                "the snapshot store in {} is not the one that this volume was defined with: is the right file system \
-                 mounted there?",
-                spec.snapstore.display()
-            ))),
+            (None, _) => Err(StoreError::Unsupported(kind.no_store(&spec))),
+            (Some(id), Some(expected)) if id != expected => {
+                Err(StoreError::Unsupported(kind.another_store(&spec)))
+            }
             _ if kind == Kind::Devices => open_devices(&spec, None, Faults::none()),
             _ if kind == Kind::Lvm => open_lvm(&spec, None, Faults::none()),
             _ => Ok(Arc::new(FileStore::open(spec.origin, spec.snapstore, options())?)),
@@ -268,6 +263,43 @@ enum Kind {
     Devices,
     /// A thin volume of LVM's.
     Lvm,
+}
+
+impl Kind {
+    /// What is said where there should be a store.
+    fn no_store(self, spec: &VolumeSpec) -> String {
+        let (origin, snapstore) = (spec.origin.display(), spec.snapstore.display());
+        match self {
+            Self::Files => {
+                format!("there is no snapshot store in {snapstore} (any more): is its file system mounted?")
+            }
+            Self::Devices => {
+                format!("there is no snapshot store on {snapstore} (any more): is it the right device?")
+            }
+            Self::Lvm => format!(
+                "{origin} is no volume of ours (any more): was it removed or renamed, or is another in its place? `lvs -a -o \
+                 +lv_tags` shows what there is"
+            ),
+        }
+    }
+
+    /// What is said where there is another store.
+    fn another_store(self, spec: &VolumeSpec) -> String {
+        let (origin, snapstore) = (spec.origin.display(), spec.snapstore.display());
+        match self {
+            Self::Files => format!(
+                "the snapshot store in {snapstore} is not the one that this volume was defined with: is the right file system \
+                 mounted there?"
+            ),
+            Self::Devices => format!(
+                "the snapshot store on {snapstore} is not the one that this volume was defined with: is it the right device?"
+            ),
+            // The pool may well be the right one: a volume in it is known by its origin.
+            Self::Lvm => format!(
+                "{origin} is not the logical volume that this volume was defined with, but one that belongs to another: was it renamed?"
+            ),
+        }
+    }
 }
 
 fn kind(spec: &VolumeSpec) -> Result<Kind, StoreError> {
