@@ -29,8 +29,8 @@ pub use destroy::{condemn_store, remove_store};
 pub use faults::Faults;
 pub use file::{FileStore, FileStoreOptions, Mode, open_for_writing};
 pub use open::{
-    Making, OriginMust, VolumeSpec, is_pool, let_go_on, open_volume, origin_exists, pool_of, reopen_volume,
-    signature, store_id,
+    Making, OriginMust, VolumeSpec, is_pool, let_go_on, logical_name, open_volume, origin_exists, pool_of,
+    reopen_volume, signature, store_id,
 };
 #[cfg(feature = "device-mapper")]
 pub use open::{open_devices, open_lvm};

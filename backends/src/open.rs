@@ -177,6 +177,17 @@ pub fn pool_of(origin: &Path) -> Result<PathBuf, StoreError> {
     )));
 }
 
+/// Device-mapper's name of a logical volume of LVM's, whose path this is; nothing for any other. Blocking.
+pub fn logical_name(origin: &Path) -> Option<String> {
+    #[cfg(feature = "device-mapper")]
+    return lvm_thin::device_name(origin);
+    #[cfg(not(feature = "device-mapper"))]
+    return {
+        let _ = origin;
+        None
+    };
+}
+
 /// Whether a snapshot store is a thin pool of LVM's, which several volumes may have. Blocking.
 ///
 /// # Errors

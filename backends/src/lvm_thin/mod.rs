@@ -99,6 +99,11 @@ pub(crate) fn pool_of(origin: &Path) -> Result<PathBuf, StoreError> {
     }
 }
 
+/// Device-mapper's name of the logical volume of a path, whether there is one or not.
+pub(crate) fn device_name(path: &Path) -> Option<String> {
+    named(path).map(|(vg, lv)| joined(&vg, &lv))
+}
+
 /// Whether LVM has a logical volume of this name, active or not.
 pub(crate) fn is_volume(path: &Path) -> Result<bool, StoreError> {
     let Some((vg, name)) = named(path) else { return Ok(false) };

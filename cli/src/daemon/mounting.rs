@@ -12,6 +12,7 @@ use std::{
 
 use jiff::tz::TimeZone;
 use tokio::{task::JoinHandle, time::sleep};
+use zumastor_backends::logical_name;
 use zumastor_core::{HeadState, SnapshotNumber, SnapshotRecord, SnapshotStore, config::VolumeConfig, steps};
 
 use super::{Daemon, define::resolved, offer::Offer, status::snapshot_name, volume::Volume};
@@ -354,11 +355,14 @@ impl Daemon {
             config.snappath.clone().unwrap_or_else(|| paths.snappath(name)),
         ];
         // What is mounted is found by where it really is.
-        let real = tokio::task::spawn_blocking(move || places.map(|place| resolved(&place))).await;
-        let [mountpoint, snappath] = real.expect("looking at paths does not panic");
+        let origin = config.origin.clone();
+        let look = move || (places.map(|place| resolved(&place)), logical_name(&origin));
+        let looked = tokio::task::spawn_blocking(look).await;
+        let ([mountpoint, snappath], logical) = looked.expect("looking at paths does not panic");
         let options = config.mountopts.as_deref().map(Options::parse).transpose();
         Ok(Plan {
             volume: name.clone(),
+            logical,
             mountpoint,
             own_mountpoint: config.mountpoint.is_none(),
             snappath,

@@ -14,6 +14,8 @@ use super::Options;
 pub struct Plan {
     /// The volume.
     pub volume: VolumeName,
+    /// Device-mapper's name of it where it is a logical volume of LVM's, as far as is known.
+    pub logical: Option<String>,
     /// Where the volume is mounted.
     pub mountpoint: PathBuf,
     /// Whether that directory is ours to make and to remove.
@@ -88,6 +90,7 @@ impl Plan {
         let links = ["mount", "snapshot"];
         Some(Self {
             volume: name.parse().ok()?,
+            logical: None,
             mountpoint: volumes.join(name),
             own_mountpoint: true,
             snappath: volumes.join(format!("{name}-snapshots")),

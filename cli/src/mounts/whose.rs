@@ -113,13 +113,13 @@ fn shows_snapshots(plan: &Plan, table: &Table, mount: &Mount) -> bool {
 
 /// Whether a device is of a snapshot of a volume in a thin pool, or of what was one.
 pub fn is_device_of_snapshot(plan: &Plan, device: Device) -> bool {
-    is_name_of_snapshot(plan.volume.as_str(), &mapped_name(device))
+    is_name_of_snapshot(plan.volume.as_str(), &logical(plan), &mapped_name(device))
 }
 
 /// Whether a device that is mounted by the name `source` is of a volume in a thin pool.
 fn is_device_of_volume(plan: &Plan, number: u64, source: &Path) -> bool {
-    let volume = plan.volume.as_str();
-    let named = |name: &str| name == volume || is_name_of_snapshot(volume, name);
+    let (volume, logical) = (plan.volume.as_str(), logical(plan));
+    let named = |name: &str| name == volume || is_name_of_snapshot(volume, &logical, name);
     let nodes = Path::new(NODES);
     // LVM has names of its own for what is also found by ours: the head, and what had that place when it was mounted.
     let mounted_by =
@@ -129,6 +129,16 @@ fn is_device_of_volume(plan: &Plan, number: u64, source: &Path) -> bool {
         || Identity::of_head(&nodes.join(volume)) == Identity::Device(number)
 }
 
+/// Device-mapper's names of the volume where it is one of LVM's: by its configuration, and by what our node leads to, as it may have been
+/// renamed.
+fn logical(plan: &Plan) -> Vec<String> {
+    let node = match Identity::of_head(&Path::new(NODES).join(plan.volume.as_str())) {
+        Identity::Device(number) => Some(mapped_name((rustix::fs::major(number), rustix::fs::minor(number)))),
+        _ => None,
+    };
+    node.into_iter().filter(|name| !name.is_empty()).chain(plan.logical.clone()).collect()
+}
+
 /// Device-mapper's name of a device; empty if it has none.
 fn mapped_name((major, minor): Device) -> String {
     let name = fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/dm/name")).unwrap_or_default();
@@ -136,11 +146,13 @@ fn mapped_name((major, minor): Device) -> String {
 }
 
 /// Whether a name is one of a volume's snapshot: `VOLUME(NUMBER)`, whose brackets device-mapper writes as `\x28` and `\x29`, or of
-/// what has no place any more, `VOLUME:old-N`; in one of LVM's pools it ends in `_zumaNUMBER` or `_zumaoldN`.
-fn is_name_of_snapshot(volume: &str, name: &str) -> bool {
-    let of_lvm = name.rsplit_once("_zuma").is_some_and(|(_, number)| {
+/// what has no place any more, `VOLUME:old-N`; where it is one of LVM's, of a name in `logical`, that and `_zumaNUMBER` or `_zumaoldN`.
+fn is_name_of_snapshot(volume: &str, logical: &[String], name: &str) -> bool {
+    let of_lvm = name.rsplit_once("_zuma").is_some_and(|(of, number)| {
         let digits = number.strip_prefix('L').or_else(|| number.strip_prefix("old")).unwrap_or(number);
-        !digits.is_empty() && digits.bytes().all(|c| c.is_ascii_digit())
+        !digits.is_empty()
+            && digits.bytes().all(|c| c.is_ascii_digit())
+            && logical.iter().any(|name| name == of)
     });
     let mark = |rest: &str| ["(", "\\x28", ":old-"].iter().any(|mark| rest.starts_with(mark));
     of_lvm || name.strip_prefix(volume).is_some_and(mark)
@@ -167,7 +179,7 @@ mod tests {
             "vg-lv_zumaL0",
             "vg-lv_zumaold1",
         ] {
-            assert!(is_name_of_snapshot("v", name), "{name}");
+            assert!(is_name_of_snapshot("v", &["vg-lv".to_owned()], name), "{name}");
         }
         for name in [
             "",
@@ -182,8 +194,12 @@ mod tests {
             "vg-lv_zuma",
             "vg-lv_zumaold",
             "vg-lv_zumarecv",
+            "vg-lv2_zuma12",
+            "vg2-lv_zuma12",
+            "vg-lv_zuma1_zuma2",
+            "lv_zuma12",
         ] {
-            assert!(!is_name_of_snapshot("v", name), "{name}");
+            assert!(!is_name_of_snapshot("v", &["vg-lv".to_owned()], name), "{name}");
         }
     }
 
