@@ -10,7 +10,7 @@ use std::{
 
 use rustix::fs::OFlags;
 use zumastor::{
-    api::{EventKind, VolumeStatus},
+    api::{EventKind, Health, VolumeStatus},
     exit::Failure,
 };
 use zumastor_core::PageBuf;
@@ -67,6 +67,17 @@ pub fn machine(lab: &Lab, disks: &[(&str, u64)]) -> Result<Machine, Failure> {
         machine = machine.disk(&lab.disk(name, mib * MIB)?);
     }
     Ok(machine)
+}
+
+/// Whether nothing is wrong but that what is written here is no file system that could be mounted.
+pub fn is_well(volume: &VolumeStatus) -> Option<()> {
+    let mounts = volume.trouble.as_ref().is_none_or(|text| text.contains("is not mounted at"));
+    (matches!(volume.health, Health::Ok | Health::Retrying) && mounts).then_some(())
+}
+
+/// The numbers of its snapshots.
+pub fn numbers(volume: &VolumeStatus) -> Vec<u64> {
+    volume.snapshots.iter().map(|snapshot| snapshot.number.0).collect()
 }
 
 /// The snapshots that were dropped, in order.
