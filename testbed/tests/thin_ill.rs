@@ -260,6 +260,50 @@ fn lab_a_pool_that_could_only_be_read_catches_up() -> Result<(), Failure> {
     )
 }
 
+/// Metadata that are not of the header's time, and want a check besides: that is known before they can be written, so nobody writes to the
+/// volume until then, and nothing more is taken into use.
+#[test]
+fn lab_an_older_copy_is_known_before_its_pool_is_well() -> Result<(), Failure> {
+    lab::inside(
+        TOOLS,
+        |lab| machine(lab, &[("origin", 16), ("snapdev", 64), ("metadev", 16)]),
+        || {
+            output("dmsetup", |c| c.args(["create", "meta", "--table", "0 8192 linear /dev/ubdc 0"]))?;
+            let mut node = start("alpha")?;
+            let define = ["define", "volume", "v", "/dev/ubda", "/dev/ubdb", "--metadev", "/dev/mapper/meta"];
+            node.ok(&define)?;
+            node.ok(&["define", "master", "v", "--no-snapmount"])?;
+            node.ok(&["snapshot", "v"])?;
+            assert_eq!(node.down()?, 0);
+            let mut transaction = [0; 8];
+            edit_superblock(Path::new("/dev/mapper/meta"), |block| {
+                transaction.copy_from_slice(&block[48..56]);
+                block[48..56].copy_from_slice(&(u64::from_le_bytes(transaction) + 3).to_le_bytes());
+                block[4] |= 1;
+            });
+            for _ in 0..2 {
+                node.up()?;
+                node.wait_for("v", "what ails it", PATIENCE, |volume| {
+                    volume.trouble.as_ref().is_some_and(|text| text.contains("needs_check")).then_some(())
+                })?;
+                assert!(overwrite("/dev/mapper/v").is_err(), "an older copy can be written");
+                let refused = node.run(&["resize", "v", "--metadata", "16M"])?;
+                assert!(refused.code == 3 && refused.err.contains("an older copy"), "{refused:?}");
+                assert_eq!(node.down()?, 0);
+            }
+            let metadata = "/dev/mapper/v:metadata";
+            edit_superblock(Path::new(metadata), |block| block[48..56].copy_from_slice(&transaction));
+            output("thin_check", |c| c.args(["-q", "--clear-needs-check-flag", metadata]))?;
+            node.up()?;
+            node.wait_for("v", "it to be well", PATIENCE, is_well)?;
+            overwrite("/dev/mapper/v").expect("the volume can be written again");
+            node.ok(&["snapshot", "v"])?;
+            assert_eq!(numbers(&node.volume("v")?), [0, 1]);
+            Ok(())
+        },
+    )
+}
+
 /// Writes a page at the begin of a device.
 fn overwrite(device: &str) -> io::Result<()> {
     let direct = OFlags::DIRECT.bits() as i32;

@@ -17,7 +17,8 @@ pub(super) enum Beside {
 
 impl DmPool {
     /// Puts the pool's transaction beside that of the header, as soon as the pool can be written: a crash may have come between the
-    /// two. What an earlier run held of the metadata when it ended is let go then as well.
+    /// two. What an earlier run held of the metadata when it ended is let go then as well. That one of the two is an older copy is seen
+    /// before that.
     pub(super) fn settle(&self) -> Result<Beside, StoreError> {
         // It stays what it is for as long as the two are not known to be together.
         let header = self.header().1.transaction;
@@ -25,30 +26,23 @@ impl DmPool {
         if *beside != Beside::Unknown {
             return Ok(*beside);
         }
-        let said = self.said()?;
-        let Some(said) = said.filter(|said| self.explained(Some(said)).is_none()) else {
-            return Ok(Beside::Unknown);
-        };
+        let Some(said) = self.said()? else { return Ok(Beside::Unknown) };
         let pool = said.transaction;
+        let apart = !(pool..=pool + 1).contains(&header);
+        if self.explained(Some(&said)).is_some() {
+            if apart {
+                *beside = Beside::Apart { header, pool };
+                // What cannot be let go now stays noted, and is by the next who can.
+                let _ = self.release_stale(said.held);
+            }
+            return Ok(*beside);
+        }
         if pool + 1 == header {
             self.catch_up(pool, header)?;
         }
-        let found = if pool <= header && header <= pool + 1 {
-            Beside::Together
-        } else {
-            Beside::Apart { header, pool }
-        };
-        if let Some(held) = said.held {
-            self.release_stale(held)?;
-        }
-        self.moment.begin()?;
-        *beside = found;
-        Ok(found)
-    }
-
-    /// Whether the pool could be written since the store was opened.
-    pub(super) fn is_settled(&self) -> bool {
-        *self.beside.lock().expect("no panic while locked") != Beside::Unknown
+        self.release_stale(said.held)?;
+        *beside = if apart { Beside::Apart { header, pool } } else { Beside::Together };
+        Ok(*beside)
     }
 
     /// Why nothing may be changed, if the two are not of one moment.
@@ -64,13 +58,15 @@ impl DmPool {
         ))
     }
 
-    /// Lets go of a moment that an earlier run held when it ended.
-    fn release_stale(&self, held: u64) -> Result<(), StoreError> {
-        if self.moment.is_ours(self.was_open) {
-            return self.moment.let_go(&|message| self.tell(message), &self.name("pool"));
+    /// Lets go of a moment that an earlier run held when it ended, and notes that nothing of ours is held.
+    fn release_stale(&self, held: Option<u64>) -> Result<(), StoreError> {
+        if let Some(held) = held {
+            if self.moment.is_ours(self.was_open) {
+                return self.moment.let_go(&|message| self.tell(message), &self.name("pool"));
+            }
+            tracing::warn!(volume = self.volume, held, "{}", self.strange_hold());
         }
-        tracing::warn!(volume = self.volume, held, "{}", self.strange_hold());
-        Ok(())
+        self.moment.begin()
     }
 
     /// What is in the way where a moment is held that is not ours.

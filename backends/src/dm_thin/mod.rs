@@ -91,14 +91,9 @@ fn assemble(
         let what = trouble.unwrap_or_else(|| "the pool has failed".to_owned());
         return Err(StoreError::Damaged { path: spec.snapstore.clone(), what });
     }
-    if let Some(trouble) = trouble {
-        tracing::error!(volume = %spec.name, "the volume can only be read: {trouble}");
-        pool.mark(true)?;
-        return Ok(pool);
-    }
     pool.settle()?;
-    if let Some(apart) = pool.apart() {
-        tracing::error!(volume = %spec.name, "the volume can only be read: {apart}");
+    for why in trouble.into_iter().chain(pool.apart()) {
+        tracing::error!(volume = %spec.name, "the volume can only be read: {why}");
     }
     pool.mark(true)?;
     Ok(pool)

@@ -34,6 +34,9 @@ use crate::{
 /// lets a larger number spill into that of the block (`pack_block_time`, drivers/md/dm-thin-metadata.c).
 const LAST_CLONE: u32 = (1 << 24) - 1024;
 
+/// Why something fails while it is not known yet whether the header is as new as the pool.
+const NOT_NOW: &str = "the pool cannot be written just now: try again";
+
 /// A pool that belongs to one volume.
 #[derive(Debug)]
 pub(super) struct DmPool {
@@ -267,11 +270,14 @@ impl Pool for DmPool {
     }
 
     fn save(&self, catalogue: &Catalogue) -> Result<(), StoreError> {
-        if self.settle()? != Beside::Together {
-            // A header that the pool cannot follow must not be written.
-            let what = self.apart().or_else(|| self.trouble());
-            let what = what.unwrap_or_else(|| "the pool could not be written just now: try again".to_owned());
-            return Err(StoreError::Damaged { path: self.place.clone(), what });
+        // A header that the pool cannot follow must not be written. Nothing has been then, and the store stays what it is.
+        let refused = |why: String| {
+            let what = format!("writing the header of volume {}", self.volume);
+            StoreError::Io { what, source: io::Error::new(ErrorKind::WouldBlock, why) }
+        };
+        if self.settle().map_err(|error| refused(error.to_string()))? != Beside::Together {
+            let why = self.apart().or_else(|| self.trouble());
+            return Err(refused(why.unwrap_or_else(|| NOT_NOW.to_owned())));
         }
         let mut header = self.header();
         let (file, content) = &mut *header;
@@ -456,9 +462,7 @@ impl Pool for DmPool {
         if self.settle()? == Beside::Unknown {
             // Holding one would take the note away that an earlier run left, and fail.
             let what = format!("looking at the metadata of volume {}", self.volume);
-            let source =
-                io::Error::new(ErrorKind::WouldBlock, "the pool cannot be written just now: try again");
-            return Err(StoreError::Io { what, source });
+            return Err(StoreError::Io { what, source: io::Error::new(ErrorKind::WouldBlock, NOT_NOW) });
         }
         let tell = |message: &str| self.tell(message);
         self.moment.hold(&tell, (&self.name("pool"), &path), &|| self.strange_hold(), read)
@@ -542,12 +546,8 @@ impl Pool for DmPool {
         if all_gone {
             self.dismantle()?;
         }
-        if self.is_settled() {
-            self.mark(false)?;
-        } else {
-            // What a run that was killed held is let go by one that can.
-            self.mark(self.was_open)?;
-        }
+        // What is held still is let go by a run that can.
+        self.mark(self.moment.is_ours(self.was_open))?;
         flock(self.header().0.file(), FlockOperation::Unlock)
             .map_err(|error| StoreError::io(format!("unlocking {}", self.place.display()))(error.into()))
     }

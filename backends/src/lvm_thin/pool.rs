@@ -667,7 +667,7 @@ impl Pool for LvmPool {
 
     fn close(&self) -> Result<(), StoreError> {
         // Whoever reads the metadata comes to an end first, and lets go of them.
-        drop(self.lock_metadata().ok());
+        let held = self.lock_metadata().is_ok_and(|_right| self.moment.is_ours(false));
         self.tidy(&BTreeSet::new())?;
         let volumes = self.state().volumes.clone();
         let mut others: Vec<_> =
@@ -676,7 +676,9 @@ impl Pool for LvmPool {
         self.put_down(others)?;
         let open = tags::open(self.store);
         let mut tags = self.tags();
-        tags.remove(&open);
+        if !held {
+            tags.remove(&open);
+        }
         self.set_tags(tags)?;
         let head = self.state().volumes.values().find(|lv| lv.name == self.name).cloned();
         let is_down = head.map(|head| self.device_of(&head)).transpose()?.flatten().is_none();
