@@ -5,7 +5,10 @@ use std::{
     fs::{self, File, OpenOptions},
     ops::Range,
     os::unix::fs::{FileExt, OpenOptionsExt},
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
     thread,
 };
 
@@ -14,10 +17,10 @@ use uuid::Uuid;
 use zumastor::exit::Failure;
 use zumastor_backends::{
     Faults, Making, VolumeSpec,
-    conformance::{Subject, check},
+    conformance::{Bytes, Subject, check, deliver, plan_for},
     let_go_on, open_lvm,
 };
-use zumastor_core::{Lineage, NewSnapshot, PageBuf, SnapshotNumber, SnapshotStore, StoreError};
+use zumastor_core::{Lineage, NewSnapshot, PageBuf, SegmentIndex, SnapshotNumber, SnapshotStore, StoreError};
 use zumastor_testbed::{
     lab::{self, Job, Lab, Machine},
     output,
@@ -362,6 +365,80 @@ fn lab_a_flip_waits_for_no_lock_while_the_head_stands_still() -> Result<(), Fail
                 })?;
                 let reading = held.lock().unwrap().take().expect("the step was passed");
                 reading.join().unwrap().map_err(Failure::doing("reading the head"))?;
+            }
+            Ok(())
+        },
+    )
+}
+
+/// A volume that was made smaller before it was defined is mapped beyond its end. A larger snapshot that is received upon it does not show
+/// that, wherever the program was killed while it was made zero.
+#[test]
+fn lab_what_lies_beyond_a_smaller_base_does_not_show_after_a_kill() -> Result<(), Failure> {
+    const SMALL: usize = 1 << 20;
+    lab::inside(
+        TOOLS,
+        |lab| machine(lab, 64 << 20),
+        || {
+            let mut volume = Volume::new();
+            lvm("lvextend", "-L 2M vg/vol")?;
+            let stale = OpenOptions::new().write(true).open("/dev/vg/vol").expect("the volume");
+            // In two places, so that one may be cleared and the other not.
+            for chunk in [17, 24] {
+                stale
+                    .write_all_at(&[0xAA; 64 << 10], chunk << 16)
+                    .and_then(|()| stale.sync_data())
+                    .expect("written");
+            }
+            drop(stale);
+            lvm("lvreduce", "-f -y -L 1M vg/vol")?;
+            let base = Bytes(vec![7; SMALL]);
+            fs::write("/dev/vg/vol", &base.0).map_err(Failure::doing("writing"))?;
+            let mut target = base.0.clone();
+            target.resize(2 * SMALL, 0);
+            target[SMALL + 4096..SMALL + 8192].fill(9);
+            let target = Bytes(target);
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            let plan = plan_for(SnapshotNumber(1), Lineage(Uuid::nil()), Some(SnapshotNumber(0)), &target);
+            let mut clearing = 0;
+            for steps in 0.. {
+                let (passed, cleared) = (AtomicUsize::new(0), Arc::new(AtomicUsize::new(0)));
+                let count = cleared.clone();
+                let faults = Faults::new(move |step| {
+                    if !step.starts_with("stage: ") {
+                        return false;
+                    }
+                    let stop = passed.fetch_add(1, Ordering::Relaxed) == steps;
+                    count.fetch_add(usize::from(stop && step == "stage: while clearing"), Ordering::Relaxed);
+                    stop
+                });
+                let store = volume.open(faults.clone()).map_err(Failure::doing("opening the store"))?;
+                if steps == 0 {
+                    runtime.block_on(store.create_snapshot(number(0)))?;
+                }
+                let killed = runtime.block_on(store.stage(plan.clone())).map(drop);
+                assert_eq!(killed.is_err(), faults.stopped(), "{killed:?}");
+                drop(store);
+                clearing += cleared.load(Ordering::Relaxed);
+                let store = volume.open(Faults::none()).map_err(Failure::doing("opening the store"))?;
+                runtime.block_on(async {
+                    let staging = store.stage(plan.clone()).await?;
+                    let leaves =
+                        deliver(&*staging, &Bytes(base.0.clone()), &target, 0..target.0.len() as u64)?;
+                    staging.checkpoint(&leaves, &[SegmentIndex(0)])?;
+                    staging.commit(target.digest())?;
+                    let reader = store.open_snapshot(SnapshotNumber(1)).await?;
+                    let mut found = vec![0; target.0.len()];
+                    reader.read_at(0, &mut found)?;
+                    assert!(found == target.0, "step {steps}: what lies beyond the base shows");
+                    drop(reader);
+                    store.delete_snapshot(SnapshotNumber(1)).await?;
+                    store.close().await
+                })?;
+                if killed.is_ok() {
+                    assert!(steps > 3 && clearing == 2, "{steps} steps, {clearing} while it was cleared");
+                    break;
+                }
             }
             Ok(())
         },

@@ -125,8 +125,13 @@ impl Inner {
         if !stale.is_empty() {
             let path = self.pool.activate(Slot::Scratch, thin, before.max(size), Access::Writable)?;
             let chunk = self.pool.chunk();
-            let cleared = stale.into_iter().try_for_each(|range| clear(&path, range, chunk));
-            self.pool.deactivate(Slot::Scratch)?;
+            let cleared = stale.into_iter().try_for_each(|range| {
+                clear(&path, range, chunk)?;
+                self.faults.at("stage: while clearing")
+            });
+            if !self.faults.stopped() {
+                self.pool.deactivate(Slot::Scratch)?;
+            }
             cleared?;
         }
         if before == size || edge.is_multiple_of(SECTOR) {
