@@ -8,7 +8,9 @@ mod found;
 mod lvm;
 mod make;
 mod pool;
+mod said;
 mod tags;
+mod volumes;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
