@@ -11,11 +11,10 @@ use uuid::Uuid;
 use zumastor_core::StoreError;
 
 use super::{
+    below::clear_others,
     devices::{BlockDevice, check_unused, signature, wipe},
     header::{Content, Header, Layout},
-    new_pool,
-    pool::clear_others,
-    sizes,
+    new_pool, sizes,
 };
 use crate::{
     Faults, Making, VolumeSpec,

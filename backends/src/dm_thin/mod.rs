@@ -4,6 +4,7 @@
 //! head: nothing is copied. The rest of the data is in the snapshot store, behind a header that says what the volume
 //! consists of, and behind the metadata unless these have a device of their own.
 
+mod below;
 mod beside;
 mod devices;
 mod header;
@@ -23,12 +24,13 @@ use std::{
 
 use zumastor_core::StoreError;
 
+use below::{Devices, clear_others};
 use beside::Beside;
 use devices::BlockDevice;
 pub(crate) use devices::signature;
 pub(crate) use header::store_id;
 use header::{Content, Header};
-use pool::{Devices, DmPool, clear_others};
+use pool::DmPool;
 pub(crate) use still::go_on;
 
 use crate::{

@@ -3,12 +3,15 @@
 use uuid::Uuid;
 use zumastor_core::StoreError;
 
-use super::header::{Content, Header};
+use super::{
+    below::{BELOW, named_after},
+    header::{Content, Header},
+};
 use crate::{
     VolumeSpec,
     thin::{
         Access,
-        kernel::{is_named_after, prefix, thin_line},
+        kernel::{prefix, thin_line},
         lock::lock,
         mapper::{Mapped, Mapper},
     },
@@ -47,10 +50,9 @@ pub(crate) fn go_on(spec: &VolumeSpec, expected: Option<Uuid>) -> Result<usize, 
 
 /// What stands still of a volume: what others are made of comes first.
 fn standing_still(mapper: &Mapper, volume: &str) -> Result<Vec<(String, Mapped)>, StoreError> {
-    let below = ["metadata", "data", "pool"].map(|what| format!("{volume}:{what}"));
-    let mut names = mapper.names()?;
-    names.retain(|name| is_named_after(name, volume));
-    names.sort_by_key(|name| below.iter().position(|below| below == name).unwrap_or(below.len()));
+    let below = BELOW.map(|what| format!("{volume}:{what}"));
+    let mut names = named_after(mapper, volume)?;
+    names.sort_by_key(|name| std::cmp::Reverse(below.iter().position(|below| below == name)));
     let mut still = Vec::new();
     for name in names {
         if let Some(there) = mapper.find(&name)?.filter(|there| there.suspended) {
