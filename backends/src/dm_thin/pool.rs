@@ -19,6 +19,7 @@ use super::{
     devices::BlockDevice,
     header::{Content, Header, On},
     sizes,
+    still::show,
 };
 use crate::{
     thin::{
@@ -250,7 +251,11 @@ impl Pool for DmPool {
         let name = self.slot(slot);
         // Whoever writes to an older copy writes into what the newer one has.
         let access = if self.apart().is_some() { Access::ReadOnly } else { access };
-        let made = self.mapper.ensure(&name, &self.prefix, &[self.thin_line(id, size)?], access)?;
+        let line = self.thin_line(id, size)?;
+        if slot == Slot::Head {
+            return show(&self.mapper, &self.volume, &self.prefix, line, access);
+        }
+        let made = self.mapper.ensure(&name, &self.prefix, &[line], access)?;
         if matches!(slot, Slot::Staging | Slot::Repair | Slot::Scratch) {
             return Ok(format!("/dev/dm-{}", made.minor).into());
         }

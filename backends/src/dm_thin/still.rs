@@ -1,4 +1,6 @@
-//! Devices of a store that a program which was killed left standing still, and that nobody opens now.
+//! What a program that was killed left standing still of a store, whether that is opened then or not.
+
+use std::path::PathBuf;
 
 use uuid::Uuid;
 use zumastor_core::StoreError;
@@ -11,9 +13,9 @@ use crate::{
     VolumeSpec,
     thin::{
         Access,
-        kernel::{prefix, thin_line},
+        kernel::{prefix, retire, thin_line},
         lock::lock,
-        mapper::{Mapped, Mapper},
+        mapper::{Line, Mapped, Mapper, link, node},
     },
 };
 
@@ -36,16 +38,15 @@ pub(crate) fn go_on(spec: &VolumeSpec, expected: Option<Uuid>) -> Result<usize, 
     let content = header.as_ref().ok().and_then(|(_, content)| content.as_ref());
     let Some(store) = content.map(|content| content.catalogue.store).or(expected) else { return Ok(0) };
     let ours = prefix(store);
-    let mut gone_on = 0;
-    for (name, there) in still.iter().filter(|(_, there)| there.uuid.starts_with(&ours)) {
-        if *name == spec.name.as_str() && there.loaded {
-            decide(&mapper, name, there, &ours, content)?;
+    let still: Vec<_> = still.into_iter().filter(|(_, there)| there.uuid.starts_with(&ours)).collect();
+    for (name, there) in &still {
+        if *name == spec.name.as_str() {
+            head_goes_on(&mapper, name, there, &ours, content)?;
         } else {
             mapper.resume(name)?;
         }
-        gone_on += 1;
     }
-    Ok(gone_on)
+    Ok(still.len())
 }
 
 /// What stands still of a volume: what others are made of comes first.
@@ -62,22 +63,51 @@ fn standing_still(mapper: &Mapper, volume: &str) -> Result<Vec<(String, Mapped)>
     Ok(still)
 }
 
-/// A head that was to show something else: whether that came to pass is decided by the header.
-fn decide(
+/// It may have been about to show something else: whether that came to pass is decided by the header.
+fn head_goes_on(
     mapper: &Mapper,
     name: &str,
     there: &Mapped,
     ours: &str,
     content: Option<&Content>,
 ) -> Result<(), StoreError> {
-    let Some(content) = content else {
+    if let Some(content) = content {
+        let head = &content.catalogue.head;
+        let line = thin_line(mapper, &format!("{name}:pool"), head.thin, head.size)?;
+        let access = if there.read_only { Access::ReadOnly } else { Access::Writable };
+        return show(mapper, name, ours, line, access).map(drop);
+    }
+    if there.loaded {
         return Err(StoreError::Unsupported(format!(
             "{name} stands still in the middle of being made to show something else, and the header that says whether it does cannot be \
              read: make its snapshot store available"
         )));
-    };
-    let access = if there.read_only { Access::ReadOnly } else { Access::Writable };
-    let line =
-        thin_line(mapper, &format!("{name}:pool"), content.catalogue.head.thin, content.catalogue.head.size)?;
-    mapper.ensure(name, ours, &[line], access).map(drop)
+    }
+    mapper.resume(name)
+}
+
+/// Makes the head of a volume the thin device of a line, and gives its path. Who has another one open there goes on with that, as where it
+/// is replaced in use: a program that was killed in the middle of that did not come to it.
+pub(super) fn show(
+    mapper: &Mapper,
+    volume: &str,
+    prefix: &str,
+    line: Line,
+    access: Access,
+) -> Result<PathBuf, StoreError> {
+    if let Some(there) =
+        mapper.find(volume)?.filter(|there| there.users > 0 && there.uuid.starts_with(prefix))
+    {
+        let table = mapper.table(volume)?;
+        if table.first().is_some_and(|(.., parameters)| *parameters != line.parameters) {
+            if there.loaded {
+                mapper.unload(volume)?;
+            }
+            mapper.resume(volume)?;
+            retire(mapper, volume, volume)?;
+        }
+    }
+    let made = mapper.ensure(volume, prefix, &[line], access)?;
+    link(volume, made.minor)?;
+    Ok(node(volume))
 }

@@ -173,9 +173,18 @@ pub(crate) fn go_on(place: &Place) -> Result<usize, StoreError> {
     let tag = tags::of_store(store);
     let head = recorded.head().map(|(uuid, _)| uuid);
     let ours = seen.pooled.values().filter(|lv| lv.tags.contains(&tag) || Some(lv.uuid.as_str()) == head);
+    resume_all(&mapper, &seen.group.uuid, ours)
+}
+
+/// Lets those of these go on that a daemon which was killed in the middle of a flip left standing still. Tells how many.
+fn resume_all<'a>(
+    mapper: &Mapper,
+    group: &str,
+    volumes: impl IntoIterator<Item = &'a Lv>,
+) -> Result<usize, StoreError> {
     let mut gone_on = 0;
-    for lv in ours {
-        let there = mapper.find_uuid(&format!("LVM-{}{}", seen.group.uuid, lv.uuid))?;
+    for lv in volumes {
+        let there = mapper.find_uuid(&format!("LVM-{group}{}", lv.uuid))?;
         if let Some((name, _)) = there.filter(|(_, there)| there.suspended) {
             mapper.resume(&name)?;
             gone_on += 1;
@@ -292,10 +301,9 @@ impl LvmPool {
         let head = self.head()?;
         let device = self.device_of(&head)?;
         self.was_active = device.is_some() && !self.claim.has_activated();
-        if let Some((name, _)) = device {
-            // A daemon that was killed in the middle of a flip left it standing still.
-            self.mapper.resume(&joined(&self.lvm.vg, &name))?;
-        } else {
+        let volumes = self.volumes();
+        resume_all(&self.mapper, &self.group, volumes.values())?;
+        if device.is_none() {
             self.claim.note(true)?;
             run("lvchange", &["-ay", "-K", &self.lvm.of(&head.name)])?;
         }

@@ -84,6 +84,11 @@ impl LvmPool {
         self.state().tags.clone()
     }
 
+    /// The logical volumes of the store, by thin device.
+    pub(super) fn volumes(&self) -> BTreeMap<ThinId, Lv> {
+        self.state().volumes.clone()
+    }
+
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("no panic while locked")
     }
@@ -155,7 +160,7 @@ impl Pool for LvmPool {
     }
 
     fn save(&self, catalogue: &Catalogue) -> Result<(), StoreError> {
-        let volumes = self.state().volumes.clone();
+        let volumes = self.volumes();
         let uuid = |thin: ThinId| volumes.get(&thin).map(|lv| lv.uuid.clone()).unwrap_or_default();
         let mut tags = tags::encode(catalogue, &self.name, &uuid);
         tags.insert(tags::open(self.store));
@@ -433,7 +438,7 @@ impl Pool for LvmPool {
         // Whoever reads the metadata comes to an end first, and lets go of them.
         let held = self.lock_metadata().is_ok_and(|_right| self.moment.is_ours(false));
         self.tidy(&BTreeSet::new())?;
-        let volumes = self.state().volumes.clone();
+        let volumes = self.volumes();
         let mut others: Vec<_> =
             volumes.into_values().filter(|lv| !self.was_active || lv.name != self.name).collect();
         others.sort_by_key(|lv| lv.name == self.name);
