@@ -18,7 +18,7 @@ use zumastor::exit::Failure;
 use zumastor_backends::{
     Faults, Making, VolumeSpec,
     conformance::{Bytes, Subject, check, deliver, plan_for},
-    let_go_on, open_lvm,
+    let_go_on, open_lvm, reopen_volume,
 };
 use zumastor_core::{Lineage, NewSnapshot, PageBuf, SegmentIndex, SnapshotNumber, SnapshotStore, StoreError};
 use zumastor_testbed::{
@@ -160,7 +160,14 @@ fn lab_what_others_do_is_not_mistaken() -> Result<(), Failure> {
                     VolumeSpec { name: "w".parse().unwrap(), origin: "/dev/vg/other".into(), ..spec() };
                 let twice = open_lvm(&other, Some(Making::default()), Faults::none()).map(drop).unwrap_err();
                 assert!(twice.to_string().contains("as volume v"), "{twice}");
+                // Another in its place, and the store of another.
+                lvm("lvcreate", "-V 1M -T vg/pool -n vol")?;
+                let none = reopen_volume(&spec(), None).await.map(drop).unwrap_err();
+                assert!(none.to_string().contains("/dev/vg/vol is no volume of ours"), "{none}");
+                lvm("lvremove", "-f -y vg/vol")?;
                 lvm("lvrename", "vg other vol")?;
+                let another = reopen_volume(&spec(), Some(Uuid::now_v7())).await.map(drop).unwrap_err();
+                assert!(another.to_string().contains("is not the logical volume that"), "{another}");
 
                 // LVM sees nothing for a while.
                 lvm("lvchange", "-an vg/vol_zuma0")?;
