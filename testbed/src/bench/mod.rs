@@ -2,6 +2,7 @@
 //! knows of device-mapper.
 
 mod content;
+mod digest;
 mod isolate;
 mod link;
 mod many_snapshots;
@@ -67,6 +68,8 @@ enum What {
     Full,
     /// One in a hundred chunks of 64 KiB has changed
     Incremental,
+    /// How fast a digest is computed and a snapshot scrubbed, beside BLAKE3 and the disk
+    Digest,
     /// Commands on a volume with few snapshots and with thousands, on XFS in a file; needs root
     ManySnapshots,
     /// What differs between snapshots of a thin volume, beside thin_delta; in the kernel lab
@@ -158,8 +161,8 @@ pub fn run(args: Args) -> Result<(), Failure> {
     in_the_lab(&args)?;
     let transfers =
         args.what.is_empty() || args.what.iter().any(|what| matches!(what, What::Full | What::Incremental));
-    let many = args.what.contains(&What::ManySnapshots);
-    if !transfers && !many {
+    let others = [What::Digest, What::ManySnapshots];
+    if !transfers && !others.iter().any(|what| args.what.contains(what)) {
         return Ok(());
     }
     let zumastor = match &args.zumastor {
@@ -172,14 +175,17 @@ pub fn run(args: Args) -> Result<(), Failure> {
     };
     let parent = args.dir.clone().unwrap_or_else(std::env::temp_dir);
     fs::create_dir_all(&parent).map_err(Failure::doing(parent.display()))?;
-    if many {
+    if args.what.contains(&What::ManySnapshots) {
         println!("{}", many_snapshots::run(&zumastor, &parent, args.rounds)?);
+    }
+    let scratch = args.fs.map(|fs| fs.mount(args.size, &parent)).transpose()?;
+    let parent = scratch.as_ref().map_or(parent.as_path(), Scratch::path);
+    if args.what.contains(&What::Digest) {
+        println!("{}", digest::run(&zumastor, parent, args.size, args.rounds)?);
     }
     if !transfers {
         return Ok(());
     }
-    let scratch = args.fs.map(|fs| fs.mount(args.size, &parent)).transpose()?;
-    let parent = scratch.as_ref().map_or(parent.as_path(), Scratch::path);
     transfers::run(&args, &zumastor, parent, note)
 }
 
