@@ -85,7 +85,7 @@ fn what_is_pulled_is_seen_where_it_is_sent() {
     assert!(said.contains("transferring snapshot 0: ") && said.contains("asked for by beta"), "{said}");
     assert!(status.history.is_empty());
 
-    beta.wait_until("v", "all of it", |v| !v.snapshots.is_empty());
+    beta.wait_until("v", "all of it", |v| !v.history.is_empty());
     let status = alpha.wait_until("v", "to hear of it", |v| !v.history.is_empty());
     assert_eq!(status.targets[0].lag.common, Some(SnapshotNumber(0)));
     let work = &status.targets[0].work;
