@@ -13,6 +13,6 @@ mod tools;
 pub use mounts::own_mounts;
 pub use network::{Carried, Namespaces, carried};
 pub use node::{Node, NodeOptions, Ran, introduce, ran};
-pub use process::{Cpu, cpu, descendants, peak_memory, reset_peak_memory};
+pub use process::{Cpu, bytes_read, cpu, descendants, peak_memory, reset_peak_memory};
 pub use scratch::{FileSystem, Scratch, disk_use, image, write_at};
 pub use tools::{TOOLS, Tool, find, is_root, output, skip};

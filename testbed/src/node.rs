@@ -8,12 +8,14 @@ use std::{
 };
 
 use rustix::process::{Pid, Signal, kill_process};
+use tokio::task::JoinSet;
 use zumastor::{
-    api::{Status, VolumeStatus},
+    api::{Replicate, ReplicateEvent, Status, VolumeStatus},
     client::Client,
     exit::Failure,
     paths::Paths,
 };
+use zumastor_core::VolumeName;
 
 use crate::{process::peak_memory, tools::find};
 
@@ -210,6 +212,45 @@ impl Node {
     pub fn volume(&self, volume: &str) -> Result<VolumeStatus, Failure> {
         let found = self.status()?.volumes.into_iter().find(|found| found.name.as_str() == volume);
         found.ok_or_else(|| Failure::failed(format!("{} has no volume {volume}", self.name())))
+    }
+
+    /// Takes a snapshot of each of these volumes, all at the same time, as their schedules would.
+    pub fn snapshot_all(&self, volumes: &[VolumeName]) -> Result<(), Failure> {
+        self.at_once(volumes, |client, volume| async move { client.snapshot(&volume, None).await.map(drop) })
+    }
+
+    /// Replicates each of these volumes with a host, all at the same time, and waits for the end.
+    pub fn replicate_all(&self, volumes: &[VolumeName], host: &str) -> Result<(), Failure> {
+        self.at_once(volumes, |client, volume| {
+            let asked = Replicate { host: host.to_owned(), snapshot: None, delay: None, wait: true };
+            async move {
+                let mut events = client.replicate_and_follow(&volume, &asked).await?;
+                loop {
+                    match events.next().await? {
+                        ReplicateEvent::Progress(_) => {}
+                        ReplicateEvent::Done(_) | ReplicateEvent::Already(_) => return Ok(()),
+                        ReplicateEvent::Failed(failure) => return Err(failure),
+                    }
+                }
+            }
+        })
+    }
+
+    /// Asks the daemon for something of each volume, all at the same time.
+    fn at_once<F>(&self, volumes: &[VolumeName], ask: impl Fn(Client, VolumeName) -> F) -> Result<(), Failure>
+    where
+        F: Future<Output = Result<(), Failure>> + Send + 'static,
+    {
+        self.runtime.block_on(async {
+            let mut asked = JoinSet::new();
+            for volume in volumes {
+                asked.spawn(ask(self.client.clone(), volume.clone()));
+            }
+            while let Some(answered) = asked.join_next().await {
+                answered.expect("asking does not panic")?;
+            }
+            Ok(())
+        })
     }
 
     /// Most memory that the daemon has had resident.

@@ -17,6 +17,13 @@ pub fn cpu(pid: u32) -> io::Result<Cpu> {
     parse_stat(&stat).ok_or_else(|| io::Error::other(format!("/proc/{pid}/stat is not as expected")))
 }
 
+/// Bytes that a process has read from files so far, from the page cache or not (`rchar`). What came over sockets does not count.
+pub fn bytes_read(pid: u32) -> io::Result<u64> {
+    let said = fs::read_to_string(format!("/proc/{pid}/io"))?;
+    let read = said.lines().find_map(|line| line.strip_prefix("rchar: ")?.parse().ok());
+    read.ok_or_else(|| io::Error::other(format!("/proc/{pid}/io does not tell what was read")))
+}
+
 /// Most memory that a process has had resident so far, in bytes (`VmHWM`).
 pub fn peak_memory(pid: u32) -> io::Result<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
@@ -79,5 +86,8 @@ mod tests {
     fn this_process_has_memory() {
         assert!(peak_memory(std::process::id()).unwrap() > 1 << 20);
         assert!(cpu(std::process::id()).is_ok());
+        let before = bytes_read(std::process::id()).unwrap();
+        let read = fs::read("/proc/self/maps").unwrap().len() as u64;
+        assert!(bytes_read(std::process::id()).unwrap() >= before + read);
     }
 }

@@ -93,6 +93,39 @@ pub fn change(path: &Path, size: u64, generation: u64) -> io::Result<u64> {
     Ok(count as u64 * CHUNK)
 }
 
+/// Makes an image most of which is a hole: of every [`SPARSE`] chunks one is full, text and what does not compress in turn. Another
+/// one for each `seed`.
+pub fn create_sparse(path: &Path, size: u64, seed: u64) -> io::Result<()> {
+    let file = File::create(path)?;
+    file.set_len(size)?;
+    let words = Words::new();
+    for chunk in (0..size / CHUNK).step_by(SPARSE) {
+        write_sparse(&file, &words, chunk, seed)?;
+    }
+    file.sync_all()
+}
+
+/// Rewrites one of the full chunks of such an image, another one each `generation`, which is from 1 on. Gives the bytes that were
+/// written.
+pub fn change_sparse(path: &Path, size: u64, seed: u64, generation: u64) -> io::Result<u64> {
+    let file = File::options().write(true).open(path)?;
+    let full = size / CHUNK / SPARSE as u64;
+    let chunk = seeded(seed, generation).random_range(0..full) * SPARSE as u64;
+    write_sparse(&file, &Words::new(), chunk, seed ^ generation.rotate_left(32))?;
+    file.sync_all()?;
+    Ok(CHUNK)
+}
+
+fn write_sparse(file: &File, words: &Words, chunk: u64, generation: u64) -> io::Result<()> {
+    let kind = if (chunk / SPARSE as u64).is_multiple_of(2) { Kind::Text } else { Kind::Random };
+    let mut buffer = vec![0; CHUNK as usize];
+    kind.fill(words, chunk, generation, &mut buffer);
+    file.write_all_at(&buffer, chunk * CHUNK)
+}
+
+/// Of so many chunks of an image that is mostly a hole, one is full.
+pub const SPARSE: usize = 64;
+
 fn seeded(chunk: u64, generation: u64) -> SmallRng {
     SmallRng::seed_from_u64(SEED ^ chunk.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ generation.rotate_left(40))
 }
@@ -188,6 +221,30 @@ mod tests {
         assert!((2.2..2.7).contains(&usual), "{usual:.2}");
         assert!((1.7..2.7).contains(&fast), "{fast:.2}");
         assert!(ratio(Kind::Random, 1) < 1.001);
+    }
+
+    #[test]
+    fn images_with_holes_differ_and_change_by_a_chunk() {
+        let dir = tempfile::tempdir().unwrap();
+        let [one, same, other] = ["1", "2", "3"].map(|name| dir.path().join(name));
+        let size = 16 << 20;
+        for (path, seed) in [(&one, 1), (&same, 1), (&other, 2)] {
+            create_sparse(path, size, seed).unwrap();
+        }
+        let read = |path| std::fs::read(path).unwrap();
+        let full =
+            read(&one).chunks(CHUNK as usize).filter(|chunk| chunk.iter().any(|byte| *byte != 0)).count();
+        assert_eq!(full, 4);
+        assert!(read(&one) == read(&same) && read(&one) != read(&other));
+        let differ = |before: &[u8], after: &[u8]| {
+            let pairs = before.chunks(CHUNK as usize).zip(after.chunks(CHUNK as usize));
+            pairs.filter(|(before, after)| before != after).count()
+        };
+        for generation in 1..4 {
+            let before = read(&one);
+            assert_eq!(change_sparse(&one, size, 1, generation).unwrap(), CHUNK);
+            assert_eq!(differ(&before, &read(&one)), 1);
+        }
     }
 
     #[test]

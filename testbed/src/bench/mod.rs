@@ -5,6 +5,7 @@ mod content;
 mod digest;
 mod isolate;
 mod link;
+mod many;
 mod many_snapshots;
 mod measure;
 mod ours;
@@ -70,6 +71,8 @@ enum What {
     Incremental,
     /// How fast a digest is computed and a snapshot scrubbed, beside BLAKE3 and the disk
     Digest,
+    /// 200 volumes of 256 MiB: a cycle in which each has a small change, and what they cost while nothing changes
+    Many,
     /// Commands on a volume with few snapshots and with thousands, on XFS in a file; needs root
     ManySnapshots,
     /// What differs between snapshots of a thin volume, beside thin_delta; in the kernel lab
@@ -161,7 +164,12 @@ pub fn run(args: Args) -> Result<(), Failure> {
     in_the_lab(&args)?;
     let transfers =
         args.what.is_empty() || args.what.iter().any(|what| matches!(what, What::Full | What::Incremental));
-    let others = [What::Digest, What::ManySnapshots];
+    if transfers && args.what.contains(&What::Many) {
+        return Err(Failure::usage(
+            "`many` is measured by itself: run `full` and `incremental` apart from it",
+        ));
+    }
+    let others = [What::Digest, What::Many, What::ManySnapshots];
     if !transfers && !others.iter().any(|what| args.what.contains(what)) {
         return Ok(());
     }
@@ -177,6 +185,14 @@ pub fn run(args: Args) -> Result<(), Failure> {
     fs::create_dir_all(&parent).map_err(Failure::doing(parent.display()))?;
     if args.what.contains(&What::ManySnapshots) {
         println!("{}", many_snapshots::run(&zumastor, &parent, args.rounds)?);
+    }
+    if args.what.contains(&What::Many) {
+        let scratch = args.fs.map(|fs| fs.mount(many::ROOM, &parent)).transpose()?;
+        let parent = scratch.as_ref().map_or(parent.as_path(), Scratch::path);
+        many::run(&args, &zumastor, parent, note.clone())?;
+    }
+    if !transfers && !args.what.contains(&What::Digest) {
+        return Ok(());
     }
     let scratch = args.fs.map(|fs| fs.mount(args.size, &parent)).transpose()?;
     let parent = scratch.as_ref().map_or(parent.as_path(), Scratch::path);

@@ -78,6 +78,11 @@ impl Table {
         Some(self.seconds(to)? / self.seconds(of)?)
     }
 
+    /// The table as it stands in a document.
+    pub fn markdown(&self) -> String {
+        format!("**{}** ({} of data)\n\n{}", self.title, HumanBytes(self.bytes), align(&rows(self)))
+    }
+
     fn seconds(&self, name: &str) -> Option<f64> {
         self.rows.iter().find(|row| row.name == name).map(|row| row.median.seconds)
     }
@@ -93,13 +98,7 @@ impl Report {
             let _ = writeln!(text, "{note}");
         }
         for table in &self.tables {
-            let _ = write!(
-                text,
-                "\n**{}** ({} of data)\n\n{}",
-                table.title,
-                HumanBytes(table.bytes),
-                align(&rows(table))
-            );
+            let _ = write!(text, "\n{}", table.markdown());
         }
         text
     }

@@ -106,6 +106,14 @@ pub const DELTA: Peer = Peer {
     ..RSYNC
 };
 
+/// The same with all files of a directory, whose path ends with a slash; the copies are below [`Job::copy`].
+pub const DELTA_OF_ALL: Peer = Peer {
+    name: "rsync -a --inplace --no-whole-file (delta)",
+    run: |job| rsync::run(&["-a", "--inplace", "--no-whole-file"], job),
+    copies: false,
+    ..RSYNC
+};
+
 /// rsync that sends everything, whatever is there.
 pub const RSYNC: Peer = Peer {
     name: RSYNC_WHOLE,
