@@ -13,6 +13,7 @@ mod peers;
 pub mod raw;
 mod report;
 mod server;
+mod snapshots;
 mod thin_metadata;
 mod thin_snapshots;
 mod transfers;
@@ -75,6 +76,8 @@ enum What {
     Many,
     /// Commands on a volume with few snapshots and with thousands, on XFS in a file; needs root
     ManySnapshots,
+    /// How long a snapshot takes while others write, and how fast they write with many, on XFS in a file; needs root
+    Snapshot,
     /// What differs between snapshots of a thin volume, beside thin_delta; in the kernel lab
     ThinMetadata,
     /// Random writes to volumes with snapshots, dm-thin beside dm-snapshot; in the kernel lab
@@ -169,7 +172,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
             "`many` is measured by itself: run `full` and `incremental` apart from it",
         ));
     }
-    let others = [What::Digest, What::Many, What::ManySnapshots];
+    let others = [What::Digest, What::Many, What::ManySnapshots, What::Snapshot];
     if !transfers && !others.iter().any(|what| args.what.contains(what)) {
         return Ok(());
     }
@@ -185,6 +188,9 @@ pub fn run(args: Args) -> Result<(), Failure> {
     fs::create_dir_all(&parent).map_err(Failure::doing(parent.display()))?;
     if args.what.contains(&What::ManySnapshots) {
         println!("{}", many_snapshots::run(&zumastor, &parent, args.rounds)?);
+    }
+    if args.what.contains(&What::Snapshot) {
+        println!("{}", snapshots::run(&zumastor, &parent, args.rounds)?);
     }
     if args.what.contains(&What::Many) {
         let scratch = args.fs.map(|fs| fs.mount(many::ROOM, &parent)).transpose()?;
