@@ -19,6 +19,10 @@ use zumastor_testbed::{Node, lab, output};
 
 const TOOLS: &[&str] = &["thin_restore", "thin_check", "blkid", "dmsetup", "mkfs.ext4"];
 
+/// How a volume with a metadata device is defined.
+const DEFINE: [&str; 7] =
+    ["define", "volume", "v", "/dev/ubda", "/dev/ubdb", "--metadev", "/dev/mapper/meta"];
+
 /// Longer than anything here takes.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -29,11 +33,7 @@ fn lab_a_pool_that_is_ill_is_explained_and_taken_up_again() -> Result<(), Failur
         TOOLS,
         |lab| machine(lab, &[("origin", 16), ("snapdev", 64), ("metadev", 4)]),
         || {
-            output("dmsetup", |c| c.args(["create", "meta", "--table", "0 8192 linear /dev/ubdc 0"]))?;
-            let mut node = start("alpha")?;
-            let define = ["define", "volume", "v", "/dev/ubda", "/dev/ubdb", "--metadev", "/dev/mapper/meta"];
-            node.ok(&[&define[..], &["--chunksize", "128K"]].concat())?;
-            node.ok(&["define", "master", "v", "--no-snapmount"])?;
+            let mut node = master(&["--chunksize", "128K"])?;
             Head::open("v").write(0..4, 1).expect("there is room");
             node.ok(&["snapshot", "v"])?;
             Head::open("v").write(0..4, 2).expect("there is room");
@@ -132,9 +132,9 @@ fn lab_a_pool_that_is_ill_is_explained_and_taken_up_again() -> Result<(), Failur
             fs::remove_dir_all(node.path("lib")).map_err(Failure::doing("losing everything"))?;
             fs::remove_dir_all(node.path("etc")).map_err(Failure::doing("losing everything"))?;
             node.up()?;
-            let wrong = node.run(&define[..5])?;
+            let wrong = node.run(&DEFINE[..5])?;
             assert!(wrong.code == 3 && wrong.err.contains("--metadev"), "{wrong:?}");
-            node.ok(&define)?;
+            node.ok(&DEFINE)?;
             assert_eq!(numbers(&node.volume("v")?), had);
             assert_eq!(digests(&node)?, before);
             Ok(())
@@ -150,11 +150,7 @@ fn lab_a_pool_that_could_only_be_read_catches_up() -> Result<(), Failure> {
         TOOLS,
         |lab| machine(lab, &[("origin", 3 << 10), ("snapdev", 512), ("metadev", 16)]),
         || {
-            output("dmsetup", |c| c.args(["create", "meta", "--table", "0 8192 linear /dev/ubdc 0"]))?;
-            let mut node = start("alpha")?;
-            let define = ["define", "volume", "v", "/dev/ubda", "/dev/ubdb", "--metadev", "/dev/mapper/meta"];
-            node.ok(&define)?;
-            node.ok(&["define", "master", "v", "--no-snapmount"])?;
+            let mut node = master(&[])?;
             node.ok(&["snapshot", "v"])?;
             node.kill()?;
             let status = || output("dmsetup", |c| c.args(["status", "v:pool"]));
@@ -268,12 +264,10 @@ fn lab_an_older_copy_is_known_before_its_pool_is_well() -> Result<(), Failure> {
         TOOLS,
         |lab| machine(lab, &[("origin", 16), ("snapdev", 64), ("metadev", 16)]),
         || {
-            output("dmsetup", |c| c.args(["create", "meta", "--table", "0 8192 linear /dev/ubdc 0"]))?;
-            let mut node = start("alpha")?;
-            let define = ["define", "volume", "v", "/dev/ubda", "/dev/ubdb", "--metadev", "/dev/mapper/meta"];
-            node.ok(&define)?;
-            node.ok(&["define", "master", "v", "--no-snapmount"])?;
+            let mut node = master(&[])?;
             node.ok(&["snapshot", "v"])?;
+            // Where no snapshot has it, to write takes nothing from the pool.
+            overwrite("/dev/mapper/v").expect("there is room");
             assert_eq!(node.down()?, 0);
             let mut transaction = [0; 8];
             edit_superblock(Path::new("/dev/mapper/meta"), |block| {
@@ -302,6 +296,15 @@ fn lab_an_older_copy_is_known_before_its_pool_is_well() -> Result<(), Failure> {
             Ok(())
         },
     )
+}
+
+/// A node that is the master of a volume whose metadata are on a device of 4 MiB, which may become larger.
+fn master(options: &[&str]) -> Result<Node, Failure> {
+    output("dmsetup", |c| c.args(["create", "meta", "--table", "0 8192 linear /dev/ubdc 0"]))?;
+    let node = start("alpha")?;
+    node.ok(&[&DEFINE, options].concat())?;
+    node.ok(&["define", "master", "v", "--no-snapmount"])?;
+    Ok(node)
 }
 
 /// Writes a page at the begin of a device.
