@@ -222,7 +222,7 @@ pub struct PoolRoom {
     pub shared: bool,
     /// Why nothing in it can be changed, and what helps.
     pub trouble: Option<String>,
-    /// Why nothing that is deleted becomes free for now, and what helps.
+    /// Why nothing that is deleted becomes free while that lasts, and what helps.
     pub held: Option<String>,
     /// What gives it more room for data.
     pub more_data: String,

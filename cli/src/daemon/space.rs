@@ -120,7 +120,7 @@ struct Shortage {
     over: bool,
     /// What would give it more room.
     more: String,
-    /// Why dropping snapshots would give it none for now, and what helps.
+    /// Why dropping snapshots would give it none while that lasts, and what helps.
     futile: Option<String>,
 }
 
