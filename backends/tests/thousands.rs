@@ -1,6 +1,7 @@
 //! What is done with a snapshot does not depend on how many others there are. Counted are the reads and writes of this process, so
 //! this is the only test of its program.
 
+#[path = "suite/common/mod.rs"]
 mod common;
 
 use std::{fs, os::unix::fs::FileExt, path::Path};

@@ -1,0 +1,122 @@
+//! What is made before it is needed: the next head, of what is read back of a first full copy; the clone that the next
+//! transfer begins with.
+
+use std::{fs, path::PathBuf};
+
+use crate::common::{Mounted, Volume, wait};
+use zumastor_backends::{
+    FileStore, Mode,
+    conformance::{Bytes, deliver, plan_for},
+};
+use zumastor_core::{LEAF, Lineage, SegmentIndex, SnapshotNumber, SnapshotStore, Staging};
+
+const SIZE: u64 = 10 * LEAF + 5000;
+
+fn content() -> Bytes {
+    let mut bytes = vec![0; SIZE as usize];
+    for (at, byte) in bytes.iter_mut().enumerate().filter(|(at, _)| (at / LEAF as usize) % 3 != 1) {
+        *byte = (at / 1000 + 1) as u8;
+    }
+    Bytes(bytes)
+}
+
+fn draft(volume: &Volume) -> Option<PathBuf> {
+    let mut entries = fs::read_dir(volume.dir.path()).unwrap().map(|entry| entry.unwrap().path());
+    entries.find(|path| path.to_string_lossy().contains("/.disk.img.zumastor-draft-"))
+}
+
+/// Stages everything, and reads it back.
+fn staged(store: &FileStore, content: &Bytes) -> Box<dyn Staging> {
+    let plan = plan_for(SnapshotNumber(3), Lineage::generate(), None, content);
+    let staging = wait(store.stage(plan)).unwrap();
+    let nothing = Bytes(vec![0; SIZE as usize]);
+    let leaves = deliver(&*staging, &nothing, content, 0..SIZE).unwrap();
+    staging.checkpoint(&leaves, &[SegmentIndex(0)]).unwrap();
+    staging
+}
+
+fn volume() -> Volume {
+    Volume::new(&std::env::temp_dir(), Some(Mode::Layered))
+}
+
+#[test]
+fn the_draft_becomes_the_head() {
+    let (volume, content) = (volume(), content());
+    let store = volume.store();
+    staged(&store, &content).commit(content.digest()).unwrap();
+    let made = fs::read(draft(&volume).unwrap()).unwrap();
+    assert!(made == content.0);
+    assert!(!volume.origin().exists());
+    wait(store.show(SnapshotNumber(3))).unwrap();
+    assert!(draft(&volume).is_none());
+    assert!(fs::read(volume.origin()).unwrap() == content.0);
+}
+
+#[test]
+fn what_changed_after_it_was_read_back_is_not_taken_from_the_draft() {
+    let (volume, content) = (volume(), content());
+    let store = volume.store();
+    let staging = staged(&store, &content);
+    let leaf = &content.0[2 * LEAF as usize..3 * LEAF as usize];
+    staging.write_at(2 * LEAF, &vec![9; LEAF as usize]).unwrap();
+    staging.write_at(2 * LEAF, leaf).unwrap();
+    staging.commit(content.digest()).unwrap();
+    assert!(draft(&volume).is_none());
+    wait(store.show(SnapshotNumber(3))).unwrap();
+    assert!(fs::read(volume.origin()).unwrap() == content.0);
+}
+
+#[test]
+fn a_draft_goes_with_what_it_is_made_of() {
+    let (volume, content) = (volume(), content());
+    let store = volume.store();
+    let staging = staged(&store, &content);
+    assert!(draft(&volume).is_some());
+    // Whoever was stopped may still be at it: that is another draft, and he may not write to it any more.
+    let plan = wait(store.staged()).unwrap().unwrap();
+    let second = wait(store.stage(plan)).unwrap();
+    let mut leaf = vec![0; LEAF as usize];
+    assert!(staging.read_back(0, &mut leaf).is_err());
+    second.read_back(0, &mut leaf).unwrap();
+    drop(staging);
+    assert!(draft(&volume).is_some());
+    drop(second);
+    assert!(draft(&volume).is_none());
+    // Taken up again, but not read back again.
+    let plan = wait(store.staged()).unwrap().unwrap();
+    wait(store.stage(plan)).unwrap().commit(content.digest()).unwrap();
+    wait(store.show(SnapshotNumber(3))).unwrap();
+    assert!(fs::read(volume.origin()).unwrap() == content.0);
+}
+
+/// The clones that wait for a transfer.
+fn ready(volume: &Volume) -> Vec<PathBuf> {
+    let entries = fs::read_dir(volume.snapstore().join("tmp")).unwrap().map(|entry| entry.unwrap().path());
+    entries.filter(|path| path.to_string_lossy().contains("/ready-")).collect()
+}
+
+#[test]
+fn root_the_next_transfer_finds_a_clone_of_its_base() {
+    let Some(mounted) = Mounted::make("xfs", 300) else { return };
+    let volume = Volume::new(&mounted.path(), Some(Mode::Reflink));
+    let store = volume.store();
+    let (lineage, mut before, mut base) = (Lineage::generate(), Bytes(vec![0; SIZE as usize]), None);
+    for number in (0..4).map(SnapshotNumber) {
+        let mut after = before.clone();
+        after.0[number.0 as usize * LEAF as usize..][..70_000].fill(number.0 as u8 + 1);
+        let staging = wait(store.stage(plan_for(number, lineage, base, &after))).unwrap();
+        assert_eq!(ready(&volume), Vec::<PathBuf>::new());
+        let leaves = deliver(&*staging, &before, &after, 0..SIZE).unwrap();
+        staging.checkpoint(&leaves, &[SegmentIndex(0)]).unwrap();
+        staging.commit(after.digest()).unwrap();
+        wait(store.show(number)).unwrap();
+        assert!(fs::read(volume.origin()).unwrap() == after.0);
+        // The first was not cloned, so nothing is known of how long it takes.
+        while number.0 > 0 && ready(&volume).is_empty() {
+            std::thread::yield_now();
+        }
+        (before, base) = (after, Some(number));
+    }
+    wait(store.delete_snapshot(SnapshotNumber(3))).unwrap();
+    assert_eq!(ready(&volume), Vec::<PathBuf>::new());
+}
