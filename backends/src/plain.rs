@@ -10,7 +10,7 @@ use std::{
 
 use zumastor_core::{StoreError, digest::Source, files};
 
-use crate::direct::DirectDevice;
+use crate::direct::Direct;
 
 /// Opens a file or block device to compute its digest: what `zumastor digest FILE` reads. Of a device that is what is on the disk,
 /// whatever is mounted from it.
@@ -23,7 +23,7 @@ pub fn plain_source(path: &Path) -> Result<impl Source + use<>, StoreError> {
             let size = file.metadata()?.len();
             Some((Content::File(file), size))
         } else if kind.is_block_device() {
-            let device = DirectDevice::open(path)?;
+            let device = Direct::device(path)?;
             let size = device.size()?;
             Some((Content::Device(device), size))
         } else {
@@ -39,7 +39,7 @@ pub fn plain_source(path: &Path) -> Result<impl Source + use<>, StoreError> {
 #[derive(Debug)]
 enum Content {
     File(File),
-    Device(DirectDevice),
+    Device(Direct),
 }
 
 #[derive(Debug)]

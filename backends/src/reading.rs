@@ -15,7 +15,7 @@ use rustix::{
 };
 use zumastor_core::StoreError;
 
-use crate::described::failed;
+use crate::{described::failed, direct::Direct};
 
 /// Fills `buf` from a file that must reach that far. Files are read, never mapped: one that somebody cuts short gives
 /// an error instead of a signal.
@@ -23,15 +23,28 @@ pub(crate) fn read_exact(file: &File, path: &Path, offset: u64, buf: &mut [u8]) 
     read_uncached(file, buf, offset).map_err(|error| reading(error, path, offset, buf.len()))
 }
 
-/// As [`read_exact`], from the disk: what the page cache has of it is dropped before, and after.
+/// As [`read_exact`], from the disk, whatever the page cache has of it. Where the file system knows no reading past the page cache,
+/// or has to go through it (btrfs, for what it keeps compressed), the kernel is asked to forget these bytes before, and after: it
+/// keeps folios that reach beyond them.
 pub(crate) fn read_stored(file: &File, path: &Path, offset: u64, buf: &mut [u8]) -> Result<(), StoreError> {
-    let length = NonZeroU64::new(buf.len() as u64);
-    let forget = || fadvise(file, offset, length, Advice::DontNeed);
-    // Only advice: where it is not taken, what is in memory is read.
-    let _ = forget();
-    let read = read_exact(file, path, offset, buf);
-    let _ = forget();
-    read
+    // Opened for each read, which is nothing beside it: a snapshot in layers may have thousands of files.
+    let direct = Direct::file(file).and_then(|file| file.read_exact_at(offset, buf));
+    match direct {
+        Ok(()) => Ok(()),
+        // What file systems say of what they cannot do.
+        Err(error)
+            if [Errno::INVAL, Errno::OPNOTSUPP]
+                .contains(&Errno::from_io_error(&error).unwrap_or(Errno::IO)) =>
+        {
+            let length = NonZeroU64::new(buf.len() as u64);
+            let forget = || fadvise(file, offset, length, Advice::DontNeed);
+            let _ = forget();
+            let read = read_exact(file, path, offset, buf);
+            let _ = forget();
+            read
+        }
+        Err(error) => Err(reading(error, path, offset, buf.len())),
+    }
 }
 
 /// Says what a read of `length` bytes failed of.

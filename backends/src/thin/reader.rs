@@ -7,21 +7,21 @@ use zumastor_core::{ExtentKind, SnapshotReader, StoreError, digest::Source};
 use super::changes::Delta;
 use crate::{
     described::failed,
-    direct::DirectDevice,
+    direct::Direct,
     reading::{check_bounds, reading},
 };
 
 /// Reads a thin device that nobody writes. While it is open, the device stays, whatever becomes of the snapshot.
 #[derive(Debug)]
 pub(crate) struct DeviceReader {
-    device: DirectDevice,
+    device: Direct,
     path: PathBuf,
     size: u64,
 }
 
 impl DeviceReader {
     pub(crate) fn open(path: PathBuf, size: u64) -> Result<Self, StoreError> {
-        let device = DirectDevice::open(&path).map_err(failed("opening", &path))?;
+        let device = Direct::device(&path).map_err(failed("opening", &path))?;
         Ok(Self { device, path, size })
     }
 }

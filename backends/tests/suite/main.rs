@@ -11,5 +11,6 @@ mod flips;
 mod held;
 mod repair;
 mod set_aside;
+mod stored;
 mod thin_metadata;
 mod usage;

@@ -134,6 +134,11 @@ impl Mounted {
         self.dir.path().join("mnt")
     }
 
+    /// The file that is the disk below it.
+    pub fn disk(&self) -> PathBuf {
+        self.dir.path().join("disk")
+    }
+
     /// Makes and mounts `kind` of `megabytes`; nothing, said loudly, where that cannot be done.
     pub fn make(kind: &str, megabytes: u64) -> Option<Self> {
         Self::make_in(&std::env::temp_dir(), kind, megabytes)
@@ -147,7 +152,8 @@ impl Mounted {
             return skip(&format!("needs root and {tool}"));
         }
         let dir = tempfile::tempdir_in(place).unwrap();
-        let (image, mnt) = (dir.path().join("disk"), dir.path().join("mnt"));
+        let this = Self { dir };
+        let (image, mnt) = (this.disk(), this.path());
         fs::create_dir(&mnt).unwrap();
         let ran = |command: &mut Command| command.output().is_ok_and(|output| output.status.success());
         let mounted = if kind == "tmpfs" {
@@ -161,7 +167,7 @@ impl Mounted {
         if !mounted {
             return skip(&format!("cannot mount {kind} here"));
         }
-        Some(Self { dir })
+        Some(this)
     }
 }
 
