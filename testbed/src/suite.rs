@@ -41,10 +41,21 @@ pub fn run(args: Args) -> Result<u8, Failure> {
     } else {
         command.env_remove("ZUMASTOR_REQUIRE_ROOT_TESTS");
     }
+    if std::env::var_os(THREADS).is_none() {
+        command.env(THREADS, at_a_time().to_string());
+    }
     let status = command.status().map_err(Failure::doing("starting cargo"))?;
     let skipped = fs::read_to_string(list.path()).unwrap_or_default();
     eprint!("{}", summary(&skipped, &lacking));
     Ok(code(status))
+}
+
+/// What tells a test program how many of its tests run beside each other.
+const THREADS: &str = "RUST_TEST_THREADS";
+
+/// Tests at a time: twice as many as there are processors, for they wait half of the time, for disks, daemons and guests.
+fn at_a_time() -> usize {
+    2 * std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 /// The arguments as they were typed: a `--` that comes first is cargo's too, and the parser would swallow it.
