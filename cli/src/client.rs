@@ -16,7 +16,7 @@ use zumastor_core::{GroupName, NodeName, SnapshotNumber, VolumeName};
 use crate::{
     api::{
         AddPeer, DefineMaster, DefineRotations, DefineSource, DefineTarget, DefineVolume, DeleteSnapshots,
-        Destroy, History, Mounts, Outcome, Part, PeerStatus, Replicate, ReplicateEvent, Resize, Scrub,
+        Destroy, History, Mounts, Outcome, Part, PeerList, Replicate, ReplicateEvent, Resize, Scrub,
         ScrubEvent, SnapshotReport, Status, TakeSnapshot, TakenGroup, TakenSnapshot, VolumePlan,
     },
     exit::Failure,
@@ -258,7 +258,7 @@ impl Client {
     }
 
     /// `peer list`.
-    pub async fn peers(&self) -> Result<Vec<PeerStatus>, Failure> {
+    pub async fn peers(&self) -> Result<PeerList, Failure> {
         self.call(Method::GET, "/v1/peers", None::<&()>).await
     }
 
@@ -376,7 +376,10 @@ async fn good(response: Response<Incoming>) -> Result<Response<Incoming>, Failur
 
 fn cut_off() -> Failure {
     Failure::failed("the daemon went away in the middle of the answer")
-        .remedy("its messages say why; what was begun goes on when it is started again")
+        .remedy(
+            "its messages say why; once it runs again, `zumastor status` shows whether this was done, and if not, \
+             the command can be repeated",
+        )
 }
 
 fn hold_path(volume: &VolumeName, number: SnapshotNumber, name: &str) -> String {

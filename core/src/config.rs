@@ -182,7 +182,7 @@ pub struct SourceConfig {
     /// The upstream node.
     pub host: NodeName,
     /// Seconds between two questions for something new; without it, the upstream is waited for.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "crate::every::seconds", skip_serializing_if = "Option::is_none")]
     pub period: Option<u64>,
     /// The volume's name there, if it is another.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -195,7 +195,7 @@ pub struct SourceConfig {
     pub export: Vec<String>,
     /// Seconds beyond the period that nothing may be heard before this replica is called late; half the period, and at least
     /// a minute, when absent. Without a period all the time that is allowed, and then a day when absent.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "crate::every::seconds", skip_serializing_if = "Option::is_none")]
     pub margin: Option<u64>,
 }
 
@@ -212,7 +212,7 @@ pub enum TestFeature {
 #[serde(deny_unknown_fields)]
 pub struct TargetConfig {
     /// Seconds between two replications; without it, the target asks or `replicate` is typed.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "crate::every::seconds", skip_serializing_if = "Option::is_none")]
     pub period: Option<u64>,
     /// The volume's name there, if it is another.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -231,7 +231,7 @@ pub struct TargetConfig {
     pub all: bool,
     /// Seconds beyond the period that a snapshot may wait to be there before the target is called late; half the period, and
     /// at least a minute, when absent. Without a period all the time that is allowed, and then a day when absent.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "crate::every::seconds", skip_serializing_if = "Option::is_none")]
     pub margin: Option<u64>,
     /// For tests.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -91,6 +91,62 @@ impl Interval {
     }
 }
 
+/// Seconds as people write them: a number, or one with `s`, `m`, `h`, `d` or `w`, such as `90`, `15m` or `6h`.
+///
+/// # Errors
+/// Says what may be written.
+pub fn parse_seconds(text: &str) -> Result<u64, InvalidSeconds> {
+    let invalid = || InvalidSeconds(text.to_owned());
+    let trimmed = text.trim();
+    let unit = Interval::UNITS.iter().find(|(unit, _)| trimmed.ends_with(*unit));
+    let digits = &trimmed[..trimmed.len() - unit.iter().count()];
+    if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(invalid());
+    }
+    let count = digits.parse::<u64>().map_err(|_| invalid())?;
+    count.checked_mul(unit.map_or(1, |(_, length)| u64::from(*length))).ok_or_else(invalid)
+}
+
+/// Text that is no number of seconds.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("{0:?} is no length of time: write seconds, or a number with s, m, h, d or w, such as 90, 15m or 6h")]
+pub struct InvalidSeconds(String);
+
+/// For `deserialize_with`: a number of seconds, or a text such as `15m`.
+pub(crate) fn seconds<'de, D: serde::Deserializer<'de>>(d: D) -> Result<Option<u64>, D::Error> {
+    struct Seconds;
+
+    impl serde::de::Visitor<'_> for Seconds {
+        type Value = u64;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a length of time, such as 90 or \"15m\"")
+        }
+
+        fn visit_u64<E: serde::de::Error>(self, seconds: u64) -> Result<u64, E> {
+            Ok(seconds)
+        }
+
+        fn visit_i64<E: serde::de::Error>(self, seconds: i64) -> Result<u64, E> {
+            u64::try_from(seconds).map_err(|_| E::custom(InvalidSeconds(seconds.to_string())))
+        }
+
+        fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<u64, E> {
+            parse_seconds(text).map_err(E::custom)
+        }
+    }
+
+    struct Given(u64);
+
+    impl<'de> Deserialize<'de> for Given {
+        fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+            d.deserialize_any(Seconds).map(Self)
+        }
+    }
+
+    Ok(Option::<Given>::deserialize(d)?.map(|Given(seconds)| seconds))
+}
+
 impl FromStr for Interval {
     type Err = InvalidEvery;
 
@@ -173,6 +229,18 @@ mod tests {
             assert_eq!(bad.parse::<Every>(), Err(error));
         }
         assert!("0s".parse::<Every>().unwrap_err().to_string().ends_with("write one of 1s to 520w"));
+    }
+
+    #[test]
+    fn seconds_are_read_with_a_unit_or_without() {
+        for (text, seconds) in
+            [("90", 90), ("0", 0), ("15m", 900), (" 6h ", 21_600), ("30s", 30), ("1w", 604_800)]
+        {
+            assert_eq!(parse_seconds(text), Ok(seconds), "{text}");
+        }
+        for bad in ["", "m", "-1", "1.5h", "soon", "6ö", "99999999999999999999", "9999999999999999999w"] {
+            assert_eq!(parse_seconds(bad), Err(InvalidSeconds(bad.to_owned())));
+        }
     }
 
     #[test]

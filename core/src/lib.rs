@@ -25,7 +25,7 @@ pub use buffer::PageBuf;
 pub use catalogue::{Hold, HoldOwner, NewSnapshot, SnapshotRecord};
 pub use cron::{CronExpression, InvalidCron};
 pub use error::StoreError;
-pub use every::{Every, Interval, InvalidEvery};
+pub use every::{Every, Interval, InvalidEvery, InvalidSeconds, parse_seconds};
 pub use extent::{Changes, Extent, ExtentKind};
 pub use ids::{GroupId, GroupName, InvalidName, Lineage, NodeName, SnapshotGuid, SnapshotNumber, VolumeName};
 pub use memory::MemoryStore;

@@ -28,7 +28,7 @@
 //! | `POST /volumes/VOLUME/scrub` | [`Scrub`] | [`Outcome`]; with `wait`, lines of [`ScrubEvent`] |
 //! | `POST /destroy` | [`Destroy`] | [`Outcome`] |
 //! | `POST /reload` | | [`Outcome`] |
-//! | `GET /peers` | | a list of [`PeerStatus`] |
+//! | `GET /peers` | | [`PeerList`] |
 //! | `POST /peers` | [`AddPeer`] | [`Outcome`] |
 //! | `DELETE /peers/NAME` | | [`Outcome`] |
 //!

@@ -251,13 +251,20 @@ impl TryFrom<String> for Part {
     }
 }
 
+/// Version of [`VolumePlan`]: raised when a field changes its meaning or goes away.
+pub const PLAN_SCHEMA: u32 = 1;
+
 /// What would be done now: the answer to `plan`. Nothing is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VolumePlan {
+    /// [`PLAN_SCHEMA`].
+    pub schema: u32,
     /// The volume.
     pub volume: VolumeName,
     /// When this was so.
     pub at: Timestamp,
+    /// The time zone in which the node reads calendars and names snapshots: its IANA name, or what is known of it.
+    pub zone: String,
     /// The rotations of the snapshot that is due now; none when no snapshot is.
     pub take: Vec<RotationName>,
     /// The rotations and their next snapshots.

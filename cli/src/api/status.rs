@@ -544,6 +544,18 @@ pub enum Direction {
     Received,
 }
 
+/// The nodes that are trusted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerList {
+    /// [`PEERS_SCHEMA`].
+    pub schema: u32,
+    /// In the order of their names.
+    pub peers: Vec<PeerStatus>,
+}
+
+/// Version of [`PeerList`]: raised when a field changes its meaning or goes away.
+pub const PEERS_SCHEMA: u32 = 1;
+
 /// A peer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PeerStatus {

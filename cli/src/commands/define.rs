@@ -11,7 +11,7 @@ use zumastor_core::{
     parse_size,
 };
 
-use super::{confirm::confirmed, rotations::Rotations, volume_name};
+use super::{confirm::confirmed, rotations::Rotations, seconds, volume_name};
 use crate::{
     api::{DefineMaster, DefineSource, DefineTarget, DefineVolume, Mounts},
     client::Client,
@@ -58,13 +58,13 @@ pub struct Volume {
     #[command(flatten)]
     mounts: MountOptions,
     /// Size of a block of metadata; may differ from --chunksize only with --metadev
-    #[arg(short, long, value_name = "SIZE", value_parser = chunk)]
+    #[arg(short, long, value_name = "SIZE", value_parser = chunk, allow_negative_numbers = true)]
     blocksize: Option<u64>,
     /// Size of a chunk of data, a power of two larger than 512 bytes; K, M and G stand for powers of 1024 [default: what suits]
-    #[arg(short, long, value_name = "SIZE", value_parser = chunk)]
+    #[arg(short, long, value_name = "SIZE", value_parser = chunk, allow_negative_numbers = true)]
     chunksize: Option<u64>,
     /// Memory that the daemon may take for the volume [default: 128M, or a quarter of the machine's if that is less]
-    #[arg(short = 'k', long, value_name = "SIZE", value_parser = size)]
+    #[arg(short = 'k', long, value_name = "SIZE", value_parser = size, allow_negative_numbers = true)]
     cachesize: Option<u64>,
     /// Do not ask before data are overwritten
     #[arg(short, long)]
@@ -125,8 +125,8 @@ pub struct Source {
     /// The node it comes from: a peer's name, or an address of it
     #[arg(value_name = "HOST[:PORT]")]
     host: String,
-    /// Ask for something new every so many seconds, and when the daemon starts
-    #[arg(short, long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+    /// Ask for something new every so many seconds, and when the daemon starts; 15m or 6h will do as well
+    #[arg(short, long, value_name = "SECONDS", value_parser = period, allow_negative_numbers = true)]
     period: Option<u64>,
     /// The volume's name there, if it is another
     #[arg(short, long, value_name = "REMOTE", value_parser = volume_name)]
@@ -139,7 +139,7 @@ pub struct Source {
     export: Option<String>,
     /// Call this replica late when nothing was heard for the period and so many seconds [default: half the period, at least
     /// 60; without a period, a day in all]
-    #[arg(long, value_name = "SECONDS")]
+    #[arg(long, value_name = "SECONDS", value_parser = seconds, allow_negative_numbers = true)]
     margin: Option<u64>,
     /// Do not ask before a master is made a replica
     #[arg(short, long)]
@@ -155,14 +155,14 @@ pub struct Target {
     /// The node it is sent to: a peer's name, or an address of it
     #[arg(value_name = "HOST[:PORT]")]
     pub host: String,
-    /// Replicate every so many seconds if there is something new
-    #[arg(short, long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+    /// Replicate every so many seconds if there is something new; 15m or 6h will do as well
+    #[arg(short, long, value_name = "SECONDS", value_parser = period, allow_negative_numbers = true)]
     pub period: Option<u64>,
     /// The volume's name there, if it is another
     #[arg(short, long, value_name = "REMOTE", value_parser = volume_name)]
     pub name: Option<VolumeName>,
     /// Send at most so many bytes a second; K, M and G stand for powers of 1024
-    #[arg(short, long, value_name = "BYTES", value_parser = rate)]
+    #[arg(short, long, value_name = "BYTES", value_parser = rate, allow_negative_numbers = true)]
     pub ratelimit: Option<u64>,
     /// Send without compressing
     #[arg(short, long)]
@@ -175,7 +175,7 @@ pub struct Target {
     pub all: bool,
     /// Call the target late when a snapshot has waited for the period and so many seconds [default: half the period, at
     /// least 60; without a period, a day in all]
-    #[arg(long, value_name = "SECONDS")]
+    #[arg(long, value_name = "SECONDS", value_parser = seconds, allow_negative_numbers = true)]
     pub margin: Option<u64>,
     /// For tests: `fullvolume` sends the whole volume each time, whatever has changed
     #[arg(short, long, value_name = "FEATURE")]
@@ -320,6 +320,14 @@ fn chunk(text: &str) -> Result<u64, String> {
 /// The clients of an export.
 fn clients(text: &str) -> Vec<String> {
     text.split(',').map(str::trim).filter(|client| !client.is_empty()).map(str::to_owned).collect()
+}
+
+/// Seconds between two replications.
+fn period(text: &str) -> Result<u64, String> {
+    match seconds(text)? {
+        0 => Err("a period is at least one second".to_owned()),
+        seconds => Ok(seconds),
+    }
 }
 
 fn rate(text: &str) -> Result<u64, String> {

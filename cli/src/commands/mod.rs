@@ -8,6 +8,7 @@ mod delete;
 mod demo;
 mod destroy;
 mod digest;
+mod equals;
 mod forget;
 mod history;
 mod hold;
@@ -29,8 +30,8 @@ mod status;
 
 use std::{future::Future, process::ExitCode};
 
-use clap::{CommandFactory, Parser, Subcommand};
-use zumastor_core::{NodeName, SnapshotNumber, VolumeName};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use zumastor_core::{NodeName, SnapshotNumber, VolumeName, parse_seconds};
 
 use crate::{api::check_hold_name, client::Client, exit::Failure, paths::Paths, ui};
 
@@ -78,7 +79,8 @@ enum Command {
 /// The program: reads the command line, does it, and gives the exit code.
 pub fn run() -> ExitCode {
     // Wrong usage is told, and ends with 2, in here.
-    let cli = Cli::parse();
+    let cli = equals::checked(Cli::command(), std::env::args_os());
+    let cli = cli.and_then(|matches| Cli::from_arg_matches(&matches)).unwrap_or_else(|error| error.exit());
     let result = match cli.command {
         Command::Daemon(args) => daemon::run(args),
         Command::Define(args) => with_client(async |client| define::run(args, client).await),
@@ -137,6 +139,11 @@ fn node_name(text: &str) -> Result<NodeName, String> {
 
 fn hold_name(text: &str) -> Result<String, String> {
     check_hold_name(text).map(|()| text.to_owned())
+}
+
+/// A length of time.
+fn seconds(text: &str) -> Result<u64, String> {
+    parse_seconds(text).map_err(|error| error.to_string())
 }
 
 fn snapshot_number(text: &str) -> Result<SnapshotNumber, String> {

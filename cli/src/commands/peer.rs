@@ -7,7 +7,7 @@ use zumastor_net::Ticket;
 
 use super::node_name;
 use crate::{
-    api::{NodeStatus, PeerStatus},
+    api::{NodeStatus, PeerList},
     client::Client,
     exit::Failure,
     ui,
@@ -40,7 +40,7 @@ enum What {
     },
     /// List the nodes that are trusted
     List {
-        /// As JSON
+        /// As JSON; its field `schema` says which version
         #[arg(long)]
         json: bool,
     },
@@ -134,10 +134,11 @@ fn own_addresses(listen: SocketAddr) -> Vec<String> {
     addresses
 }
 
-fn list(peers: &[PeerStatus], json: bool) -> Result<(), Failure> {
+fn list(list: &PeerList, json: bool) -> Result<(), Failure> {
     if json {
-        return ui::answer(serde_json::to_string_pretty(peers).map_err(Failure::doing("writing JSON"))?);
+        return ui::answer(serde_json::to_string_pretty(list).map_err(Failure::doing("writing JSON"))?);
     }
+    let peers = &list.peers;
     if peers.is_empty() {
         ui::comment("no peers yet: `zumastor peer add NAME TICKET` adds one");
     }

@@ -17,7 +17,7 @@ pub struct Args {
     /// Name of the volume
     #[arg(value_parser = volume_name)]
     volume: VolumeName,
-    /// As JSON
+    /// As JSON; its field `schema` says which version
     #[arg(long)]
     json: bool,
 }
@@ -31,7 +31,7 @@ pub async fn run(args: Args, client: Client) -> Result<(), Failure> {
 }
 
 fn human(plan: &VolumePlan) -> Vec<String> {
-    let mut lines = vec![format!("volume {}", plan.volume)];
+    let mut lines = vec![format!("volume {}, with the calendar of {}", plan.volume, plan.zone)];
     match (&plan.idle, plan.take.as_slice()) {
         (Some(idle), _) => lines.push(format!("  take    nothing: {idle}")),
         (None, []) => lines.push("  take    nothing now".to_owned()),

@@ -2,7 +2,7 @@
 
 use zumastor_core::{SnapshotNumber, VolumeName};
 
-use super::{snapshot_number, volume_name};
+use super::{seconds, snapshot_number, volume_name};
 use crate::{
     api::{Replicate, ReplicateEvent},
     client::Client,
@@ -22,10 +22,10 @@ pub struct Args {
     /// A target of the volume, or its source
     host: String,
     /// That snapshot, unless a more recent one has been replicated already
-    #[arg(short, long, value_name = "NUMBER", value_parser = snapshot_number)]
+    #[arg(short, long, value_name = "NUMBER", value_parser = snapshot_number, allow_negative_numbers = true)]
     snapnum: Option<SnapshotNumber>,
-    /// Let the daemon wait so long before it begins
-    #[arg(short, long, value_name = "SECONDS")]
+    /// Let the daemon wait so many seconds before it begins; 15m or 6h will do as well
+    #[arg(short, long, value_name = "SECONDS", value_parser = seconds, allow_negative_numbers = true)]
     delay: Option<u64>,
     /// Wait for the end and show the progress; the replication goes on if this is interrupted
     #[arg(short, long)]

@@ -9,16 +9,16 @@ use crate::api::{DefineRotations, Rotation};
 #[derive(Debug, clap::Args)]
 pub struct Rotations {
     /// Keep so many hourly snapshots
-    #[arg(short = 'h', long, value_name = "N", value_parser = keep)]
+    #[arg(short = 'h', long, value_name = "N", value_parser = keep, allow_negative_numbers = true)]
     hourly: Option<u32>,
     /// Keep so many daily snapshots
-    #[arg(short, long, value_name = "N", value_parser = keep)]
+    #[arg(short, long, value_name = "N", value_parser = keep, allow_negative_numbers = true)]
     daily: Option<u32>,
     /// Keep so many weekly snapshots
-    #[arg(short, long, value_name = "N", value_parser = keep)]
+    #[arg(short, long, value_name = "N", value_parser = keep, allow_negative_numbers = true)]
     weekly: Option<u32>,
     /// Keep so many monthly snapshots
-    #[arg(short, long, value_name = "N", value_parser = keep)]
+    #[arg(short, long, value_name = "N", value_parser = keep, allow_negative_numbers = true)]
     monthly: Option<u32>,
     /// Keep so many snapshots of a rotation with a name of your own; EVERY says when they are taken: an interval such as
     /// 15m, 6h or 2d, or a calendar expression such as "30 2 * * mon-fri"; may be given several times

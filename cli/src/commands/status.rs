@@ -31,8 +31,8 @@ pub struct Args {
     /// Also show what each snapshot takes, and what deleting it would free; this may take a while
     #[arg(short, long)]
     usage: bool,
-    /// End with exit code 1 unless all of them are ok: for whatever watches over machines
-    #[arg(long, conflicts_with = "watch")]
+    /// End with exit code 1 unless all of them are ok: for whatever watches over machines. Not of a snapshot alone
+    #[arg(long, conflicts_with_all = ["watch", "snapshot"])]
     check: bool,
     /// As JSON; its field `schema` says which version
     #[arg(long)]

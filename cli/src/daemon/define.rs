@@ -345,6 +345,7 @@ impl Daemon {
         if config.source.as_ref() == Some(&source) {
             return Ok(Outcome::already(format!("volume {name} comes from {host} so already")));
         }
+        let new = config.source.is_none();
         let mut notes: Vec<_> = config
             .source
             .as_ref()
@@ -399,7 +400,7 @@ impl Daemon {
         let outcome = notes.into_iter().fold(outcome, Outcome::note);
         let outcome = self.mounted(outcome, &volume).await;
         let note = format!("there, it must be sent: `zumastor define target {remote} {}`", self.name);
-        let outcome = outcome.note(note);
+        let outcome = if new { outcome.note(note) } else { outcome };
         Ok(self.compared(&volume, &source).await.into_iter().fold(outcome, Outcome::note))
     }
 
@@ -446,6 +447,7 @@ impl Daemon {
             }
         }
         let before = config.target.insert(host.clone(), target.clone());
+        let new = before.is_none();
         let lost = before.and_then(|before| no_longer(&target_options(&before), &target_options(&target)));
         outcome =
             lost.into_iter().chain(not_taken(&config, name, &target.rotations)).fold(outcome, Outcome::note);
@@ -455,7 +457,7 @@ impl Daemon {
         volume.set_config(config);
         Push::start(self, &volume, &host, &target).await;
         let note = format!("there, it must be received: `zumastor define source {remote} {}`", self.name);
-        Ok(outcome.note(note))
+        Ok(if new { outcome.note(note) } else { outcome })
     }
 
     /// `forget volume`.

@@ -1,6 +1,9 @@
 //! The nodes that this one trusts.
 
-use std::sync::Arc;
+use std::{
+    net::{IpAddr, UdpSocket},
+    sync::Arc,
+};
 
 use zumastor_core::{
     NodeName,
@@ -10,7 +13,7 @@ use zumastor_net::{Peer, PublicKey, Ticket};
 
 use super::Daemon;
 use crate::{
-    api::{AddPeer, Outcome, PeerStatus},
+    api::{AddPeer, Outcome, PEERS_SCHEMA, PeerList, PeerStatus},
     exit::Failure,
 };
 
@@ -21,7 +24,7 @@ impl Daemon {
     }
 
     /// `peer list`.
-    pub fn peer_list(&self) -> Vec<PeerStatus> {
+    pub fn peer_list(&self) -> PeerList {
         let volumes = self.all_volumes();
         let uses = |name: &NodeName| {
             let used = volumes.iter().filter(|volume| {
@@ -37,7 +40,7 @@ impl Daemon {
             key: peer.key,
             addresses: peer.addresses,
         };
-        self.peers().peer.into_iter().map(status).collect()
+        PeerList { schema: PEERS_SCHEMA, peers: self.peers().peer.into_iter().map(status).collect() }
     }
 
     /// `peer add`.
@@ -103,7 +106,18 @@ impl Daemon {
 
     /// The peer that `HOST[:PORT]` means; with a port that is new, the address to [remember](Self::remember).
     pub fn resolve_host(&self, host: &str) -> Result<(NodeName, Option<String>), Failure> {
-        find_host(&self.peers(), host)
+        let found = find_host(&self.peers(), host);
+        let new = match &found {
+            Ok((_, None)) => return found,
+            Ok((_, Some(address))) => address,
+            Err(_) => host,
+        };
+        match own_address(new, self.address().port()) || (found.is_err() && parts(host).0 == self.name.as_str()) {
+            true => Err(Failure::refused(format!("{host} is this node itself")).remedy(
+                "name the other node: `zumastor peer list` shows those that are known, `zumastor peer add NAME TICKET` makes one known",
+            )),
+            false => found,
+        }
     }
 
     /// Notes one more address of a peer.
@@ -200,6 +214,17 @@ fn find_address<'a>(
                 .remedy("say which is meant by its name"))
         }
     }
+}
+
+/// Whether an address is of this machine, and `port`, which this node listens on, the one that it names.
+fn own_address(address: &str, port: u16) -> bool {
+    let (host, its_port) = parts(address);
+    let local = || match host.parse::<IpAddr>() {
+        // Only an address of this machine can be listened on.
+        Ok(ip) => UdpSocket::bind((ip, 0)).is_ok(),
+        Err(_) => host == "localhost" || rustix::system::uname().nodename().to_bytes() == host.as_bytes(),
+    };
+    its_port == port && local()
 }
 
 /// Host and port of an address that was written down.

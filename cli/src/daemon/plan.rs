@@ -6,11 +6,11 @@ use jiff::tz::TimeZone;
 use zumastor_core::{SnapshotNumber, SnapshotRecord, VolumeName, schedule::plan_tick};
 
 use super::{
-    Daemon, epochs::superseded_text, holds::blocking, snapshotter::takes, status::snapshot_name,
-    volume::Volume,
+    Daemon, clock::zone_name, epochs::superseded_text, holds::blocking, snapshotter::takes,
+    status::snapshot_name, volume::Volume,
 };
 use crate::{
-    api::{Part, PlannedSend, Role, SnapshotFate, VolumePlan},
+    api::{PLAN_SCHEMA, Part, PlannedSend, Role, SnapshotFate, VolumePlan},
     exit::Failure,
 };
 
@@ -42,6 +42,8 @@ impl Daemon {
             reasons,
         };
         Ok(VolumePlan {
+            schema: PLAN_SCHEMA,
+            zone: zone_name(&zone),
             volume: name.clone(),
             at,
             take,

@@ -95,7 +95,7 @@ impl Job for Push {
         let newest = self.newest().await.map_err(|error| passing(&error))?;
         let Some(number) = exactly.or(newest.as_ref().map(SnapshotRecord::number)) else {
             let nothing = format!("volume {} has no snapshot for {} yet", self.volume.name, self.host);
-            return Err(Trouble { refusal: Refusal::new(RefusalCode::Failed, nothing), passing: false });
+            return Err(Trouble { refusal: Refusal::new(RefusalCode::Gone, nothing), passing: false });
         };
         let failed = |failure: Failure| Trouble {
             refusal: Refusal::new(RefusalCode::Failed, failure.error),

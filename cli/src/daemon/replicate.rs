@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use tokio::sync::{mpsc, watch};
-use zumastor_core::{NodeName, SnapshotNumber, SnapshotRecord, VolumeName};
+use zumastor_core::{NodeName, SnapshotNumber, SnapshotRecord, VolumeName, config::TargetConfig};
 use zumastor_net::{
     PullState,
     wire::{Refusal, RefusalCode},
@@ -50,6 +50,9 @@ impl Daemon {
         if sends && volume.newest().await?.is_none() {
             return Err(Failure::failed(format!("volume {name} has no snapshot yet"))
                 .remedy(format!("`zumastor snapshot {name}` takes one")));
+        }
+        if let (None, Some(target)) = (asked.snapshot, config.target.get(&host)) {
+            check_selected(&volume, &host, target).await?;
         }
         let delay = asked.delay.map(Duration::from_secs);
         let wish = Wish { wanted: asked.snapshot, exactly: asked.snapshot.is_some(), delay };
@@ -104,6 +107,22 @@ impl Daemon {
         }
         Ok(None)
     }
+}
+
+/// Refuses to send the newest snapshot of a selection that has none.
+async fn check_selected(volume: &Volume, host: &NodeName, target: &TargetConfig) -> Result<(), Failure> {
+    let snapshots = volume.store().await?.snapshots().await?;
+    if snapshots.iter().any(|record| target.rotations.takes(record)) {
+        return Ok(());
+    }
+    let (name, selected) = (&volume.name, target.rotations.names().join(", "));
+    Err(Failure::failed(format!(
+        "volume {name} has no snapshot for {host}, which gets only those of {selected}: nothing is sent until there is one"
+    ))
+    .remedy(format!(
+        "`zumastor snapshot {name} ROTATION` takes one of a rotation, `zumastor replicate {name} {host} --snapnum NUMBER` sends \
+         another one, and `zumastor define target {name} {host}` without --rotations has all of them sent"
+    )))
 }
 
 /// So many seconds from now.

@@ -25,7 +25,7 @@ use zumastor_net::{Node, NodeKey, NodeOptions};
 
 use super::{
     Daemon, PULLS, cache, circles,
-    clock::SystemClock,
+    clock::{SystemClock, warn_of_zone},
     config_files::ConfigFiles,
     control, holds,
     host::Answers,
@@ -69,6 +69,7 @@ pub async fn run(paths: Paths, settings: Settings) -> Result<(), Failure> {
     let mut terminate = signal(SignalKind::terminate()).map_err(Failure::doing("signals"))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(Failure::doing("signals"))?;
     let mut hangup = signal(SignalKind::hangup()).map_err(Failure::doing("signals"))?;
+    warn_of_zone();
     let state = State::open(&paths.database()).map_err(Failure::doing(paths.database().display()))?;
     let key =
         NodeKey::load_or_create(&paths.node_key()).map_err(Failure::doing(paths.node_key().display()))?;

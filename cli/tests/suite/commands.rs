@@ -66,7 +66,10 @@ fn a_bad_configuration_is_refused_with_file_and_line() {
     node.down();
     fs::write(node.path("etc/peers.toml"), "\n[peer.beta]\nkey = 7\n").unwrap();
     let error = node.fails(1, &["daemon"]);
-    assert!(error.contains("etc/peers.toml, line 3: invalid type: integer"), "{error}");
+    assert!(
+        error.contains("etc/peers.toml, line 3: peer.beta.key is 7, and must be a text in quotes"),
+        "{error}"
+    );
     fs::write(node.path("etc/peers.toml"), "").unwrap();
     // A path that is too long for a socket is said to be so, by the daemon and by its client.
     node.root.push("x".repeat(100));
@@ -203,6 +206,7 @@ fn peers_and_roles_are_checked() {
     assert!(alpha.fails(3, &["peer", "remove", "beta"]).contains("forget target v beta"));
     assert!(alpha.fails(1, &["peer", "remove", "nobody"]).contains("no peer nobody"));
     let list = alpha.ok(&["peer", "list"]);
+    assert!(alpha.ok(&["peer", "list", "--json"]).starts_with("{\n  \"schema\": 1,\n  \"peers\": ["));
     assert!(list.starts_with("beta  ") && list.lines().count() == 1, "{list}");
     let given = beta.ok(&["peer", "ticket", "--address", "beta.example:7"]);
     assert!(alpha.ok(&["peer", "add", "beta", given.trim()]).contains("beta is a peer now"));

@@ -25,7 +25,7 @@ pub struct HooksConfig {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub post_replicate: Option<PathBuf>,
     /// Seconds after which one that still runs is ended.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "crate::every::seconds", skip_serializing_if = "Option::is_none")]
     pub timeout: Option<u64>,
 }
 

@@ -19,6 +19,8 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 pub struct Node {
     pub name: &'static str,
     pub root: PathBuf,
+    /// `TZ` of its daemon and its commands.
+    pub zone: &'static str,
     listen: String,
     daemon: Option<Child>,
 }
@@ -36,11 +38,16 @@ impl Node {
     pub fn start(dir: &Path, name: &'static str) -> Self {
         let root = dir.join(name);
         fs::create_dir_all(&root).unwrap();
-        let mut node = Self { name, root, listen: "127.0.0.1:0".to_owned(), daemon: None };
+        let mut node = Self { name, root, zone: "UTC", listen: "127.0.0.1:0".to_owned(), daemon: None };
         node.up();
         // Comes back at the same address.
         node.listen = node.status().node.listen.to_string();
         node
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> &str {
+        &self.listen
     }
 
     /// Starts the daemon and waits until it answers.
@@ -195,7 +202,7 @@ impl Node {
 
     fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_zumastor"));
-        command.args(args).env("ZUMASTOR_ROOT", &self.root).env("TZ", "UTC").env_remove("RUST_LOG");
+        command.args(args).env("ZUMASTOR_ROOT", &self.root).env("TZ", self.zone).env_remove("RUST_LOG");
         command.env("ZUMASTOR_TEST_KILL", self.root.join("kill"));
         command
     }
