@@ -2,6 +2,7 @@
 //! comments, order and everything else as they are; and a file that was edited by hand since it was read is not touched.
 
 mod check;
+mod words;
 
 #[cfg(test)]
 mod tests;
@@ -9,6 +10,7 @@ mod tests;
 use std::{
     collections::HashMap,
     fs, io,
+    ops::Range,
     path::{Path, PathBuf},
     sync::Mutex,
 };
@@ -24,7 +26,10 @@ use zumastor_core::{
 
 pub use check::{nested, options};
 
-use crate::{exit::Failure, paths::Paths};
+use crate::{
+    exit::{Exit, Failure},
+    paths::Paths,
+};
 
 /// Everything that is configured.
 #[derive(Debug)]
@@ -101,6 +106,13 @@ impl ConfigFiles {
         unchanged(&known, &self.paths.volume_toml(name)).map(drop)
     }
 
+    /// What is wrong with a key of `volumes/NAME.toml`, with its line.
+    pub fn refused_key(&self, name: &VolumeName, key: &str, reason: &str) -> Failure {
+        let path = self.paths.volume_toml(name);
+        let line = read_text(&path).ok().flatten().and_then(|text| check::line_of(&text, &[key.to_owned()]));
+        Failure { exit: Exit::Refused, ..bad_file(&path, line, &format!("{key}: {reason}")) }
+    }
+
     /// Writes `peers.toml`.
     pub fn write_peers(&self, config: &PeersConfig) -> Result<(), Failure> {
         self.edit(&self.paths.peers_toml(), config)
@@ -135,8 +147,8 @@ impl ConfigFiles {
         check: impl FnOnce(&T) -> Option<check::Problem>,
     ) -> Result<Option<T>, Failure> {
         let Some(text) = read_text(path)? else { return Ok(None) };
-        let config: T = toml::from_str(&text)
-            .map_err(|error| bad_file(path, line_at(&text, error.span()), error.message()))?;
+        let config: T =
+            toml::from_str(&text).map_err(|error| unreadable(path, &text, error.span(), error.message()))?;
         if let Some(check::Problem { keys, reason }) = check(&config) {
             return Err(bad_file(
                 path,
@@ -152,9 +164,9 @@ impl ConfigFiles {
     fn edit<T: Serialize>(&self, path: &Path, config: &T) -> Result<(), Failure> {
         let mut known = self.known.lock().expect("no panic while locked");
         let text = unchanged(&known, path)?.unwrap_or_default();
-        let mut document: DocumentMut = text.parse().map_err(|error: toml_edit::TomlError| {
-            bad_file(path, line_at(&text, error.span()), error.message())
-        })?;
+        let mut document: DocumentMut = text
+            .parse()
+            .map_err(|error: toml_edit::TomlError| unreadable(path, &text, error.span(), error.message()))?;
         let wanted = toml_edit::ser::to_document(config).map_err(Failure::doing(path.display()))?;
         merge(document.as_table_mut(), wanted.as_table());
         if let Some(dir) = path.parent() {
@@ -177,7 +189,7 @@ fn unchanged(known: &HashMap<PathBuf, String>, path: &Path) -> Result<Option<Str
         .remedy("`zumastor reload` applies the edit; then repeat this command"))
 }
 
-fn line_at(text: &str, span: Option<std::ops::Range<usize>>) -> Option<usize> {
+fn line_at(text: &str, span: Option<Range<usize>>) -> Option<usize> {
     span.map(|span| 1 + text[..span.start.min(text.len())].matches('\n').count())
 }
 
@@ -187,6 +199,11 @@ fn read_text(path: &Path) -> Result<Option<String>, Failure> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(Failure::doing(path.display())(error)),
     }
+}
+
+/// A file of which `message` says what keeps it from being read, and `at` where.
+fn unreadable(path: &Path, text: &str, at: Option<Range<usize>>, message: &str) -> Failure {
+    bad_file(path, line_at(text, at.clone()), &words::explained(text, at, message))
 }
 
 fn bad_file(path: &Path, line: Option<usize>, reason: &str) -> Failure {

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use zumastor_core::{
-    NodeName, VolumeName,
+    ByteSize, HumanBytes, NodeName, VolumeName,
     config::{TargetConfig, VolumeConfig},
 };
 
@@ -25,6 +25,7 @@ impl Daemon {
         let (fresh, config) = read.await.expect("reading files does not panic")?;
         let new: BTreeMap<_, _> = config.volumes.iter().cloned().collect();
         self.check_reload(&config, &new)?;
+        self.check_chunks(&new).await?;
         self.check_duties(&config.volumes).await?;
         self.files.replace(fresh);
         self.note_duties(&config.volumes).await?;
@@ -73,6 +74,9 @@ impl Daemon {
                 notes.push(format!("volume {name} is new"));
             }
         }
+        if !notes.is_empty() {
+            notes.extend(self.all_volumes().iter().flat_map(|volume| self.strangers(volume)));
+        }
         if notes.is_empty() {
             return Ok(Outcome::already("the files say nothing new"));
         }
@@ -91,6 +95,25 @@ impl Daemon {
                 tracing::error!(remedy, "the configuration is not read again: {}", failure.error);
             }
         }
+    }
+
+    /// That a volume's file names nodes that are no peers: nothing comes from them, or is sent to them.
+    fn strangers(&self, volume: &Volume) -> Vec<String> {
+        let (peers, config, name) = (self.peers(), volume.config(), &volume.name);
+        let unknown = |host: &NodeName| !peers.peer.contains_key(host);
+        let source = config.source.map(|source| source.host).filter(unknown);
+        let source = source.map(|host| (host.clone(), format!("is to come from {host}")));
+        let targets = config
+            .target
+            .into_keys()
+            .filter(unknown)
+            .map(|host| (host.clone(), format!("is to be sent to {host}")));
+        let told = |(host, what): (NodeName, String)| {
+            format!(
+                "volume {name} {what}, which is no peer of this node: that waits for `zumastor peer add {host} TICKET`"
+            )
+        };
+        source.into_iter().chain(targets).map(told).collect()
     }
 
     /// Refuses what cannot change while the daemon runs.
@@ -115,6 +138,32 @@ impl Daemon {
                     "volumes/{name}.toml names another origin or another snapshot store than the volume has"
                 ))
                 .remedy("restart the daemon if that is meant; nothing was applied"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses chunks of another size than a volume's store has.
+    async fn check_chunks(&self, new: &BTreeMap<VolumeName, VolumeConfig>) -> Result<(), Failure> {
+        for volume in self.all_volumes() {
+            let Some(after) = new.get(&volume.name).filter(|after| after.chunk != volume.config().chunk)
+            else {
+                continue;
+            };
+            // One that cannot be opened says so itself.
+            let (Some(ByteSize(wanted)), Ok(store)) = (after.chunk, volume.store().await) else { continue };
+            let has = store.geometry()?.chunk;
+            if wanted != has {
+                let (name, kind) = (&volume.name, store.info().kind);
+                return Err(self.files.refused_key(
+                    name,
+                    "chunk",
+                    &format!(
+                        "the store ({kind}) of volume {name} was made with chunks of {}, and cannot have others",
+                        HumanBytes(has)
+                    ),
+                )
+                .remedy(format!("take the line out, or write \"{}\"; nothing was applied", ByteSize(has))));
             }
         }
         Ok(())

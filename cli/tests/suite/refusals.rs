@@ -21,6 +21,7 @@ fn all(node: &Node, tries: &[Try<'_>]) {
         let args: Vec<String> = line
             .split_whitespace()
             .map(|word| word.replace("DIR", &text(&node.root)).replace("NOTHING", ""))
+            .map(|word| word.replace("HERE", node.address()))
             .collect();
         let args: Vec<&str> = args.iter().map(String::as_str).collect();
         let ran = node.run(&args);
@@ -73,8 +74,19 @@ const WRONG: &[Try<'_>] = &[
     (2, "define master v --group g --no-group", "cannot be used with", "--help"),
     (2, "define schedule v", "no rotation was named", "`zumastor define schedule v --hourly 24"),
     (2, "define source r", "<HOST[:PORT]>", "--help"),
-    (2, "define source r beta -p 0", "0 is not in 1..", "--help"),
-    (2, "define source r beta -p soon", "invalid digit", "--help"),
+    (2, "define master v -h -1", "\"-1\" is no number of snapshots to keep", "write 0 to"),
+    (2, "define master v -e 10.0.0.0/8", "a value of '-e' stands behind '='", "'-e=10.0.0.0/8'"),
+    (
+        2,
+        "define master --export 10.0.0.1 v",
+        "a value of '--export' stands behind '='",
+        "'--export=10.0.0.1'",
+    ),
+    (2, "define master v -n false", "a value of '-n' stands behind '='", "'-n=false'"),
+    (2, "define source r beta -p 0", "a period is at least one second", "--help"),
+    (2, "define source r beta -p soon", "\"soon\" is no length of time", "such as 90, 15m or 6h"),
+    (2, "define target v beta -p -1", "\"-1\" is no length of time", "such as 90, 15m or 6h"),
+    (2, "define target v beta --margin -1m", "unexpected argument", "--help"),
     (2, "define target v beta -r 12Q", "invalid value '12Q'", "--help"),
     (2, "define target v beta -r 0", "at least one byte a second", "--help"),
     (2, "define target v beta --rotations a/b", "a/b", "use 1 to 63 letters"),
@@ -85,7 +97,7 @@ const WRONG: &[Try<'_>] = &[
     (2, "delete v", "<SNAPSHOT>...", "--help"),
     (2, "replicate v", "<HOST>", "--help"),
     (2, "replicate v beta -s newest", "not the number of a snapshot", "--help"),
-    (2, "replicate v beta -d soon", "invalid digit", "--help"),
+    (2, "replicate v beta -d soon", "\"soon\" is no length of time", "such as 90, 15m or 6h"),
     (2, "resize v", "--origin <SIZE>", "--help"),
     (2, "resize v -o large", "invalid value 'large'", "--help"),
     (2, "resize v -o 0", "a volume has 1 byte to 128 TiB", "--origin 40G"),
@@ -99,6 +111,9 @@ const WRONG: &[Try<'_>] = &[
     (2, "status --colour", "unexpected argument '--colour'", "--help"),
     (2, "status v one", "not the number of a snapshot", "--help"),
     (2, "status --watch=0", "0 is not in 1..", "--help"),
+    (2, "status --watch 5", "a value of '--watch' stands behind '='", "'--watch=5'"),
+    (2, "status v -uw 5", "a value of '-uw' stands behind '='", "'-uw=5'"),
+    (2, "status v 0 --check", "cannot be used with '--check'", "--help"),
     (2, "daemon --name a/b", "cannot be a node name", "use 1 to 63 letters"),
     (2, "define volume w DIR/w DIR/w.snaps -c 3000", "must be a power of two", "--help"),
     (2, "define volume w DIR/w DIR/w.snaps -k 1M", "a cache of 1.00 MiB is too small", "give 16M or more"),
@@ -199,6 +214,9 @@ fn refusals() {
                 "`--yes` does it without asking",
             ),
             (3, "define target r beta", "comes from beta", "`zumastor forget source r` first"),
+            (3, "define target v alpha", "alpha is this node itself", "`zumastor peer list`"),
+            (3, "define source u alpha:11235", "alpha:11235 is this node itself", "`zumastor peer list`"),
+            (3, "define target v HERE", "is this node itself", "`zumastor peer list`"),
             (
                 3,
                 "define schedule u --daily 3",
@@ -299,8 +317,52 @@ fn failures() {
             (1, "digest DIR/nothing", "nothing", "No such file"),
         ],
     );
-    fs::write(node.path("etc/volumes/v.toml"), "origin = 7\n").unwrap();
-    all(&node, &[(1, "reload", "v.toml, line 1", "correct the file")]);
+    // A selection of which there is nothing: no promise is made, and nothing is begun.
+    node.ok(&["define", "target", "v", "beta", "--rotations", "hourly,daily"]);
+    let none = "volume v has no snapshot for beta, which gets only those of hourly, daily";
+    all(
+        &node,
+        &[
+            (1, "replicate v beta", none, "`zumastor snapshot v ROTATION`"),
+            (1, "replicate v beta --wait", none, "`zumastor replicate v beta --snapnum NUMBER`"),
+        ],
+    );
+    // Files that are wrong: a line at the top, or a table at the end.
+    let (file, before) = (node.path("etc/volumes/v.toml"), node.volume("v"));
+    let written = fs::read_to_string(&file).unwrap();
+    let end = written.lines().count();
+    let failed = (1, "correct the file");
+    for (bad, line, said, (code, remedy)) in [
+        ("shedule = 3", 1, "there is no \"shedule\": it may have origin, snapstore,", failed),
+        ("metadev = 7", 1, "metadev is 7, and must be a path in quotes", failed),
+        ("hourly", 1, "this cannot be read as TOML", failed),
+        ("chunk = '128K'", 1, "chunk: the store (", (3, "take the line out, or write \"")),
+        ("[schedule.custom.x]", end + 1, "\"keep\" is missing in [schedule.custom.x]", failed),
+        (
+            "[schedule.custom.x]\nkeep = 'many'",
+            end + 2,
+            "schedule.custom.x.keep is the text \"many\", and must be a whole number",
+            failed,
+        ),
+        (
+            "[target.gamma]\nperiod = -1",
+            end + 2,
+            "target.gamma.period: \"-1\" is no length of time: write seconds, or",
+            failed,
+        ),
+        (
+            "[space]\nfree = '1G'",
+            end + 2,
+            "there is no \"free\" in [space]: it may have minimum_free,",
+            failed,
+        ),
+    ] {
+        let table = bad.starts_with('[');
+        fs::write(&file, if table { format!("{written}{bad}\n") } else { format!("{bad}\n{written}") })
+            .unwrap();
+        all(&node, &[(code, "reload", &format!("v.toml, line {line}: {said}"), remedy)]);
+    }
+    assert_eq!(node.volume("v").snapshots, before.snapshots);
     node.kill();
     all(
         &node,

@@ -93,6 +93,7 @@ fn snapshots_in_a_rotation_are_limited_and_manual_ones_are_not() {
 
     node.ok(&["release", "v", "1", "audit"]);
     let plan: VolumePlan = serde_json::from_str(&node.ok(&["plan", "v", "--json"])).unwrap();
+    assert_eq!((plan.schema, plan.zone.as_str()), (1, "UTC"));
     let fates: Vec<_> = plan.snapshots.iter().map(|s| (s.number.0, s.stays)).collect();
     assert_eq!(fates, [(4, true), (3, true), (1, false), (0, true)]);
     let told = node.ok(&["plan", "v"]);
@@ -114,7 +115,13 @@ fn a_schedule_takes_snapshots_by_itself() {
     assert!(node.ok(&["stop", "master", "v"]).contains("already"));
     let stopped = numbers(&node.volume("v"));
     node.down();
+    // In a time zone that there is none of.
+    node.zone = "Nowhere/Atall";
     node.up();
+    assert!(node.ok(&["plan", "v"]).contains("with the calendar of UTC, because the time zone is not known"));
+    assert!(
+        fs::read_to_string(node.path("log")).unwrap().contains("the time zone of this machine is not known")
+    );
     let volume = node.volume("v");
     assert_eq!((numbers(&volume), volume.stopped), (stopped.clone(), vec![Part::Master]));
     assert!(node.ok(&["status"]).contains("stopped    master"));
@@ -250,6 +257,17 @@ fn files_are_read_again_all_or_none() {
     let ran = node.run(&["reload"]);
     assert!(ran.code == 0 && ran.err.contains("volume v is as its file says now"), "{ran:?}");
     assert!(ran.err.contains("volume w is new"), "{ran:?}");
+    assert!(!ran.err.contains("no peer"), "{ran:?}");
+    // Lengths of time as people write them; and nobody is waited for in silence.
+    fs::write(
+        &other,
+        format!("origin = '{origin}'\nsnapstore = '{store}'\n[target.gamma]\nperiod = '15m'\n"),
+    )
+    .unwrap();
+    let ran = node.run(&["reload"]);
+    let stranger = "volume w is to be sent to gamma, which is no peer of this node";
+    assert!(ran.code == 0 && ran.err.contains(stranger) && ran.err.contains("peer add gamma"), "{ran:?}");
+    assert_eq!(node.volume("w").targets[0].config.period, Some(900));
     assert_eq!(node.volume("v").schedule.unwrap().rotations.len(), 2);
     node.ok(&["snapshot", "v", "x"]);
     node.ok(&["define", "schedule", "v", "-d", "1"]);

@@ -97,7 +97,7 @@ fn bad_files_are_named_with_the_line() {
     let (_dir, paths) = fixture();
     fs::write(paths.peers_toml(), "[peer.beta]\nkey = 'x'\n\ncolour = 'red'\n").unwrap();
     let failure = load_error(&paths);
-    assert!(failure.contains("peers.toml, line 4: unknown field `colour`"), "{failure}");
+    assert!(failure.contains("peers.toml, line 4: there is no \"colour\" in [peer.beta]"), "{failure}");
     fs::write(paths.peers_toml(), "").unwrap();
     fs::write(paths.node_toml(), "listen = \"nowhere\"\n").unwrap();
     let failure = load_error(&paths);
@@ -136,7 +136,7 @@ fn a_file_that_was_edited_meanwhile_is_left_alone() {
         [files.write_volume(&name, &volume()), files.remove_volume(&name), files.check_volume(&name)]
     {
         let failure = refused.unwrap_err();
-        assert_eq!(failure.exit, crate::exit::Exit::Refused);
+        assert_eq!(failure.exit, Exit::Refused);
         assert!(failure.error.contains("was edited since the daemon read it"), "{failure}");
         assert!(failure.remedy.is_some_and(|remedy| remedy.contains("`zumastor reload`")));
     }
