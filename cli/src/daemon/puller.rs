@@ -6,10 +6,11 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use async_trait::async_trait;
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 use zumastor_core::{HeadState, SnapshotNumber, SnapshotRecord, StoreError, config::SourceConfig};
 use zumastor_net::{
     Link, Patience, Progress, PullError, PullSummary, Replica, Reporter, finish, pull_finished, push_period,
@@ -32,6 +33,9 @@ use crate::{
     ui::Span,
 };
 
+/// How long it is not asked again how often the source sends by itself, if nothing comes from it.
+const COMPARED_FOR: Duration = Duration::from_secs(3600);
+
 /// Pulls one volume from its source.
 pub struct Pull {
     daemon: Arc<Daemon>,
@@ -43,8 +47,8 @@ pub struct Pull {
     queued: AtomicBool,
     /// What the volume showed when its mounts were looked at last, if that is known.
     mounted: Mutex<Option<HeadState>>,
-    /// Whether the source has been asked how often it sends by itself.
-    compared: AtomicBool,
+    /// When the source was asked last how often it sends by itself, unless something came since.
+    compared: Mutex<Option<Instant>>,
 }
 
 impl Pull {
@@ -61,7 +65,7 @@ impl Pull {
             fresh: AtomicBool::new(true),
             queued: AtomicBool::new(false),
             mounted: Mutex::default(),
-            compared: AtomicBool::new(false),
+            compared: Mutex::default(),
         };
         *volume.source_caution.lock().expect("no panic while locked") = None;
         volume.set_puller(|| Some(Worker::spawn(Arc::new(job), source.period, true))).await;
@@ -99,20 +103,36 @@ impl Pull {
             let text = circle_text(&self.volume.name, &circle);
             return Err(Trouble { refusal: Refusal::new(RefusalCode::Stopped, text), passing: false });
         }
-        if !self.compared.load(Ordering::Relaxed) {
-            let compared = compare(&self.volume, &self.source, &*link).await;
-            self.compared.store(compared.is_ok(), Ordering::Relaxed);
-        }
         let (patience, reporter) = (Patience::default(), Reporter::new());
         let mut changes = reporter.subscribe();
         let mut pull = pin!(pull_finished(&*link, &replica, &patience, &reporter));
-        loop {
-            tokio::select! {
-                result = &mut pull => return result.map_err(|error| pull_trouble(&error)),
-                Ok(()) = changes.changed() => {
-                    progress.send_replace(*changes.borrow_and_update());
+        let pulled = async {
+            loop {
+                tokio::select! {
+                    result = &mut pull => return result.map_err(|error| pull_trouble(&error)),
+                    Ok(()) = changes.changed() => {
+                        progress.send_replace(*changes.borrow_and_update());
+                    }
                 }
             }
+        };
+        // Beside it; not to know is no reason to fail.
+        let (pulled, ()) = tokio::join!(pulled, self.compare_again(&*link));
+        if pulled.as_ref().is_ok_and(|summary| summary.received) {
+            *self.compared.lock().expect("no panic while locked") = None;
+        }
+        pulled
+    }
+
+    /// The source may have been told to send more or less often: it is asked again when something has come from it, and
+    /// every hour.
+    async fn compare_again(&self, link: &dyn Link) {
+        let known = *self.compared.lock().expect("no panic while locked");
+        if known.is_some_and(|at| at.elapsed() < COMPARED_FOR) {
+            return;
+        }
+        if compare(&self.volume, &self.source, link).await.is_ok() {
+            *self.compared.lock().expect("no panic while locked") = Some(Instant::now());
         }
     }
 }
@@ -161,7 +181,7 @@ impl Job for Pull {
 }
 
 /// Asks the source how often it sends by itself: who asks for news no more often than that asks for nothing. The answer is
-/// what is to be said about it.
+/// what is to be said about it; `status` says it from then on, and the log when it becomes so.
 pub async fn compare(
     volume: &Volume,
     source: &SourceConfig,
@@ -172,17 +192,27 @@ pub async fn compare(
     let sends = push_period(link, remote, &Patience::default()).await?.filter(|sends| period >= *sends);
     let caution = sends.map(|sends| {
         let (name, host) = (&volume.name, &source.host);
+        let advice = match sends {
+            // There is none that is smaller.
+            0 | 1 => format!("give none (`zumastor define source {name} {host}` without --period)"),
+            _ => format!(
+                "give a smaller interval (`zumastor define source {name} {host} --period SECONDS`), or none"
+            ),
+        };
         format!(
-            "{host} sends by itself every {}, so asking every {} is never first: give a smaller interval (`zumastor define \
-             source {name} {host} --period SECONDS`), or none",
+            "{host} sends by itself every {}, so asking every {} is never first: {advice}",
             Span(sends),
             Span(period)
         )
     });
-    if let Some(caution) = &caution {
+    let before = std::mem::replace(
+        &mut *volume.source_caution.lock().expect("no panic while locked"),
+        caution.clone(),
+    );
+    // Said once, when it becomes so.
+    if let Some(caution) = caution.as_ref().filter(|_| before != caution) {
         tracing::warn!(volume = %volume.name, "{caution}");
     }
-    volume.source_caution.lock().expect("no panic while locked").clone_from(&caution);
     Ok(caution)
 }
 

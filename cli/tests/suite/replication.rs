@@ -3,7 +3,7 @@
 use std::fs;
 
 use crate::common::{Node, image, introduce, master_and_replica, ran, wait_for, write};
-use zumastor::api::{HeadStatus, Health, VolumeStatus, WorkState};
+use zumastor::api::{HeadStatus, Health, History, VolumeStatus, WorkState};
 use zumastor_core::SnapshotNumber;
 
 const MIB: u64 = 1 << 20;
@@ -331,11 +331,29 @@ fn an_interval_that_is_not_smaller_than_the_push_period_is_warned_of() {
     assert!(!beta.ok(&["status"]).contains("sends by itself"));
     // Found out later, when the source cannot be asked at once; and where it sends nothing by itself, nothing is said.
     alpha.ok(&["forget", "target", "v", "beta"]);
-    let ran = beta.run(&["define", "source", "v", "alpha", "--period", "1"]);
+    let ran = beta.run(&["define", "source", "v", "alpha", "--period", "1s"]);
     assert!(ran.code == 0 && !ran.err.contains("sends by itself"), "{ran:?}");
+    // Nor where it sends less often; and when it sends more often afterwards, that is noticed, and said once.
+    alpha.ok(&["define", "target", "v", "beta", "--period", "6h"]);
+    alpha.ok(&["snapshot", "v"]);
+    let shows = |number| move |v: &VolumeStatus| v.head == Some(HeadStatus::Snapshot(SnapshotNumber(number)));
+    let volume = beta.wait_until("v", "the second snapshot", shows(1));
+    assert_eq!(volume.source.unwrap().caution, None);
     alpha.ok(&["define", "target", "v", "beta", "--period", "1"]);
-    beta.wait_until("v", "the warning", |v| v.source.as_ref().unwrap().caution.is_some());
-    assert!(fs::read_to_string(beta.path("log")).unwrap().contains("alpha sends by itself every 1 s"));
+    let volume = beta.wait_until("v", "the warning", |v| v.source.as_ref().unwrap().caution.is_some());
+    // There is no smaller interval.
+    assert!(
+        volume
+            .source
+            .unwrap()
+            .caution
+            .unwrap()
+            .ends_with("give none (`zumastor define source v alpha` without --period)")
+    );
+    alpha.ok(&["snapshot", "v"]);
+    beta.wait_until("v", "the third snapshot", shows(2));
+    let log = fs::read_to_string(beta.path("log")).unwrap();
+    assert_eq!(log.matches("alpha sends by itself every 1 s").count(), 1, "{log}");
 }
 
 #[test]
@@ -353,4 +371,28 @@ fn the_upstream_is_asked_when_the_volume_is_started() {
     alpha.ok(&["snapshot", "v"]);
     beta.ok(&["start", "volume", "v"]);
     beta.wait_until("v", "the third snapshot", shows(2));
+}
+
+#[test]
+fn what_is_to_be_sent_uncompressed_is_and_all_else_is_compressed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (alpha, beta) = master_and_replica(dir.path(), MIB, &["--uncompressed"], &[]);
+    // Text, each time another one.
+    let sent = |word: &str| {
+        let text: String = (0..MIB / 16).map(|line| format!("{line:08} {word}\n")).collect();
+        assert_eq!(text.len() as u64, MIB);
+        write(&alpha.path("v.img"), 0, text.as_bytes());
+        alpha.ok(&["snapshot", "v"]);
+        alpha.ok(&["replicate", "v", "beta", "--wait"]);
+        assert_eq!(beta.digest("v"), alpha.digest("v"));
+        let history: History = serde_json::from_str(&alpha.ok(&["history", "v", "--json"])).unwrap();
+        let summary = history.transfers[0].summary.unwrap();
+        assert_eq!(summary.data, MIB, "{summary:?}");
+        summary.wire
+    };
+    let plain = sent("zumast");
+    assert!(plain >= MIB, "{plain} bytes for {MIB}");
+    alpha.ok(&["define", "target", "v", "beta"]);
+    let compressed = sent("ddsnap");
+    assert!(compressed < MIB / 2, "{compressed} bytes for {MIB}");
 }
