@@ -117,6 +117,8 @@ pub async fn let_go_on(spec: &VolumeSpec, expected: Option<Uuid>) -> Result<usiz
         #[cfg(feature = "device-mapper")]
         return match lvm_thin::place(&spec.origin, &spec.snapstore)? {
             Some(place) => lvm_thin::go_on(&place),
+            // Images.
+            None if spec.origin.is_file() || spec.snapstore.is_dir() => Ok(0),
             None if Path::new(CONTROL).exists() => crate::dm_thin::go_on(&spec, expected),
             None => Ok(0),
         };

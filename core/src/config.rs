@@ -63,6 +63,10 @@ pub struct VolumeConfig {
     /// system is not mounted, is not taken for it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub store: Option<Uuid>,
+    /// Whether its origin is just being made zero. Where it is there without that, that was broken off, and the origin may be
+    /// zero in part.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub initializing: bool,
     /// Where the volume is mounted. Without it, a block device is mounted below the runtime directory, and an image file,
     /// which others write, not at all.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -113,6 +117,7 @@ impl VolumeConfig {
             cache: None,
             chunk: None,
             store: None,
+            initializing: false,
             mountpoint: None,
             mountopts: None,
             snappath: None,

@@ -74,6 +74,11 @@ impl Daemon {
                 }
                 return Ok(Outcome::already(format!("volume {name} is defined so already")));
             }
+            if same && initialize && config.initializing {
+                initialize::check(&name, origin, yes).await?;
+                self.initialize(&there).await?;
+                return Ok(Outcome::changed(format!("volume {name} is defined, and initialized now")));
+            }
             if same && initialize {
                 return Err(Failure::refused(format!(
                     "volume {name} is defined already: only one that is not is initialized"
@@ -120,15 +125,19 @@ impl Daemon {
             return Err(refused);
         }
         config.store = id;
-        volume.set_config(config.clone());
         let snapshots = store.snapshots().await?;
         let on_devices = is_device(config.snapstore.clone()).await;
-        if initialize && !on_devices && !pooled {
-            initialize::zero(config.origin.clone(), &snapshots).await?;
+        config.initializing = initialize && !on_devices && !pooled;
+        if config.initializing {
+            initialize::check_new(&config.origin, &snapshots)?;
         }
+        volume.set_config(config.clone());
         self.write_volume(&name, &config).await?;
         snapshotter::start(self, &volume);
-        self.volumes.write().expect("no panic while locked").insert(name.clone(), volume);
+        self.volumes.write().expect("no panic while locked").insert(name.clone(), volume.clone());
+        if config.initializing {
+            self.initialize(&volume).await?;
+        }
 
         let mut outcome = Outcome::changed(format!("volume {name} is defined"));
         if !snapshots.is_empty() {
@@ -163,6 +172,15 @@ impl Daemon {
             "next, {}`zumastor define source {name} HOST` to receive it",
             if there { &master } else { "" }
         )))
+    }
+
+    /// Makes the origin of a volume zero whose file says that this is being done, and writes down that it was.
+    async fn initialize(&self, volume: &Volume) -> Result<(), Failure> {
+        let config = VolumeConfig { initializing: false, ..volume.config() };
+        initialize::zero(config.origin.clone()).await?;
+        self.write_volume(&volume.name, &config).await?;
+        volume.set_config(config);
+        Ok(())
     }
 
     /// Refuses a store that another volume has, whatever it is called by now.

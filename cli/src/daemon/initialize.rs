@@ -10,8 +10,9 @@ use std::{
 use zumastor_backends::{signature, store_id};
 use zumastor_core::{
     HumanBytes, SnapshotRecord, VolumeName,
+    config::VolumeConfig,
     files::{data_ranges, punch_hole},
-    is_zero,
+    is_zero, steps,
 };
 
 use crate::exit::Failure;
@@ -48,23 +49,45 @@ pub async fn check_device(path: PathBuf) -> Result<(), Failure> {
     }
 }
 
-/// Makes the origin zero; not where there are snapshots of it.
-pub async fn zero(origin: PathBuf, snapshots: &[SnapshotRecord]) -> Result<(), Failure> {
-    if !snapshots.is_empty() {
-        return Err(Failure::refused(format!(
-            "the snapshot store holds {} snapshots of {}, so it is no new volume and was not overwritten",
-            snapshots.len(),
-            origin.display()
-        ))
-        .remedy("leave out `--initialize` to take up the volume, or give an empty snapshot store"));
+/// Refuses where there are snapshots of the origin.
+pub fn check_new(origin: &Path, snapshots: &[SnapshotRecord]) -> Result<(), Failure> {
+    if snapshots.is_empty() {
+        return Ok(());
     }
+    Err(Failure::refused(format!(
+        "the snapshot store holds {} snapshots of {}, so it is no new volume and was not overwritten",
+        snapshots.len(),
+        origin.display()
+    ))
+    .remedy("leave out `--initialize` to take up the volume, or give an empty snapshot store"))
+}
+
+/// Makes the origin zero. That this is being done must have been written down before, for a crash in the middle.
+pub async fn zero(origin: PathBuf) -> Result<(), Failure> {
     let path = origin.clone();
     blocking(&origin, move || {
         let file = File::options().read(true).write(true).open(&path)?;
+        steps::pass("initialize: before");
         punch_hole(&file, 0..file.metadata()?.len())?;
-        file.sync_all()
+        steps::pass("initialize: zero, in memory");
+        file.sync_all()?;
+        steps::pass("initialize: zero");
+        Ok(())
     })
     .await
+}
+
+/// Why a volume is not used whose initialization was broken off. It is not gone on with by itself: somebody may have written to
+/// the origin since.
+pub fn broken_off(name: &VolumeName, config: &VolumeConfig) -> Option<String> {
+    let (origin, store) = (config.origin.display(), config.snapstore.display());
+    config.initializing.then(|| {
+        format!(
+            "{origin} was being made zero, and it is not known that this was done: it may be zero in part. `zumastor define \
+             volume {name} {origin} {store} --initialize` does it again; to take the origin as it is, remove the line \
+             `initializing` from the volume's file, then `zumastor reload`"
+        )
+    })
 }
 
 async fn blocking<T: Send + 'static>(

@@ -23,6 +23,7 @@ use super::{
     cache::Shares,
     circles::Circling,
     hooks::Hooks,
+    initialize,
     mounting::Mounting,
     outgoing::Fetching,
     scrub::Scrubber,
@@ -250,6 +251,9 @@ impl Volume {
     pub async fn store(&self) -> Result<Arc<dyn SnapshotStore>, StoreError> {
         if let Some(barred) = self.barred() {
             return Err(StoreError::Unsupported(barred));
+        }
+        if let Some(broken_off) = initialize::broken_off(&self.name, &self.config()) {
+            return Err(StoreError::Unsupported(broken_off));
         }
         let mut store = self.store.lock().await;
         if let Some(store) = &*store {

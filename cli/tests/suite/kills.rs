@@ -157,6 +157,53 @@ fn volumes_and_their_roles() {
     at_every_step(&mut node, master, always("define source v beta --yes"), role(Role::Replica));
 }
 
+/// What an origin held is gone only if the volume is defined and says so.
+#[test]
+fn volumes_that_are_initialized() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut node = node(dir.path());
+    let (origin, store) = (text(&node.path("v.img")), text(&node.path("v.snaps")));
+    let held = fs::read(&origin).unwrap();
+    let define = words(&format!("define volume v {origin} {store} --initialize --yes"));
+    let prepare = |node: &Node| {
+        node.run(&["forget", "volume", "v"]);
+        write(&node.path("v.img"), 0, &held);
+    };
+    let made = |node: &Node| {
+        let holds = fs::read(&origin).unwrap();
+        let zero = holds.iter().all(|byte| *byte == 0);
+        let Some(volume) = node.status().volumes.into_iter().next() else {
+            assert!(holds == held, "the origin of no volume was written to");
+            return Some(false);
+        };
+        if volume.health == Health::Unavailable {
+            let why = volume.trouble.unwrap();
+            assert!(why.contains("was being made zero") && why.contains("--initialize"), "{why}");
+            return Some(false);
+        }
+        assert!(zero, "what is defined was initialized");
+        Some(true)
+    };
+    at_every_step(&mut node, prepare, |_| define.clone(), made);
+
+    // Broken off, and the origin is to be taken as it is.
+    node.run(&["forget", "volume", "v"]);
+    write(&node.path("v.img"), 0, &held);
+    node.define("v");
+    node.ok(&["define", "master", "v"]);
+    let file = node.path("etc/volumes/v.toml");
+    let written = fs::read_to_string(&file).unwrap();
+    fs::write(&file, format!("initializing = true\n{written}")).unwrap();
+    node.ok(&["reload"]);
+    assert!(node.fails(3, &["snapshot", "v"]).contains("remove the line `initializing`"));
+    assert!(node.ok(&["status"]).contains("may be zero in part"));
+    assert!(!fs::read_to_string(node.path("log")).unwrap().contains("may stand still"));
+    fs::write(&file, written).unwrap();
+    node.ok(&["reload"]);
+    assert_eq!(node.volume("v").health, Health::Ok);
+    assert!(fs::read(&origin).unwrap() == held);
+}
+
 #[test]
 fn schedules_sources_and_targets() {
     let dir = tempfile::tempdir().unwrap();
