@@ -27,24 +27,25 @@ pub(crate) fn read_exact(file: &File, path: &Path, offset: u64, buf: &mut [u8]) 
 /// or has to go through it (btrfs, for what it keeps compressed), the kernel is asked to forget these bytes before, and after: it
 /// keeps folios that reach beyond them.
 pub(crate) fn read_stored(file: &File, path: &Path, offset: u64, buf: &mut [u8]) -> Result<(), StoreError> {
-    // Opened for each read, which is nothing beside it: a snapshot in layers may have thousands of files.
-    let direct = Direct::file(file).and_then(|file| file.read_exact_at(offset, buf));
-    match direct {
-        Ok(()) => Ok(()),
-        // What file systems say of what they cannot do.
-        Err(error)
-            if [Errno::INVAL, Errno::OPNOTSUPP]
-                .contains(&Errno::from_io_error(&error).unwrap_or(Errno::IO)) =>
-        {
-            let length = NonZeroU64::new(buf.len() as u64);
-            let forget = || fadvise(file, offset, length, Advice::DontNeed);
-            let _ = forget();
-            let read = read_exact(file, path, offset, buf);
-            let _ = forget();
-            read
+    // Opened for each read, which is nothing beside it: a snapshot in layers may have thousands of files. That it could not be
+    // opened says nothing of what is stored: too many may be open.
+    if let Ok(direct) = Direct::file(file) {
+        match direct.read_exact_at(offset, buf) {
+            Err(error) if is_refusal(&error) => {}
+            read => return read.map_err(|error| reading(error, path, offset, buf.len())),
         }
-        Err(error) => Err(reading(error, path, offset, buf.len())),
     }
+    let length = NonZeroU64::new(buf.len() as u64);
+    let forget = || fadvise(file, offset, length, Advice::DontNeed);
+    let _ = forget();
+    let read = read_exact(file, path, offset, buf);
+    let _ = forget();
+    read
+}
+
+/// Whether this is what file systems say of what they cannot do.
+fn is_refusal(error: &io::Error) -> bool {
+    Errno::from_io_error(error).is_some_and(|errno| [Errno::INVAL, Errno::OPNOTSUPP].contains(&errno))
 }
 
 /// Says what a read of `length` bytes failed of.
