@@ -9,6 +9,7 @@ mod destroy;
 mod groups;
 mod hooks;
 mod kills;
+mod kills_of_replication;
 mod manual;
 mod promote;
 mod refusals;

@@ -52,19 +52,36 @@ impl Node {
 
     /// Starts the daemon and waits until it answers.
     pub fn up(&mut self) {
+        if !self.comes_up() {
+            panic!("the daemon was killed: {}", fs::read_to_string(self.root.join("log")).unwrap());
+        }
+    }
+
+    /// Starts the daemon and waits until it answers, or is ended at a step: whether it answers.
+    pub fn comes_up(&mut self) -> bool {
         let log = File::options().create(true).append(true).open(self.root.join("log")).unwrap();
         let mut command = self.command(&["daemon", "--listen", &self.listen, "--name", self.name]);
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap();
         self.daemon = Some(child);
-        wait_for("the daemon to answer", || {
-            let exited = self.daemon.as_mut().unwrap().try_wait().unwrap();
-            assert!(
-                exited.is_none(),
-                "the daemon ended: {}",
-                fs::read_to_string(self.root.join("log")).unwrap()
-            );
-            (self.run(&["status"]).code == 0).then_some(())
+        let answers = wait_for("the daemon to answer", || match self.ended() {
+            true => Some(false),
+            false => (self.run(&["status"]).code == 0).then_some(true),
         });
+        if !answers {
+            self.daemon = None;
+        }
+        answers
+    }
+
+    /// Whether the daemon was ended at a step. It does not end by itself.
+    fn ended(&mut self) -> bool {
+        let ended = self.daemon.as_mut().unwrap().try_wait().unwrap();
+        assert!(
+            ended.is_none_or(|status| status.code().is_none()),
+            "the daemon ended by itself: {}",
+            fs::read_to_string(self.root.join("log")).unwrap()
+        );
+        ended.is_some()
     }
 
     /// Ends the daemon as a service manager does.
@@ -110,12 +127,12 @@ impl Node {
         ended.is_some()
     }
 
-    /// Whether the daemon was ended at a step before a command of another node came to its end; if it was not, it will not be
-    /// any more. One that was can be started.
-    pub fn was_killed_before(&mut self, command: &mut Child) -> bool {
-        let killed = wait_for("the daemon's end, or the command's", || {
-            let ended = self.daemon.as_mut().unwrap().try_wait().unwrap();
-            ended.map(|_| true).or(command.try_wait().unwrap().map(|_| false))
+    /// Whether the daemon was ended at a step before something came about; if it was not, it will not be any more. One that was
+    /// can be started.
+    pub fn was_killed_before(&mut self, mut came: impl FnMut(&Self) -> bool) -> bool {
+        let killed = wait_for("the daemon's end, or what it works on", || match self.ended() {
+            true => Some(true),
+            false => came(self).then_some(false),
         });
         if !killed {
             return self.was_killed(0);
