@@ -1,8 +1,8 @@
 //! The time of day and the calendar, as the daemon sees them: the machine's, or a test's.
 
-use std::fmt;
+use std::{fmt, fs, path::PathBuf, sync::Arc, time::Duration};
 
-use jiff::{Timestamp, tz::TimeZone};
+use jiff::{SignedDuration, Timestamp, tz::TimeZone};
 
 use crate::exit::chain;
 
@@ -13,11 +13,25 @@ pub trait Clock: fmt::Debug + Send + Sync {
 
     /// The zone in which calendars are read.
     fn zone(&self) -> TimeZone;
+
+    /// Longest time between two looks at it by who waits for a time of day.
+    fn look(&self) -> Duration {
+        Duration::from_secs(60)
+    }
+}
+
+/// The clock that the daemon goes by: this machine's. A program that is built for debugging can be told another one, by a file
+/// that a test writes.
+pub fn of_the_daemon() -> Arc<dyn Clock> {
+    match std::env::var_os("ZUMASTOR_TEST_CLOCK") {
+        Some(file) if cfg!(debug_assertions) => Arc::new(TestClock(file.into())),
+        _ => Arc::new(SystemClock),
+    }
 }
 
 /// The clock of this machine.
 #[derive(Debug)]
-pub struct SystemClock;
+struct SystemClock;
 
 impl Clock for SystemClock {
     fn now(&self) -> Timestamp {
@@ -26,6 +40,25 @@ impl Clock for SystemClock {
 
     fn zone(&self) -> TimeZone {
         TimeZone::system()
+    }
+}
+
+/// Ahead of this machine's clock by as many milliseconds as a file says, and in its zone.
+#[derive(Debug)]
+struct TestClock(PathBuf);
+
+impl Clock for TestClock {
+    fn now(&self) -> Timestamp {
+        let ahead = fs::read_to_string(&self.0).ok().and_then(|text| text.trim().parse().ok());
+        Timestamp::now() + SignedDuration::from_millis(ahead.unwrap_or(0))
+    }
+
+    fn zone(&self) -> TimeZone {
+        SystemClock.zone()
+    }
+
+    fn look(&self) -> Duration {
+        Duration::from_millis(10)
     }
 }
 

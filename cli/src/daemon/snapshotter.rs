@@ -26,8 +26,6 @@ use crate::{
     exit::Failure,
 };
 
-/// Longest time between two looks at the clock.
-const LOOK: Duration = Duration::from_secs(60);
 /// A clock that is off by so much since the last look was set.
 const JUMP: SignedDuration = SignedDuration::from_secs(2);
 
@@ -155,12 +153,13 @@ impl Run {
             if set || until.is_some_and(|until| reading >= until) || retry.is_some_and(|retry| now >= retry) {
                 return;
             }
-            let left = until.map(|until| Duration::try_from(until.duration_since(reading)).unwrap_or(LOOK));
+            let look = self.daemon.clock.look();
+            let left = until.map(|until| Duration::try_from(until.duration_since(reading)).unwrap_or(look));
             let left = left.into_iter().chain(retry.map(|retry| retry - now)).min();
             let Some(left) = left else { return self.wake.notified().await };
             tokio::select! {
                 () = self.wake.notified() => return,
-                () = sleep(left.min(LOOK)) => {}
+                () = sleep(left.min(look)) => {}
             }
         }
     }

@@ -25,7 +25,7 @@ use zumastor_net::{Node, NodeKey, NodeOptions};
 
 use super::{
     Daemon, PULLS, cache, circles,
-    clock::{SystemClock, warn_of_zone},
+    clock::{self, warn_of_zone},
     config_files::ConfigFiles,
     control, holds,
     host::Answers,
@@ -78,7 +78,7 @@ pub async fn run(paths: Paths, settings: Settings) -> Result<(), Failure> {
         name: name.clone(),
         key: key.public(),
         started: Timestamp::now(),
-        clock: Arc::new(SystemClock),
+        clock: clock::of_the_daemon(),
         state: Arc::new(state),
         stores: Arc::new(Stores::new(paths.digests())),
         node: OnceLock::new(),

@@ -21,3 +21,4 @@ mod scrub;
 mod status;
 mod stopping;
 mod unsent;
+mod year;

@@ -10,6 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use jiff::Timestamp;
 use zumastor::api::{Status, VolumeStatus};
 
 /// Nothing in these tests takes this long unless it hangs.
@@ -142,6 +143,14 @@ impl Node {
         true
     }
 
+    /// Sets the daemon's clock, which goes on from there.
+    pub fn set_clock(&self, to: Timestamp) {
+        let ahead = to.duration_since(Timestamp::now()).as_millis();
+        // No moment at which it shows something else.
+        fs::write(self.root.join("clock.new"), ahead.to_string()).unwrap();
+        fs::rename(self.root.join("clock.new"), self.root.join("clock")).unwrap();
+    }
+
     /// Ends the daemon as a power cut does.
     pub fn kill(&mut self) {
         let mut child = self.daemon.take().unwrap();
@@ -221,6 +230,7 @@ impl Node {
         let mut command = Command::new(env!("CARGO_BIN_EXE_zumastor"));
         command.args(args).env("ZUMASTOR_ROOT", &self.root).env("TZ", self.zone).env_remove("RUST_LOG");
         command.env("ZUMASTOR_TEST_KILL", self.root.join("kill"));
+        command.env("ZUMASTOR_TEST_CLOCK", self.root.join("clock"));
         command
     }
 }
