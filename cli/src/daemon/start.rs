@@ -18,7 +18,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 use zumastor_core::{
-    NodeName,
+    ByteSize, Geometry, NodeName, SnapshotStore,
     config::{DEFAULT_PORT, NodeConfig},
 };
 use zumastor_net::{Node, NodeKey, NodeOptions};
@@ -206,7 +206,10 @@ pub async fn open(daemon: Arc<Daemon>, volume: Arc<Volume>) {
     make_up(&daemon, &volume).await;
     loop {
         match volume.store().await {
-            Ok(_) => break,
+            Ok(store) => {
+                warn_of_chunks(&volume, &*store);
+                break;
+            }
             Err(error) if pause == FIRST_PAUSE => {
                 tracing::warn!(volume = %volume.name, error = %chain(&error), "the volume cannot be opened");
                 volume.let_go_on().await;
@@ -227,6 +230,23 @@ pub async fn open(daemon: Arc<Daemon>, volume: Arc<Volume>) {
         daemon.retain_to_the_end(&volume).await;
     } else {
         daemon.mount(&volume).await;
+    }
+}
+
+/// Says so if the file asks for chunks that the store does not have, as it may since it was edited while no daemon ran.
+fn warn_of_chunks(volume: &Volume, store: &dyn SnapshotStore) {
+    let (Some(ByteSize(wanted)), Ok(Geometry { chunk: has, .. })) = (volume.config().chunk, store.geometry())
+    else {
+        return;
+    };
+    if wanted != has {
+        let kind = store.info().kind;
+        tracing::warn!(
+            volume = %volume.name,
+            "chunk = \"{}\" has no effect: the store ({kind}) was made with chunks of {}, and cannot have others; take the line out",
+            ByteSize(wanted),
+            ByteSize(has)
+        );
     }
 }
 

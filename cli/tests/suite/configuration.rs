@@ -94,6 +94,13 @@ fn a_hand_written_volume_takes_up_a_store_and_keeps_to_it() {
     fs::write(&file, by_hand).unwrap();
     node.up();
     wait_for("the identity", || (fs::read_to_string(&file).unwrap() == written).then_some(()));
+    // Chunks that it does not have are not had in silence.
+    node.down();
+    fs::write(&file, format!("chunk = '128K'\n{written}")).unwrap();
+    node.up();
+    let warning = "chunk = \"128K\" has no effect: the store (";
+    wait_for("a warning", || fs::read_to_string(node.path("log")).unwrap().contains(warning).then_some(()));
+    fs::write(&file, &written).unwrap();
     // Without a store there is nothing to take up.
     node.down();
     let place = format!("origin = '{0}/w.img'\nsnapstore = '{0}/w.snaps'\n", node.root.display());
