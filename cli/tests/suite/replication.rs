@@ -146,6 +146,52 @@ fn a_period_on_the_target_pushes_along_a_chain() {
 }
 
 #[test]
+fn one_volume_spreads_to_three_nodes_and_another_comes_back_from_one() {
+    let dir = tempfile::tempdir().unwrap();
+    // Pushed to beta, pulled by gamma, and delta is told to.
+    let (alpha, beta) = master_and_replica(dir.path(), MIB, &["-p", "1"], &[]);
+    let (gamma, delta) = (Node::start(dir.path(), "gamma"), Node::start(dir.path(), "delta"));
+    for (node, period) in [(&gamma, &["-p", "1"][..]), (&delta, &[])] {
+        introduce(&alpha, node);
+        node.define("v");
+        alpha.ok(&["define", "target", "v", node.name]);
+        node.ok(&[&["define", "source", "v", "alpha"], period].concat());
+    }
+    image(&beta.path("w.img"), MIB, 2);
+    beta.define("w");
+    alpha.define("w");
+    beta.ok(&["define", "master", "w"]);
+    alpha.ok(&["define", "source", "w", "beta"]);
+    beta.ok(&["define", "target", "w", "alpha", "-p", "1"]);
+    beta.ok(&["snapshot", "w"]);
+    let shows = |number| move |v: &VolumeStatus| v.head == Some(HeadStatus::Snapshot(SnapshotNumber(number)));
+    for round in 1..=3u64 {
+        for (master, volume) in [(&alpha, "v"), (&beta, "w")] {
+            write(&master.path(&format!("{volume}.img")), 4096 * round, b"changed");
+            master.ok(&["snapshot", volume]);
+        }
+        delta.ok(&["replicate", "v", "alpha", "--wait"]);
+        for (node, volume) in [(&beta, "v"), (&gamma, "v"), (&delta, "v"), (&alpha, "w")] {
+            node.wait_until(volume, "the snapshot", shows(round));
+            let master = if volume == "v" { &alpha } else { &beta };
+            assert_eq!(node.digest(volume), master.digest(volume), "{volume} at {}", node.name);
+        }
+    }
+    // Each of them holds what it needs, and only that.
+    let held = alpha.wait_until("v", "a hold for each", |v| v.snapshots[3].holds.len() == 3);
+    assert!(held.snapshots[..3].iter().all(|snapshot| snapshot.holds.is_empty()), "{held:?}");
+    // One that is stopped keeps nobody else waiting.
+    alpha.ok(&["stop", "target", "v", "gamma"]);
+    write(&alpha.path("v.img"), 0, b"once more");
+    alpha.ok(&["snapshot", "v"]);
+    beta.wait_until("v", "the snapshot", shows(4));
+    assert_eq!(gamma.volume("v").head, Some(HeadStatus::Snapshot(SnapshotNumber(3))));
+    let lags: Vec<_> =
+        alpha.volume("v").targets.iter().map(|target| (target.host.to_string(), target.lag.behind)).collect();
+    assert_eq!(lags, [("beta".to_owned(), 0), ("delta".to_owned(), 1), ("gamma".to_owned(), 1)]);
+}
+
+#[test]
 fn a_killed_downstream_goes_on_where_it_was() {
     let dir = tempfile::tempdir().unwrap();
     // Three segments come in side by side; the last is half as long, so it is here, and durable, well before the others.
