@@ -3,6 +3,7 @@
 //! The scenario tests in `tests/` and the benchmark stand on this.
 
 pub mod lab;
+mod long_cable;
 mod mounts;
 mod network;
 mod node;
@@ -10,6 +11,7 @@ mod process;
 mod scratch;
 mod tools;
 
+pub use long_cable::{LongCable, LongPath};
 pub use mounts::own_mounts;
 pub use network::{Carried, Namespaces, carried};
 pub use node::{Node, NodeOptions, Ran, introduce, ran};

@@ -22,24 +22,36 @@ pub struct Namespaces {
 impl Namespaces {
     /// Makes them. `tag` keeps those of one process apart.
     pub fn new(tag: &str) -> Result<Self, Failure> {
-        let id = std::process::id();
-        let this = Self { names: [format!("zt-{tag}{id}-a"), format!("zt-{tag}{id}-b")] };
-        for name in &this.names {
-            output("ip", |ip| ip.args(["netns", "add", name]))?;
-        }
+        let this = Self::apart(tag)?;
         let [a, b] = &this.names;
         output("ip", |ip| {
             let cable = Self::CABLE;
             ip.args(["-n", a, "link", "add", cable, "type", "veth", "peer", "name", cable, "netns", b])
         })?;
-        for (side, name) in this.names.iter().enumerate() {
+        this.plug()?;
+        Ok(this)
+    }
+
+    /// Makes them, with nothing that joins them.
+    pub fn apart(tag: &str) -> Result<Self, Failure> {
+        let id = std::process::id();
+        let this = Self { names: [format!("zt-{tag}{id}-a"), format!("zt-{tag}{id}-b")] };
+        for name in &this.names {
+            output("ip", |ip| ip.args(["netns", "add", name]))?;
+        }
+        Ok(this)
+    }
+
+    /// Gives the devices at the ends of the cable their addresses.
+    pub(crate) fn plug(&self) -> Result<(), Failure> {
+        for (side, name) in self.names.iter().enumerate() {
             let address = format!("{}/24", Self::address(side));
             output("ip", |ip| ip.args(["-n", name, "address", "add", &address, "dev", Self::CABLE]))?;
             for device in ["lo", Self::CABLE] {
                 output("ip", |ip| ip.args(["-n", name, "link", "set", device, "up"]))?;
             }
         }
-        Ok(this)
+        Ok(())
     }
 
     /// Has the cable take packets of so many bytes.
@@ -47,6 +59,26 @@ impl Namespaces {
         let bytes = bytes.to_string();
         self.names.iter().try_for_each(|name| {
             output("ip", |ip| ip.args(["-n", name, "link", "set", Self::CABLE, "mtu", &bytes])).map(drop)
+        })
+    }
+
+    /// Has the kernel keep so many packets that the cable has not taken yet.
+    pub(crate) fn queue(&self, packets: u32) -> Result<(), Failure> {
+        let packets = packets.to_string();
+        self.names.iter().try_for_each(|name| {
+            let set = ["-n", name, "link", "set", Self::CABLE, "txqueuelen", &packets];
+            output("ip", |ip| ip.args(set)).map(drop)
+        })
+    }
+
+    /// Has TCP go by CUBIC between them, as it does on machines that are not set up otherwise.
+    pub(crate) fn usual_tcp(&self) -> Result<(), Failure> {
+        let route =
+            ["route", "replace", "10.99.0.0/24", "dev", Self::CABLE, "proto", "kernel", "scope", "link"];
+        self.names.iter().enumerate().try_for_each(|(side, name)| {
+            let source = Self::address(side);
+            let more = ["src", &source, "congctl", "cubic"];
+            output("ip", |ip| ip.args(["-n", name]).args(route).args(more)).map(drop)
         })
     }
 

@@ -4,7 +4,7 @@ use std::{io, net::IpAddr, path::Path, process::Command};
 
 use serde::Serialize;
 use zumastor::exit::Failure;
-use zumastor_testbed::{Namespaces, Node, NodeOptions, carried, find, is_root};
+use zumastor_testbed::{LongCable, LongPath, Namespaces, Node, NodeOptions, carried, find, is_root};
 
 /// The way that all bytes take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, clap::ValueEnum)]
@@ -52,17 +52,34 @@ impl Kind {
 
 /// The two sides and what joins them. This process is on the near one, which sends.
 #[derive(Debug)]
-pub struct Link(Option<Namespaces>);
+pub struct Link {
+    namespaces: Option<Namespaces>,
+    long: Option<LongCable>,
+}
 
 impl Link {
     /// Makes it. Has to be called before this process has threads: they would stay where they are.
     pub fn new(kind: Kind) -> Result<Self, Failure> {
-        let Some(mtu) = kind.mtu() else { return Ok(Self(None)) };
+        let Some(mtu) = kind.mtu() else { return Ok(Self { namespaces: None, long: None }) };
         kind.check()?;
         let namespaces = Namespaces::new("bench")?;
         namespaces.mtu(mtu)?;
         namespaces.enter(NEAR)?;
-        Ok(Self(Some(namespaces)))
+        Ok(Self { namespaces: Some(namespaces), long: None })
+    }
+
+    /// A long cable with packets of 1,500 bytes. Needs root, and to be called as early as [`new`](Self::new).
+    pub fn long(path: LongPath) -> Result<Self, Failure> {
+        Kind::Veth1500.check()?;
+        let namespaces = Namespaces::apart("bench")?;
+        let long = Some(LongCable::join(&namespaces, path)?);
+        namespaces.enter(NEAR)?;
+        Ok(Self { namespaces: Some(namespaces), long })
+    }
+
+    /// Makes a long cable another one.
+    pub fn become_like(&self, path: LongPath) {
+        self.long.as_ref().expect("it is a long one").become_like(path);
     }
 
     /// Address of the side that sends.
@@ -77,7 +94,7 @@ impl Link {
 
     /// A program on the far side; the process is the program's own.
     pub fn at_far(&self, program: &Path) -> Command {
-        let Some(namespaces) = &self.0 else { return Command::new(program) };
+        let Some(namespaces) = &self.namespaces else { return Command::new(program) };
         let mut command = Command::new(find("ip").unwrap_or_else(|| "ip".into()));
         command.args(["netns", "exec", namespaces.name(FAR)]).arg(program);
         command
@@ -92,13 +109,17 @@ impl Link {
             name: name.to_owned(),
             listen: format!("{address}:0"),
             // The near one is where this process is.
-            namespace: self.0.as_ref().filter(|_| far).map(|namespaces| namespaces.name(FAR).to_owned()),
+            namespace: self
+                .namespaces
+                .as_ref()
+                .filter(|_| far)
+                .map(|namespaces| namespaces.name(FAR).to_owned()),
         })
     }
 
     /// Bytes that have gone over it so far, in both directions.
     pub fn bytes(&self) -> io::Result<u64> {
-        match &self.0 {
+        match &self.namespaces {
             // What is sent there is received there.
             None => Ok(carried("lo")?.sent),
             Some(_) => carried(Namespaces::CABLE).map(|carried| carried.sent + carried.received),
@@ -106,7 +127,7 @@ impl Link {
     }
 
     fn address(&self, side: usize) -> IpAddr {
-        let address = self.0.as_ref().map(|_| Namespaces::address(side));
+        let address = self.namespaces.as_ref().map(|_| Namespaces::address(side));
         address.as_deref().unwrap_or("127.0.0.1").parse().expect("an address")
     }
 }

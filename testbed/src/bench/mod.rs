@@ -17,6 +17,7 @@ mod snapshots;
 mod thin_metadata;
 mod thin_snapshots;
 mod transfers;
+mod wan;
 
 use std::{
     fs::{self, File},
@@ -78,6 +79,8 @@ enum What {
     ManySnapshots,
     /// How long a snapshot takes while others write, and how fast they write with many, on XFS in a file; needs root
     Snapshot,
+    /// Full copies over long paths that lose packets, beside what goes over TCP; needs root
+    Wan,
     /// What differs between snapshots of a thin volume, beside thin_delta; in the kernel lab
     ThinMetadata,
     /// Random writes to volumes with snapshots, dm-thin beside dm-snapshot; in the kernel lab
@@ -164,15 +167,15 @@ pub fn run(args: Args) -> Result<(), Failure> {
     if args.at_least.is_some() && !(args.what.is_empty() || args.what.contains(&What::Full)) {
         return Err(Failure::usage("--at-least is about a full copy: `bench full --at-least RATIO`"));
     }
+    // They move this process into a network namespace.
+    let alone = [(What::Many, "many"), (What::Wan, "wan")];
+    if let Some((_, name)) = alone.iter().find(|(what, _)| args.what.len() > 1 && args.what.contains(what)) {
+        return Err(Failure::usage(format!("`{name}` is measured by itself: run the others apart from it")));
+    }
     in_the_lab(&args)?;
     let transfers =
         args.what.is_empty() || args.what.iter().any(|what| matches!(what, What::Full | What::Incremental));
-    if transfers && args.what.contains(&What::Many) {
-        return Err(Failure::usage(
-            "`many` is measured by itself: run `full` and `incremental` apart from it",
-        ));
-    }
-    let others = [What::Digest, What::Many, What::ManySnapshots, What::Snapshot];
+    let others = [What::Digest, What::Many, What::ManySnapshots, What::Snapshot, What::Wan];
     if !transfers && !others.iter().any(|what| args.what.contains(what)) {
         return Ok(());
     }
@@ -196,6 +199,9 @@ pub fn run(args: Args) -> Result<(), Failure> {
         let scratch = args.fs.map(|fs| fs.mount(many::ROOM, &parent)).transpose()?;
         let parent = scratch.as_ref().map_or(parent.as_path(), Scratch::path);
         many::run(&args, &zumastor, parent, note.clone())?;
+    }
+    if args.what.contains(&What::Wan) {
+        return wan::run(&args, &zumastor, &parent);
     }
     if !transfers && !args.what.contains(&What::Digest) {
         return Ok(());

@@ -1,14 +1,16 @@
 //! Nodes with a network between them: a cable that is pulled out, and an upstream that cannot be dialled.
 
 use std::{
+    net::UdpSocket,
     path::Path,
+    thread,
     time::{Duration, Instant},
 };
 
 use crate::common::{PROGRAM, equal, replicated, root_with, shows};
 use zumastor::exit::Failure;
 use zumastor_net::Ticket;
-use zumastor_testbed::{Namespaces, Node, NodeOptions, image, introduce};
+use zumastor_testbed::{LongCable, LongPath, Namespaces, Node, NodeOptions, image, introduce};
 
 const MIB: u64 = 1 << 20;
 
@@ -95,4 +97,51 @@ fn root_a_push_through_the_connection_of_the_other() -> Result<(), Failure> {
     upstream.ok(&["replicate", "v", "downstream", "--wait"])?;
     downstream.wait_for("v", "the second snapshot", PATIENCE, |volume| shows(volume, 1).then_some(()))?;
     equal(&upstream, &downstream)
+}
+
+/// Sends packets over a long cable, one after the other, and counts those that arrive; tells how long the first took.
+fn arrive(namespaces: &Namespaces, packets: u32) -> (u32, Duration) {
+    let at = |side: usize| format!("{}:9", Namespaces::address(side));
+    let bound = |side| {
+        namespaces.enter(side).unwrap();
+        UdpSocket::bind(at(side)).unwrap()
+    };
+    // Threads that are moved stay where they are; those of other tests are not.
+    thread::scope(|scope| {
+        let receiver = scope.spawn(move || bound(1)).join().unwrap();
+        let sender = scope.spawn(move || bound(0)).join().unwrap();
+        receiver.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+        let begin = Instant::now();
+        for number in 0..packets {
+            sender.send_to(&number.to_le_bytes(), at(1)).unwrap();
+        }
+        let (mut arrived, mut first) = (0, Duration::ZERO);
+        while arrived < packets && receiver.recv(&mut [0; 4]).is_ok() {
+            if arrived == 0 {
+                first = begin.elapsed();
+            }
+            arrived += 1;
+        }
+        (arrived, first)
+    })
+}
+
+#[test]
+fn root_a_long_cable_delays_and_loses() {
+    if !root_with(&["ip"]) {
+        return;
+    }
+    let namespaces = Namespaces::apart("long").unwrap();
+    let path = LongPath { rtt: 100, loss: 0.0, rate: 1_000_000_000 };
+    let cable = LongCable::join(&namespaces, path).unwrap();
+    let (arrived, first) = arrive(&namespaces, 500);
+    assert_eq!(arrived, 500);
+    assert!(first >= Duration::from_millis(50), "the first took {first:?}");
+    cable.become_like(LongPath { loss: 0.5, ..path });
+    let (arrived, _) = arrive(&namespaces, 500);
+    assert!((150..350).contains(&arrived), "{arrived} of 500");
+    // Full with three packets: what finds no room is lost.
+    cable.become_like(LongPath { rtt: 100, loss: 0.0, rate: 10_000 });
+    let (arrived, _) = arrive(&namespaces, 500);
+    assert!((1..10).contains(&arrived), "{arrived} of 500");
 }

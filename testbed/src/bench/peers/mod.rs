@@ -83,7 +83,7 @@ pub const FULL: [Peer; 9] = [
         run: ssh::rsync,
         ..PEER
     },
-    Peer { name: "dd | ssh | dd", programs: &[SSH, SSHD], run: ssh::pipe, ..PEER },
+    PIPE,
     Peer {
         name: "zstd -1 | ssh | zstd -d",
         programs: &[("zstd", "zstd"), SSH, SSHD],
@@ -121,6 +121,9 @@ pub const RSYNC: Peer = Peer {
     run: |job| rsync::run(&["-W", "--inplace"], job),
     ..PEER
 };
+
+/// What needs nothing but ssh.
+pub const PIPE: Peer = Peer { name: "dd | ssh | dd", programs: &[SSH, SSHD], ..PEER };
 
 const PEER: Peer = Peer { name: "", programs: &[], able: || true, run: ssh::pipe, copies: true };
 
