@@ -15,9 +15,9 @@ use crate::{api::CacheStatus, exit::Failure};
 pub const LEAST: u64 = 16 << 20;
 /// The size when nobody says one, if the machine has enough.
 const USUAL: u64 = 128 << 20;
-/// What one stream that is received takes at most: 4 MiB that came in, then batches of 1 MiB: one that is taken from those,
+/// What one stream that is received takes at most: 5 MiB that came in, then batches of 1 MiB: one that is taken from those,
 /// one that waits, one that is written, what it is when it is decompressed, and what is read back.
-const STREAM: u64 = 9 << 20;
+const STREAM: u64 = 10 << 20;
 
 /// What a volume's memory is for, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,7 +39,7 @@ impl Shares {
     fn out_of(size: u64, config: &VolumeConfig) -> Self {
         match (config.source.is_some(), config.target.is_empty()) {
             (true, false) => {
-                let (kept, sending) = (size / 8, size / 16 * 5);
+                let (kept, sending) = (size / 16, size / 16 * 5);
                 Self { kept, receiving: size - kept - sending, sending }
             }
             // What is lent to the source for a repair is sent while nothing is received.
@@ -155,7 +155,7 @@ mod tests {
 
     #[test]
     fn memory_is_shared_out() {
-        for (size, streams) in [(16 << 20, 1), (24 << 20, 2), (64 << 20, 4), (1 << 40, 4)] {
+        for (size, streams) in [(16 << 20, 1), (24 << 20, 1), (32 << 20, 2), (64 << 20, 4), (1 << 40, 4)] {
             let Shares { kept, receiving, .. } = Shares::of(&config(Some(size), true, 0));
             assert_eq!(Shares::of(&config(Some(size), true, 0)).streams(), streams, "{size}");
             assert!(streams as u64 * STREAM <= receiving && kept + receiving <= size, "{size}");

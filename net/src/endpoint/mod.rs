@@ -1,5 +1,6 @@
 //! A node on the network: it accepts its peers, connects to them, and answers on every connection alike.
 
+mod congestion;
 mod hello;
 mod socket;
 

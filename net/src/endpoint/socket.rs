@@ -16,6 +16,7 @@ use quinn::{
 };
 use socket2::{Domain, Protocol, Socket, Type};
 
+use super::congestion::Congestion;
 use crate::security::NodeKey;
 
 /// Starts an endpoint, with packets as large as [`transport_config`] lets the path discovery find.
@@ -140,11 +141,12 @@ pub fn transport_config() -> Arc<TransportConfig> {
         .max_concurrent_bidi_streams(VarInt::from_u32(MAX_STREAMS))
         .max_concurrent_uni_streams(VarInt::from_u32(0))
         .datagram_receive_buffer_size(None)
-        // Four of them are all that the other end has under way.
-        .stream_receive_window(VarInt::from_u32(4 << 20))
+        // Four of them are all that the other end has under way, and as much as 1 Gbit/s has on a path of 190 ms.
+        .stream_receive_window(VarInt::from_u32(5 << 20))
         .receive_window(VarInt::from_u32(64 << 20))
-        .send_window(16 << 20)
+        .send_window(32 << 20)
         .mtu_discovery_config(Some(discovery))
+        .congestion_controller_factory(Arc::new(Congestion))
         .keep_alive_interval(Some(Duration::from_secs(2)))
         .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(30_000))));
     Arc::new(config)
