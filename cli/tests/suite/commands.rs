@@ -276,7 +276,7 @@ fn sizes_are_had_or_refused() {
     let ran = define(&node, &["-c", has, "-b", has, "-k", "24M"]);
     assert_eq!(ran.code, 0, "{ran:?}");
     let cache = node.volume("v").cache;
-    assert_eq!((cache.size, cache.streams), (24 << 20, 2));
+    assert_eq!((cache.size, cache.streams), (24 << 20, 1));
     assert!(node.ok(&["status", "v"]).contains("cache      24.0 MiB at most, "));
     // It can be changed, and is what the file says after a restart.
     assert!(define(&node, &["-k", "512M"]).out.contains("may take 512 MiB"));
