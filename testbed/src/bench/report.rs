@@ -159,6 +159,9 @@ fn rows(table: &Table) -> Vec<Vec<String>> {
 
 /// A Markdown table whose columns stand one below the other.
 pub fn align(lines: &[Vec<String>]) -> String {
+    // What would end a cell does not.
+    let escaped = |line: &Vec<String>| line.iter().map(|cell| cell.replace('|', "\\|")).collect();
+    let lines: Vec<Vec<String>> = lines.iter().map(escaped).collect();
     let columns = lines.first().map_or(0, Vec::len);
     let width = |at: usize| lines.iter().map(|line| line[at].chars().count()).max().unwrap_or(0).max(3);
     let widths: Vec<usize> = (0..columns).map(width).collect();
@@ -244,6 +247,13 @@ mod tests {
         assert_eq!((ours[12], rsync[12]), ("1.00", "2.00"));
         assert_eq!(table.ratio(OURS, RAW), Some(0.5));
         assert_eq!(table.ratio("nobody", RAW), None);
+    }
+
+    #[test]
+    fn a_pipe_ends_no_cell() {
+        let line = |cell: &str| vec![cell.to_owned(), "1".to_owned()];
+        let text = align(&[line("a"), line("dd | ssh | dd")]);
+        assert_eq!(text.lines().last(), Some("| dd \\| ssh \\| dd |   1 |"));
     }
 
     #[test]
