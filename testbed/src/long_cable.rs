@@ -161,6 +161,7 @@ impl Way {
                 spare.push(packet);
             }
             match under_way.front() {
+                // This is the delay itself, and nobody waits for something to have happened.
                 Some((due, _)) => thread::sleep(due.duration_since(now).min(TICK)),
                 None => drop(poll(&mut [PollFd::new(&*self.from, PollFlags::IN)], Some(&IDLE))),
             }

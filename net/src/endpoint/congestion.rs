@@ -168,6 +168,26 @@ mod tests {
     }
 
     #[test]
+    fn what_a_full_queue_dropped_does_not_make_later_losses_congestion() {
+        let (mut controller, now) = (controller(), Instant::now());
+        let times = |smoothed| [smoothed, 50].map(Duration::from_millis);
+        let [queued, shortest] = times(80);
+        controller.path.arrived(1 << 20, queued, shortest);
+        for _ in 0..400 {
+            controller.on_congestion_event(now, now, false, MTU.into());
+        }
+        let window = controller.window();
+        let [smoothed, shortest] = times(52);
+        for _ in 0..20 {
+            controller.path.arrived(100 * u64::from(MTU), smoothed, shortest);
+            // Sent later than what was lost before: CUBIC would take it for another one.
+            let later = now + Duration::from_secs(3600);
+            controller.on_congestion_event(later, later, false, MTU.into());
+        }
+        assert_eq!(controller.window(), window);
+    }
+
+    #[test]
     fn what_a_router_says_and_a_path_that_broke_off_are() {
         for (persistent, lost) in [(false, 0), (true, 1)] {
             let mut controller = controller();

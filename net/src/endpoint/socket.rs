@@ -141,7 +141,7 @@ pub fn transport_config() -> Arc<TransportConfig> {
         .max_concurrent_bidi_streams(VarInt::from_u32(MAX_STREAMS))
         .max_concurrent_uni_streams(VarInt::from_u32(0))
         .datagram_receive_buffer_size(None)
-        // Four of them are all that the other end has under way, and as much as 1 Gbit/s has on a path of 190 ms.
+        // Four of them are all that the other end has under way, and as much as 1 Gbit/s has on a path of 167 ms.
         .stream_receive_window(VarInt::from_u32(5 << 20))
         .receive_window(VarInt::from_u32(64 << 20))
         .send_window(32 << 20)

@@ -172,6 +172,11 @@ pub fn run(args: Args) -> Result<(), Failure> {
     if let Some((_, name)) = alone.iter().find(|(what, _)| args.what.len() > 1 && args.what.contains(what)) {
         return Err(Failure::usage(format!("`{name}` is measured by itself: run the others apart from it")));
     }
+    if args.what.contains(&What::Wan) && (args.path != link::Kind::Loopback || args.fs.is_some()) {
+        return Err(Failure::usage(
+            "`wan` has paths of its own, and copies below --dir: leave out --path and --fs",
+        ));
+    }
     in_the_lab(&args)?;
     let transfers =
         args.what.is_empty() || args.what.iter().any(|what| matches!(what, What::Full | What::Incremental));

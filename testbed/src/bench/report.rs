@@ -83,7 +83,8 @@ impl Table {
         format!("**{}** ({} of data)\n\n{}", self.title, HumanBytes(self.bytes), align(&rows(self)))
     }
 
-    fn seconds(&self, name: &str) -> Option<f64> {
+    /// The median of a contender, in seconds.
+    pub fn seconds(&self, name: &str) -> Option<f64> {
         self.rows.iter().find(|row| row.name == name).map(|row| row.median.seconds)
     }
 }

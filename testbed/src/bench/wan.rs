@@ -125,9 +125,7 @@ impl Found {
             head.extend([format!("{} s", peer.name), "zumastor is × as fast".to_owned()]);
         }
         let rows = self.paths.iter().map(|Measured { path, table }| {
-            let of = |name: &str| -> Option<f64> {
-                table.rows.iter().find(|row| row.name == name).map(|row| row.median.seconds)
-            };
+            let of = |name: &str| table.seconds(name);
             let ours = of(OURS).unwrap_or(f64::NAN);
             let shown = |seconds: Option<f64>| seconds.map_or_else(|| "–".to_owned(), |s| format!("{s:.2}"));
             let ideal = table.bytes as f64 * 8.0 / path.rate as f64;

@@ -123,7 +123,7 @@ pub const RSYNC: Peer = Peer {
 };
 
 /// What needs nothing but ssh.
-pub const PIPE: Peer = Peer { name: "dd | ssh | dd", programs: &[SSH, SSHD], ..PEER };
+pub const PIPE: Peer = Peer { name: "dd | ssh | dd", programs: &[SSH, SSHD], run: ssh::pipe, ..PEER };
 
 const PEER: Peer = Peer { name: "", programs: &[], able: || true, run: ssh::pipe, copies: true };
 
