@@ -1,5 +1,5 @@
-//! The next head, written while a first full copy is read back: in layered mode the flip would have to read everything
-//! once more.
+//! The next head, written together with what is received of a first full copy: in layered mode the flip would have to read
+//! everything once more.
 
 use std::{
     fs::{self, File},
@@ -9,7 +9,7 @@ use std::{
 };
 
 use zumastor_core::{
-    LEAF, LeafIndex, SegmentIndex, SnapshotGuid, SnapshotRecord, StoreError, digest::LeafTree,
+    LEAF, LeafIndex, SegmentIndex, SnapshotGuid, SnapshotRecord, StoreError, digest::LeafTree, files,
 };
 
 use super::{
@@ -17,19 +17,20 @@ use super::{
     header::directory,
     inner::{Inner, free_at},
     layout::failed,
+    runs::Runs,
 };
 use crate::bulk::BulkFile;
 
-/// A file beside the origin that is filled with the content of a snapshot. It goes when it is dropped, unless it became
-/// the head.
+/// A file beside the origin to which everything is written that is written to a staging. It goes when it is dropped, unless it
+/// became the head.
 #[derive(Debug)]
 pub(super) struct Draft {
     guid: SnapshotGuid,
     file: BulkFile,
     path: PathBuf,
     size: u64,
-    /// A bit for each leaf that it has.
-    present: Vec<AtomicU64>,
+    /// A bit for each leaf that an earlier run has staged, and that is a hole here until it is read back or written anew.
+    missing: Vec<AtomicU64>,
     abandoned: AtomicBool,
     written: AtomicU64,
 }
@@ -47,14 +48,14 @@ impl Inner {
         Ok(())
     }
 
-    /// Begins a draft of a snapshot; none if there is no room for it.
+    /// Begins a draft of a snapshot of which these leaves are staged already; none if there is no room for it.
     pub(super) fn begin_draft(
         &self,
         record: &SnapshotRecord,
-        bytes: u64,
+        staged: &Runs,
     ) -> Result<Option<Draft>, StoreError> {
         let dir = directory(&self.origin);
-        if free_at(&dir)? < bytes + RESERVE {
+        if free_at(&dir)? < staged.leaves() * LEAF + RESERVE {
             return Ok(None);
         }
         // A name that no other draft ever has: whoever was stopped may still be at his.
@@ -62,13 +63,14 @@ impl Inner {
         let path = self.beside(&format!("draft-{}", BEGUN.fetch_add(1, Ordering::Relaxed)));
         let file = new_head(&path)?;
         file.set_len(record.size).map_err(failed("resizing", &path))?;
-        let words = LeafIndex::count(record.size).div_ceil(64);
+        let mut missing = vec![0; LeafIndex::count(record.size).div_ceil(64) as usize];
+        staged.iter().flatten().for_each(|leaf| missing[(leaf / 64) as usize] |= 1 << (leaf % 64));
         Ok(Some(Draft {
             guid: record.guid(),
             file: BulkFile::new(file, &path),
             path,
             size: record.size,
-            present: (0..words).map(|_| AtomicU64::new(0)).collect(),
+            missing: missing.into_iter().map(AtomicU64::new).collect(),
             abandoned: AtomicBool::new(false),
             written: AtomicU64::new(0),
         }))
@@ -76,8 +78,17 @@ impl Inner {
 }
 
 impl Draft {
-    /// Takes what was read at `offset`, which is where a leaf begins. Whole leaves only, but for the last.
+    /// Takes what was read back at `offset`, where a leaf begins, as far as it is missing. Whole leaves only, but for the last.
     pub fn take(&self, offset: u64, bytes: &[u8]) -> Result<(), StoreError> {
+        let range = offset..offset + bytes.len() as u64;
+        for part in self.parts(&range, |leaf, _| self.is_missing(leaf)) {
+            self.write(part.start, &bytes[(part.start - offset) as usize..(part.end - offset) as usize])?;
+        }
+        Ok(())
+    }
+
+    /// Writes what was written to the staging.
+    pub fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), StoreError> {
         if self.abandoned.load(Ordering::Relaxed) {
             return Ok(());
         }
@@ -86,11 +97,57 @@ impl Draft {
         if written % LOOK < bytes.len() as u64 && free_at(&directory(&self.path))? < RESERVE {
             return Err(StoreError::NoSpace { what: "drafting the next head".into() });
         }
-        self.file.write_all_at(bytes, offset).map_err(failed("writing", &self.path))?;
-        for leaf in offset / LEAF..LeafIndex::count(offset + bytes.len() as u64) {
-            self.present[(leaf / 64) as usize].fetch_or(1 << (leaf % 64), Ordering::Relaxed);
+        let range = offset..offset + bytes.len() as u64;
+        for part in self.parts(&range, |leaf, whole| whole || !self.is_missing(leaf)) {
+            let bytes = &bytes[(part.start - offset) as usize..(part.end - offset) as usize];
+            self.file.write_all_at(bytes, part.start).map_err(failed("writing", &self.path))?;
         }
+        self.complete(&range);
         Ok(())
+    }
+
+    /// Makes zero what became zero in the staging.
+    pub fn zero(&self, range: &Range<u64>) -> Result<(), StoreError> {
+        if self.abandoned.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        for part in self.parts(range, |leaf, whole| whole || !self.is_missing(leaf)) {
+            let end = if part.end == self.size { part.end.next_multiple_of(4096) } else { part.end };
+            files::punch_hole(self.file.file(), part.start..end).map_err(failed("writing", &self.path))?;
+        }
+        self.complete(range);
+        Ok(())
+    }
+
+    /// The parts of a range whose leaves are wanted, neighbours together. `wanted` learns whether the range has all of a leaf.
+    fn parts(&self, range: &Range<u64>, wanted: impl Fn(LeafIndex, bool) -> bool) -> Vec<Range<u64>> {
+        let mut parts: Vec<Range<u64>> = Vec::new();
+        for leaf in (range.start / LEAF..LeafIndex::count(range.end)).map(LeafIndex) {
+            let all = leaf.range(self.size);
+            let part = all.start.max(range.start)..all.end.min(range.end);
+            if !wanted(leaf, part == all) {
+                continue;
+            }
+            match parts.last_mut() {
+                Some(last) if last.end == part.start => last.end = part.end,
+                _ => parts.push(part),
+            }
+        }
+        parts
+    }
+
+    fn is_missing(&self, leaf: LeafIndex) -> bool {
+        self.missing[(leaf.0 / 64) as usize].load(Ordering::Relaxed) >> (leaf.0 % 64) & 1 == 1
+    }
+
+    /// The leaves that lie in a range entirely are here now.
+    fn complete(&self, range: &Range<u64>) {
+        for leaf in (range.start / LEAF..LeafIndex::count(range.end)).map(LeafIndex) {
+            let all = leaf.range(self.size);
+            if range.start <= all.start && all.end <= range.end {
+                self.missing[(leaf.0 / 64) as usize].fetch_and(!(1 << (leaf.0 % 64)), Ordering::Relaxed);
+            }
+        }
     }
 
     /// Gives it up, and its space back.
@@ -99,26 +156,18 @@ impl Draft {
         let _ = self.file.file().set_len(0);
     }
 
-    /// What is staged changes here after all.
-    pub fn forget(&self, range: &Range<u64>) {
-        for leaf in range.start / LEAF..LeafIndex::count(range.end.min(self.size)) {
-            self.present[(leaf / 64) as usize].fetch_and(!(1 << (leaf % 64)), Ordering::Relaxed);
-        }
-    }
-
-    /// Whether it has all leaves that are not zero.
+    /// Whether nothing is missing, but for leaves that are zero: they are here as well.
     pub fn is_complete(&self, tree: &LeafTree) -> Result<bool, StoreError> {
         if self.abandoned.load(Ordering::Relaxed) {
             return Ok(false);
         }
         for segment in (0..SegmentIndex::count(self.size)).map(SegmentIndex) {
             let leaves = tree.segment(segment)?;
-            let first = segment.first_leaf();
-            let has = |leaf: u64| {
-                self.present[(leaf / 64) as usize].load(Ordering::Relaxed) >> (leaf % 64) & 1 == 1
+            let misses = |position: usize| {
+                self.is_missing(LeafIndex(segment.first_leaf() + position as u64))
+                    && !leaves.is_zero(position)
             };
-            // A leaf that became zero after it was taken would not be.
-            if (0..leaves.len()).any(|position| leaves.is_zero(position) == has(first + position as u64)) {
+            if (0..leaves.len()).any(misses) {
                 return Ok(false);
             }
         }

@@ -14,7 +14,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use zumastor_core::{
-    LEAF, SegmentIndex, SnapshotRecord, StagePlan, Staging, StoreError,
+    SegmentIndex, SnapshotRecord, StagePlan, Staging, StoreError,
     digest::{Digest, LeafTree, SegmentLeaves},
 };
 
@@ -108,7 +108,7 @@ pub(crate) struct FileStaging {
     leaves: LeafTree,
     body: Box<dyn Body>,
     finished: Mutex<BTreeSet<SegmentIndex>>,
-    /// The next head, made of what is read back; none if it is not worth it, or failed.
+    /// The next head, written along; none if it is not worth it, or could not be begun.
     draft: OnceLock<Option<Draft>>,
     /// Set by a failed write or sync. What the disk has is then unknown, so nothing more is recorded as finished.
     failed: AtomicBool,
@@ -209,30 +209,39 @@ impl FileStaging {
         Ok(())
     }
 
-    /// Begins to draft the next head, when all of it would have to be copied once more for the flip.
-    fn begin_draft(&self) -> Option<Draft> {
+    /// The next head, when all of it would have to be copied once more for the flip. It is begun before anything else is
+    /// written.
+    fn draft(&self) -> Option<&Draft> {
         let StagePlan { record, base } = &self.plan.plan;
         if self.plan.layer.is_none() || base.is_some() {
             return None;
         }
-        let begun = self.inner.begin_draft(record, self.body.runs().leaves() * LEAF);
-        begun.inspect_err(|error| tracing::debug!(%error, "the next head is not drafted")).ok().flatten()
+        let begin = || {
+            let begun = self.inner.begin_draft(record, &self.body.runs());
+            begun.inspect_err(|error| tracing::debug!(%error, "the next head is not drafted")).ok().flatten()
+        };
+        self.draft.get_or_init(begin).as_ref()
+    }
+
+    /// Does something with the draft. If that fails, the flip fills another file, or says why it cannot.
+    fn drafting(&self, work: impl FnOnce(&Draft) -> Result<(), StoreError>) {
+        if let Some(draft) = self.draft()
+            && let Err(error) = work(draft)
+        {
+            draft.abandon();
+            tracing::debug!(%error, "the next head was not drafted");
+        }
     }
 
     /// Writes what is received. If there is no room, it goes before what is made for later.
     fn before_draft(&self, write: impl Fn() -> Result<(), StoreError>) -> Result<(), StoreError> {
-        match (write(), self.draft.get()) {
-            (Err(StoreError::NoSpace { .. }), Some(Some(draft))) => {
+        let draft = self.draft();
+        match (write(), draft) {
+            (Err(StoreError::NoSpace { .. }), Some(draft)) => {
                 draft.abandon();
                 write()
             }
             (written, _) => written,
-        }
-    }
-
-    fn undraft(&self, range: &Range<u64>) {
-        if let Some(Some(draft)) = self.draft.get() {
-            draft.forget(range);
         }
     }
 
@@ -294,28 +303,24 @@ impl Staging for FileStaging {
         self.check_range(offset, buf.len() as u64)?;
         self.check_current()?;
         self.body.read_back(offset, buf)?;
-        if let Some(draft) = self.draft.get_or_init(|| self.begin_draft())
-            && let Err(error) = draft.take(offset, buf)
-        {
-            // The flip fills another file then, or says why it cannot.
-            draft.abandon();
-            tracing::debug!(%error, "the next head was not drafted");
-        }
+        self.drafting(|draft| draft.take(offset, buf));
         Ok(())
     }
 
     fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), StoreError> {
         self.check_range(offset, data.len() as u64)?;
         self.check_current()?;
-        self.undraft(&(offset..offset + data.len() as u64));
-        self.noting(self.before_draft(|| self.body.write_at(offset, data)))
+        self.noting(self.before_draft(|| self.body.write_at(offset, data)))?;
+        self.drafting(|draft| draft.write(offset, data));
+        Ok(())
     }
 
     fn zero(&self, range: Range<u64>) -> Result<(), StoreError> {
         self.check_range(range.start, range.end.saturating_sub(range.start))?;
         self.check_current()?;
-        self.undraft(&range);
-        self.noting(self.before_draft(|| self.body.zero(range.clone())))
+        self.noting(self.before_draft(|| self.body.zero(range.clone())))?;
+        self.drafting(|draft| draft.zero(&range));
+        Ok(())
     }
 
     fn leaves(&self) -> &LeafTree {

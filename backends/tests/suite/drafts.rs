@@ -1,4 +1,4 @@
-//! What is made before it is needed: the next head, of what is read back of a first full copy; the clone that the next
+//! What is made before it is needed: the next head, of what comes in of a first full copy; the clone that the next
 //! transfer begins with.
 
 use std::{fs, path::PathBuf};
@@ -25,7 +25,7 @@ fn draft(volume: &Volume) -> Option<PathBuf> {
     entries.find(|path| path.to_string_lossy().contains("/.disk.img.zumastor-draft-"))
 }
 
-/// Stages everything, and reads it back.
+/// Stages everything.
 fn staged(store: &FileStore, content: &Bytes) -> Box<dyn Staging> {
     let plan = plan_for(SnapshotNumber(3), Lineage::generate(), None, content);
     let staging = wait(store.stage(plan)).unwrap();
@@ -53,16 +53,24 @@ fn the_draft_becomes_the_head() {
 }
 
 #[test]
-fn what_changed_after_it_was_read_back_is_not_taken_from_the_draft() {
+fn whatever_is_written_last_is_in_the_draft() {
     let (volume, content) = (volume(), content());
     let store = volume.store();
     let staging = staged(&store, &content);
-    let leaf = &content.0[2 * LEAF as usize..3 * LEAF as usize];
+    let leaf = |number: u64| &content.0[(number * LEAF) as usize..][..LEAF as usize];
+    // All of a leaf, across two of them, and what was zero and becomes so again.
     staging.write_at(2 * LEAF, &vec![9; LEAF as usize]).unwrap();
-    staging.write_at(2 * LEAF, leaf).unwrap();
+    staging.write_at(2 * LEAF, leaf(2)).unwrap();
+    staging.write_at(6 * LEAF - 5000, &[9; 10_000]).unwrap();
+    staging.zero(6 * LEAF - 4096..6 * LEAF + 4096).unwrap();
+    staging.write_at(5 * LEAF, leaf(5)).unwrap();
+    staging.write_at(6 * LEAF, leaf(6)).unwrap();
+    staging.write_at(4 * LEAF + 100, &[9; 9000]).unwrap();
+    staging.zero(4 * LEAF..5 * LEAF).unwrap();
     staging.commit(content.digest()).unwrap();
-    assert!(draft(&volume).is_none());
+    assert!(fs::read(draft(&volume).unwrap()).unwrap() == content.0);
     wait(store.show(SnapshotNumber(3))).unwrap();
+    assert!(draft(&volume).is_none());
     assert!(fs::read(volume.origin()).unwrap() == content.0);
 }
 
@@ -77,6 +85,7 @@ fn a_draft_goes_with_what_it_is_made_of() {
     let second = wait(store.stage(plan)).unwrap();
     let mut leaf = vec![0; LEAF as usize];
     assert!(staging.read_back(0, &mut leaf).is_err());
+    assert!(staging.write_at(0, &leaf).is_err());
     second.read_back(0, &mut leaf).unwrap();
     drop(staging);
     assert!(draft(&volume).is_some());
@@ -87,6 +96,30 @@ fn a_draft_goes_with_what_it_is_made_of() {
     wait(store.stage(plan)).unwrap().commit(content.digest()).unwrap();
     wait(store.show(SnapshotNumber(3))).unwrap();
     assert!(fs::read(volume.origin()).unwrap() == content.0);
+}
+
+#[test]
+fn what_an_earlier_run_has_staged_is_in_the_draft_when_it_was_read_back() {
+    for missing in [None, Some(2)] {
+        let (volume, content) = (volume(), content());
+        let store = volume.store();
+        drop(staged(&store, &content));
+        let plan = wait(store.staged()).unwrap().unwrap();
+        let staging = wait(store.stage(plan)).unwrap();
+        let leaf = |number: u64| number * LEAF..((number + 1) * LEAF).min(SIZE);
+        // One leaf is written anew and one in part, before the others are read back; zeros need not be.
+        staging.write_at(0, &content.0[..LEAF as usize]).unwrap();
+        let part = leaf(5).start as usize + 4096..leaf(5).start as usize + 8192;
+        staging.write_at(part.start as u64, &content.0[part]).unwrap();
+        for number in [2, 3, 5, 6, 8, 9].into_iter().filter(|number| missing != Some(*number)) {
+            let mut bytes = vec![0; LEAF as usize];
+            staging.read_back(leaf(number).start, &mut bytes).unwrap();
+        }
+        staging.commit(content.digest()).unwrap();
+        assert_eq!(draft(&volume).is_some(), missing.is_none());
+        wait(store.show(SnapshotNumber(3))).unwrap();
+        assert!(fs::read(volume.origin()).unwrap() == content.0);
+    }
 }
 
 /// The clones that wait for a transfer.
