@@ -378,8 +378,8 @@ pub trait Staging: fmt::Debug + Send + Sync {
     /// Reads what is staged: the base's content where nothing was written.
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), StoreError>;
 
-    /// As [`read_at`](Self::read_at), of whole leaves, for the last look before [`commit`](Self::commit) at everything
-    /// that differs from the base: a store may have a use for bytes that are in memory already.
+    /// As [`read_at`](Self::read_at), of whole leaves, for the last look before [`commit`](Self::commit) at what an earlier run
+    /// has staged: from the disk where it can be, and a store may have a use for bytes that are in memory already.
     fn read_back(&self, offset: u64, buf: &mut [u8]) -> Result<(), StoreError> {
         self.read_at(offset, buf)
     }

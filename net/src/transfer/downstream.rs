@@ -19,7 +19,7 @@ use super::{
     era::{self, Epochs, ForgetfulEpochs},
     fetch::{Find, Job, Unrecorded, Writers, ask},
     upstream::describe,
-    verify::Checked,
+    verify,
 };
 use crate::{
     frame::{self, FrameError, Limits},
@@ -278,7 +278,6 @@ async fn pull_one(
         refetched: AtomicU64::new(0),
         writers: Writers::new(),
         unrecorded: Unrecorded::default(),
-        checked: Checked::new(base_leaves.clone()),
     };
     let fetched = fetch_all(&job, replica, find, plan.changed, base_leaves, digest).await;
     job.writers.ended().await;
@@ -473,30 +472,37 @@ async fn fetch_all(
     if job.resumed && matches!(find, Find::Changes(_)) {
         // Of what was begun, only the leaves that are not right yet.
         let begun;
-        (begun, todo) = job.begun(base, todo).await?;
+        (begun, todo) = job.begun(base.clone(), todo).await?;
         job.run(Find::Hashes, begun, replica.streams).await?;
+    }
+    // All that is staged of these segments is of this run, unless hashes decide what is fetched of them.
+    let mut known = HashSet::new();
+    if !job.resumed || matches!(find, Find::Changes(_)) {
+        known.extend(todo.iter().map(|changed| changed.segment));
     }
     job.run(find, todo, replica.streams).await?;
 
     job.reporter.phase(Phase::Verifying);
     let mut found = job.with_staged(|staging| staging.leaves().root()).await?;
     if found != digest {
-        job.checked.forget();
+        known.clear();
         repair(job, replica.streams).await?;
         found = job.with_staged(|staging| staging.leaves().root()).await?;
     }
     if found != digest {
         return Err(PullError::DigestMismatch { expected: digest, found });
     }
-    let (checked, streams) = (job.checked.clone(), replica.streams);
-    let damaged = job.with_staged(move |staging| checked.rest(staging, streams)).await?;
-    if damaged.is_empty() {
+    let streams = replica.streams;
+    let damaged = async |base: Option<Arc<LeafTree>>, known| {
+        job.with_staged(move |staging| verify::damaged(staging, base.as_deref(), &known, streams)).await
+    };
+    let leaves = damaged(base.clone(), known).await?;
+    if leaves.is_empty() {
         return Ok(());
     }
-    tracing::warn!(leaves = damaged.len(), "what was staged is not what was written, fetching it again");
-    job.refetch(damaged).await?;
-    let checked = job.checked.clone();
-    match job.with_staged(move |staging| checked.rest(staging, streams)).await?.first() {
+    tracing::warn!(leaves = leaves.len(), "what was staged is not what was written, fetching it again");
+    job.refetch(leaves).await?;
+    match damaged(base, HashSet::new()).await?.first() {
         None => Ok(()),
         Some(leaf) => Err(PullError::Rotten { offset: leaf.0 * LEAF }),
     }

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::{sync::mpsc, task::JoinHandle, time};
+use tokio::{sync::mpsc, time};
 use zumastor_core::{
     LEAF, LeafIndex, SEGMENT, SegmentIndex, SnapshotGuid, Staging, StoreError,
     digest::{Hash, LeafTree, SegmentLeaves},
@@ -18,7 +18,6 @@ use zumastor_core::{
 use super::{
     Patience, PullError,
     receive::{BatchError, Receiver},
-    verify::Checked,
 };
 use crate::{
     frame::{self, Limits},
@@ -46,8 +45,6 @@ pub(super) struct Job<'a> {
     pub refetched: AtomicU64,
     pub writers: Writers,
     pub unrecorded: Unrecorded,
-    /// What was read back on the way.
-    pub checked: Checked,
 }
 
 /// Counts the threads that write to what is staged. A stream that fails leaves the threads of the others behind;
@@ -112,33 +109,15 @@ impl Job<'_> {
         let queue = Mutex::new(runs(segments, streams));
         let checkpoints = Checkpoints::new(self);
         let worker = async || -> Result<(), PullError> {
-            // While the disk is read for one run, the next one comes in.
-            let mut reading = None;
             loop {
                 let next = queue.lock().expect("no panic while locked").pop_front();
-                let run = match &next {
-                    Some(run) => run,
-                    None => return read_back(&mut reading).await,
-                };
-                self.fetch_run(find, run).await?;
-                let segments: Vec<_> = run.iter().map(|changed| changed.segment).collect();
-                checkpoints.add(segments.iter().copied()).await?;
-                read_back(&mut reading).await?;
-                reading = Some(self.check(segments));
+                let Some(run) = next else { return Ok(()) };
+                self.fetch_run(find, &run).await?;
+                checkpoints.add(run.iter().map(|changed| changed.segment)).await?;
             }
         };
         let workers = (0..streams.max(1)).map(|_| worker());
         try_join_all(workers).await
-    }
-
-    /// Reads back segments that are durable, on a thread of its own.
-    fn check(&self, segments: Vec<SegmentIndex>) -> JoinHandle<Result<(), StoreError>> {
-        let (staging, running) = (Arc::clone(&self.staging), self.writers.enter());
-        let checked = self.checked.clone();
-        tokio::task::spawn_blocking(move || {
-            let _running = running;
-            checked.check(&**staging, &segments)
-        })
     }
 
     /// Splits segments, after an interruption, into those that it found begun and those it did not.
@@ -372,14 +351,6 @@ impl Job<'_> {
 
     async fn ask(&self, request: &Request) -> Result<Channel, PullError> {
         ask(self.link, request, self.patience).await
-    }
-}
-
-/// Waits until what is being read back has been.
-async fn read_back(reading: &mut Option<JoinHandle<Result<(), StoreError>>>) -> Result<(), PullError> {
-    match reading.take() {
-        Some(reading) => Ok(reading.await.expect("stores do not panic")?),
-        None => Ok(()),
     }
 }
 

@@ -24,7 +24,6 @@ use zumastor_core::{
 use super::{
     Patience, PullError,
     fetch::{Job, Unrecorded, Writers, leaf_sets, walk},
-    verify::Checked,
 };
 use crate::{
     host::Link,
@@ -236,7 +235,6 @@ async fn fill(
         refetched: AtomicU64::new(0),
         writers: Writers::new(),
         unrecorded: Unrecorded::default(),
-        checked: Checked::new(None),
     };
     let sets = leaf_sets(rest.iter().map(|(leaf, _)| *leaf).collect());
     let fetched = job.fetch(FetchWhat::Leaves(sets), &[]).await;

@@ -1,14 +1,14 @@
-//! Reading back what was staged before it is committed.
+//! Reading back what an earlier run has staged, before it is committed.
 //!
-//! Each leaf was checked before it was written. Between that and the commit it lay on a disk, perhaps for days and across
-//! restarts, and nothing has looked at it since. So everything that differs from the base is read and hashed once more:
-//! it costs what changed, and a replica never shows what was not verified where it lies. Most of it is read as soon as it is
-//! durable, while more is coming in; what an earlier run has staged, in the end.
+//! Each leaf was checked before it was written, and the disk has said that it has it. What was staged before an interruption has
+//! lain there since, perhaps for days and across restarts, and nothing has looked at it. So as far as it differs from the
+//! base it is read and hashed once more. What comes in without an interruption is not: writing and reading everything would
+//! halve what a disk can take. Whether the disk keeps what it has said to have, a scrub finds out.
 
 use std::{
     collections::HashSet,
     sync::{
-        Arc, Mutex, MutexGuard,
+        Mutex,
         atomic::{AtomicUsize, Ordering},
     },
 };
@@ -18,79 +18,46 @@ use zumastor_core::{
     digest::{Hash, LeafTree, SegmentLeaves},
 };
 
-/// What was read back, and what was wrong of it. Clones share it.
-#[derive(Debug, Clone)]
-pub(super) struct Checked {
-    base: Option<Arc<LeafTree>>,
-    seen: Arc<Mutex<Seen>>,
-}
-
-#[derive(Debug, Default)]
-struct Seen {
-    segments: HashSet<SegmentIndex>,
-    damaged: Vec<LeafIndex>,
-}
-
-impl Checked {
-    /// Nothing yet, of what is built upon a base with this tree.
-    pub fn new(base: Option<Arc<LeafTree>>) -> Self {
-        Self { base, seen: Arc::default() }
+/// Reads back all that differs from the base (from zeros, without one), but for the segments that are `known`; gives the leaves
+/// that are not what the tree of the staging says. Takes less memory than so many streams. Blocking.
+pub(super) fn damaged(
+    staging: &dyn Staging,
+    base: Option<&LeafTree>,
+    known: &HashSet<SegmentIndex>,
+    streams: usize,
+) -> Result<Vec<LeafIndex>, StoreError> {
+    let size = staging.plan().record.size;
+    let nodes = staging.leaves().nodes()?;
+    let before = base.map(LeafTree::nodes).transpose()?.unwrap_or_default();
+    let differs = |(index, node): (u64, &Hash)| {
+        let segment = SegmentIndex(index);
+        let old =
+            before.get(index as usize).copied().unwrap_or_else(|| SegmentLeaves::zero_node(segment, size));
+        (old != *node && !known.contains(&segment)).then_some(segment)
+    };
+    let segments: Vec<SegmentIndex> = (0..).zip(&nodes).filter_map(differs).collect();
+    if segments.is_empty() {
+        return Ok(Vec::new());
     }
-
-    /// Reads back segments that are complete and durable. Blocking.
-    pub fn check(&self, staging: &dyn Staging, segments: &[SegmentIndex]) -> Result<(), StoreError> {
+    let (next, damaged) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    let work = || -> Result<(), StoreError> {
         let mut buffer = PageBuf::new(READ as usize);
-        for segment in segments {
-            let damaged = check(staging, self.base.as_deref(), *segment, &mut buffer)?;
-            let mut seen = self.seen();
-            seen.segments.insert(*segment);
-            seen.damaged.extend(damaged);
+        while let Some(segment) = segments.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let found = check(staging, base, *segment, &mut buffer)?;
+            damaged.lock().expect("no panic while locked").extend(found);
         }
         Ok(())
-    }
-
-    /// Reads back what has not been; gives the leaves that are not what the tree of the staging says, among those that
-    /// differ from the base, and forgets all of it. Takes less memory than so many streams. Blocking.
-    pub fn rest(&self, staging: &dyn Staging, streams: usize) -> Result<Vec<LeafIndex>, StoreError> {
-        let size = staging.plan().record.size;
-        let nodes = staging.leaves().nodes()?;
-        let before = self.base.as_deref().map(LeafTree::nodes).transpose()?.unwrap_or_default();
-        let differs = |(index, node): (u64, &Hash)| {
-            let segment = SegmentIndex(index);
-            let old = before
-                .get(index as usize)
-                .copied()
-                .unwrap_or_else(|| SegmentLeaves::zero_node(segment, size));
-            (old != *node && !self.seen().segments.contains(&segment)).then_some(segment)
-        };
-        let segments: Vec<SegmentIndex> = (0..).zip(&nodes).filter_map(differs).collect();
-        let next = AtomicUsize::new(0);
-        let work = || -> Result<(), StoreError> {
-            while let Some(segment) = segments.get(next.fetch_add(1, Ordering::Relaxed)) {
-                self.check(staging, std::slice::from_ref(segment))?;
-            }
-            Ok(())
-        };
-        // Twice the processors: half of them wait for the disk. Each has a buffer, of which a stream has many more.
-        let most = segments.len().min(4 * streams).max(1);
-        let threads = std::thread::available_parallelism().map_or(2, |n| 2 * n.get()).clamp(1, most);
-        std::thread::scope(|scope| {
-            let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
-            workers.into_iter().try_for_each(|worker| worker.join().expect("reading does not panic"))
-        })?;
-        let mut seen = std::mem::take(&mut *self.seen());
-        seen.damaged.sort_unstable();
-        Ok(seen.damaged)
-    }
-
-    /// What was read back may have changed since.
-    pub fn forget(&self) {
-        *self.seen() = Seen::default();
-    }
-
-    fn seen(&self) -> MutexGuard<'_, Seen> {
-        self.seen.lock().expect("no panic while locked")
-    }
+    };
+    // Twice the processors: half of them wait for the disk. Each has a buffer, of which a stream has many more.
+    let most = segments.len().min(4 * streams).max(1);
+    let threads = std::thread::available_parallelism().map_or(2, |n| 2 * n.get()).clamp(1, most);
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        workers.into_iter().try_for_each(|worker| worker.join().expect("reading does not panic"))
+    })?;
+    let mut damaged = damaged.into_inner().expect("no panic while locked");
+    damaged.sort_unstable();
+    Ok(damaged)
 }
 
 fn check(
