@@ -103,7 +103,7 @@ thread_local! {
 /// What offsets, lengths and addresses must be multiples of: no block device wants more.
 const ALIGN: usize = PAGE as usize;
 /// Below this, gathering in the page cache is faster than waiting for the disk.
-const LEAST: usize = 128 << 10;
+const LEAST: usize = 64 << 10;
 /// Bytes written by one call.
 const CHUNK: usize = 1 << 20;
 
