@@ -7,15 +7,20 @@
 //! payload  empty unless the header says otherwise
 //! ```
 
-use std::{io, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
+use crate::{
+    buffers::{Buffer, Buffers},
+    channel::Outlet,
+};
+
 /// Bounds on a frame, checked before anything is allocated.
 #[derive(Debug, Clone, Copy)]
-pub struct Limits {
+pub(crate) struct Limits {
     /// Largest header in bytes.
     pub header: usize,
     /// Largest payload in bytes.
@@ -56,37 +61,75 @@ pub enum FrameError {
 /// # Panics
 /// When header or payload is 4 GiB or longer.
 pub fn encode(header: &impl Serialize, payload: &[u8]) -> Bytes {
-    let mut bytes = Vec::with_capacity(PREFIX + 512 + payload.len());
-    bytes.resize(PREFIX, 0);
-    let mut bytes = postcard::to_extend(header, bytes).expect("messages can be encoded");
-    let length = u32::try_from(bytes.len() - PREFIX).expect("a header is far below 4 GiB");
-    bytes[..4].copy_from_slice(&length.to_le_bytes());
-    let length = u32::try_from(payload.len()).expect("a payload is far below 4 GiB");
-    bytes[4..8].copy_from_slice(&length.to_le_bytes());
+    let mut bytes = head(header, payload.len());
     bytes.extend_from_slice(payload);
     bytes.into()
 }
 
-/// Reads one frame. `stall` bounds the time between two pieces of it, not the whole: slow is not stuck.
+/// Encodes a frame but for its payload, which is to follow.
+pub(crate) fn head(header: &impl Serialize, payload: usize) -> Vec<u8> {
+    let bytes = postcard::to_extend(header, vec![0; PREFIX]);
+    let mut bytes = bytes.expect("messages can be encoded");
+    let length = u32::try_from(bytes.len() - PREFIX).expect("a header is far below 4 GiB");
+    bytes[..4].copy_from_slice(&length.to_le_bytes());
+    let length = u32::try_from(payload).expect("a payload is far below 4 GiB");
+    bytes[4..PREFIX].copy_from_slice(&length.to_le_bytes());
+    bytes
+}
+
+/// Reads one frame that has no payload, and a header of at most `limit` bytes. `stall` bounds the time between two pieces of it,
+/// not the whole: slow is not stuck.
 ///
 /// # Errors
 /// [`FrameError::Ended`] also when the stream ends cleanly before the frame.
-pub async fn read<R, H>(reader: &mut R, limits: Limits, stall: Duration) -> Result<(H, Bytes), FrameError>
+pub async fn read<R, H>(reader: &mut R, limit: usize, stall: Duration) -> Result<H, FrameError>
 where
     R: AsyncRead + Unpin + ?Sized,
     H: DeserializeOwned,
 {
-    let mut prefix = BytesMut::with_capacity(PREFIX);
-    fill(reader, &mut prefix, PREFIX, stall).await?;
+    let limits = Limits { header: limit, payload: 0 };
+    Ok(read_header(reader, limits, stall).await?.0)
+}
+
+/// Reads one frame, as [`read`] does, and what belongs to it into a buffer.
+pub(crate) async fn read_with_payload<R, H>(
+    reader: &mut R,
+    limits: Limits,
+    stall: Duration,
+    buffers: &Arc<Buffers>,
+) -> Result<(H, Buffer), FrameError>
+where
+    R: AsyncRead + Unpin + ?Sized,
+    H: DeserializeOwned,
+{
+    let (header, length) = read_header(reader, limits, stall).await?;
+    let mut buffer = buffers.take(if length == 0 { 0 } else { limits.payload });
+    fill(reader, &mut buffer.all()[..length], stall).await?;
+    buffer.set_len(length);
+    Ok((header, buffer))
+}
+
+/// Reads a header; tells the length of the payload that follows.
+async fn read_header<R, H>(reader: &mut R, limits: Limits, stall: Duration) -> Result<(H, usize), FrameError>
+where
+    R: AsyncRead + Unpin + ?Sized,
+    H: DeserializeOwned,
+{
+    let mut prefix = [0; PREFIX];
+    fill(reader, &mut prefix, stall).await?;
     let length = |at: usize| u32::from_le_bytes(prefix[at..at + 4].try_into().expect("4 bytes")) as usize;
     let (header, payload) = (length(0), length(4));
     if header > limits.header || payload > limits.payload {
         return Err(FrameError::TooLarge { header, payload });
     }
-    let mut bytes = BytesMut::new();
-    fill(reader, &mut bytes, header + payload, stall).await?;
-    let rest = bytes.split_off(header);
-    Ok((decode(&bytes)?, rest.freeze()))
+    let mut bytes = Vec::new();
+    // Memory grows with what arrives, not with what was promised.
+    while bytes.len() < header {
+        let arrived = bytes.len();
+        bytes.resize(header.min(arrived + arrived.max(STEP)), 0);
+        fill(reader, &mut bytes[arrived..], stall).await?;
+    }
+    Ok((decode(&bytes)?, payload))
 }
 
 /// Decodes a header; every byte must belong to it.
@@ -113,21 +156,34 @@ pub async fn write<W: AsyncWrite + Unpin + ?Sized>(
     Ok(())
 }
 
-/// Reads until `bytes` holds `length` bytes. Memory grows with what arrives, not with what was promised.
-async fn fill<R: AsyncRead + Unpin + ?Sized>(
-    reader: &mut R,
-    bytes: &mut BytesMut,
-    length: usize,
+/// Writes pieces that are in memory already, as [`write`] does, without copying them where the stream can.
+pub(crate) async fn write_pieces(
+    outlet: &mut dyn Outlet,
+    mut pieces: &mut [Bytes],
     stall: Duration,
 ) -> Result<(), FrameError> {
-    while bytes.len() < length {
-        if bytes.len() == bytes.capacity() {
-            bytes.reserve((length - bytes.len()).min(bytes.len().max(STEP)));
+    loop {
+        let written = pieces.iter().take_while(|piece| piece.is_empty()).count();
+        pieces = &mut pieces[written..];
+        if pieces.is_empty() {
+            return Ok(());
         }
-        let mut piece = (&mut *reader).take((length - bytes.len()) as u64);
-        let read = tokio::time::timeout(stall, piece.read_buf(bytes)).await;
-        if read.map_err(|_| FrameError::Stalled(stall))?.map_err(FrameError::Io)? == 0 {
-            return Err(FrameError::Ended);
+        let sent = tokio::time::timeout(stall, outlet.send(pieces)).await;
+        sent.map_err(|_| FrameError::Stalled(stall))?.map_err(FrameError::Io)?;
+    }
+}
+
+/// Fills `bytes`.
+async fn fill<R: AsyncRead + Unpin + ?Sized>(
+    reader: &mut R,
+    mut bytes: &mut [u8],
+    stall: Duration,
+) -> Result<(), FrameError> {
+    while !bytes.is_empty() {
+        let read = tokio::time::timeout(stall, reader.read(bytes)).await;
+        match read.map_err(|_| FrameError::Stalled(stall))?.map_err(FrameError::Io)? {
+            0 => return Err(FrameError::Ended),
+            count => bytes = &mut bytes[count..],
         }
     }
     Ok(())
@@ -140,8 +196,8 @@ fn short_name<T>() -> &'static str {
 
 /// Bytes before the header.
 const PREFIX: usize = 8;
-/// Most bytes allocated ahead of what has arrived: a whole batch, so that the common case allocates once.
-const STEP: usize = crate::wire::MAX_BATCH + crate::wire::MAX_BATCH_HEADER;
+/// Most bytes of a header that are allocated ahead of what has arrived.
+const STEP: usize = crate::wire::MAX_BATCH_HEADER;
 
 #[cfg(test)]
 mod tests {
@@ -153,9 +209,9 @@ mod tests {
     const LIMITS: Limits = Limits { header: 1000, payload: 1000 };
     const STALL: Duration = Duration::from_secs(5);
 
-    fn read_all<H: DeserializeOwned>(mut bytes: &[u8]) -> Result<(H, Bytes), FrameError> {
+    fn read_all<H: DeserializeOwned>(mut bytes: &[u8]) -> Result<(H, Buffer), FrameError> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-        runtime.block_on(read(&mut bytes, LIMITS, STALL))
+        runtime.block_on(read_with_payload(&mut bytes, LIMITS, STALL, &Buffers::new(0)))
     }
 
     #[test]
@@ -178,7 +234,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_silent_peer_is_given_up() {
         let (mut here, _there) = tokio::io::duplex(64);
-        let silent = read::<_, u8>(&mut here, LIMITS, STALL).await;
+        let silent = read::<_, u8>(&mut here, 1000, STALL).await;
         assert!(matches!(silent, Err(FrameError::Stalled(_))), "{silent:?}");
         let full = write(&mut here, &[0; 100], STALL).await;
         assert!(matches!(full, Err(FrameError::Stalled(_))), "{full:?}");

@@ -9,13 +9,11 @@ use std::{
 };
 
 use async_trait::async_trait;
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    sync::watch,
-};
+use tokio::sync::watch;
 use zumastor_core::{Lineage, NodeName, SnapshotGuid, SnapshotNumber, SnapshotStore, StoreError};
 
 use crate::{
+    channel::Channel,
     compression::Compression,
     permit::Permit,
     progress::{Progress, PullSummary},
@@ -207,24 +205,5 @@ pub trait Link: Send + Sync {
     /// What the peer can do beyond the revision of the protocol that is spoken, a bit each.
     fn features(&self) -> u64 {
         0
-    }
-}
-
-/// A bidirectional stream.
-pub struct Channel {
-    /// To the peer.
-    pub send: Box<dyn AsyncWrite + Send + Unpin>,
-    /// From the peer.
-    pub recv: Box<dyn AsyncRead + Send + Unpin>,
-    /// What the path to the peer could carry now, if that can be told.
-    pub capacity: Option<Capacity>,
-}
-
-/// Tells how many bytes a second a path could carry now.
-pub type Capacity = Arc<dyn Fn() -> u64 + Send + Sync>;
-
-impl fmt::Debug for Channel {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Channel")
     }
 }

@@ -1,5 +1,7 @@
 //! Replication between nodes: who they are, what they say to each other, and both ends of a transfer.
 
+mod buffers;
+mod channel;
 mod compression;
 mod endpoint;
 pub mod frame;
@@ -12,12 +14,10 @@ mod security;
 mod transfer;
 pub mod wire;
 
+pub use channel::{Capacity, Channel, Outlet};
 pub use compression::Compression;
 pub use endpoint::{ConnectError, Node, NodeError, NodeOptions, Peer, endpoint, transport_config};
-pub use host::{
-    Broken, Capacity, Channel, Holds, Host, Link, MakeRoom, Meter, Outgoing, Planned, PullState, Served,
-    Unheard,
-};
+pub use host::{Broken, Holds, Host, Link, MakeRoom, Meter, Outgoing, Planned, PullState, Served, Unheard};
 pub use permit::Permit;
 pub use progress::{Phase, Progress, PullSummary, Reporter};
 pub use rate::RateLimiter;

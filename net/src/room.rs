@@ -7,13 +7,17 @@ use std::sync::{
 
 use zumastor_core::LEAF;
 
-use crate::wire::MAX_BATCH;
+use crate::{
+    buffers::{Buffer, Buffers},
+    wire::MAX_BATCH,
+};
 
 /// Most streams that one volume is fetched over by one node.
 pub const MOST_STREAMS: usize = 4;
 
-/// Batches that a stream has at a time: the bytes of the target and of the base that are looked at, what was picked of them,
-/// that compressed, its frame, two that wait and one that is being sent.
+/// Batches that a stream has at a time: one that is being made, the bytes of the base that it is compared with, one that is
+/// compressed from another, two that wait and one that is being sent; and two more that QUIC has besides what it counts, as it
+/// lets go of a batch when all of it has arrived. The memory of as many is kept to be used again.
 const BATCHES: u64 = 8;
 /// What else a stream takes: a compressor, where a segment has changed, its hashes.
 const BESIDE: u64 = 768 << 10;
@@ -27,13 +31,19 @@ pub struct SendRoom {
     bytes: AtomicU64,
     expected: AtomicUsize,
     streams: AtomicUsize,
+    /// For what is sent.
+    buffers: Arc<Buffers>,
 }
 
 impl SendRoom {
     /// So many bytes for streams to so many nodes.
     pub fn new(bytes: u64, targets: usize) -> Self {
-        let room =
-            Self { bytes: AtomicU64::new(0), expected: AtomicUsize::new(0), streams: AtomicUsize::new(0) };
+        let room = Self {
+            bytes: AtomicU64::new(0),
+            expected: AtomicUsize::new(0),
+            streams: AtomicUsize::new(0),
+            buffers: Buffers::new(0),
+        };
         room.set(bytes, targets);
         room
     }
@@ -46,8 +56,13 @@ impl SendRoom {
 
     /// Another stream begins, until what this gives is dropped.
     pub(crate) fn enter(self: Arc<Self>) -> Sending {
-        self.streams.fetch_add(1, Ordering::Relaxed);
+        self.buffers.keep(BATCHES as usize * (self.streams.fetch_add(1, Ordering::Relaxed) + 1));
         Sending(self)
+    }
+
+    /// Memory for a batch of so many bytes, empty.
+    pub(crate) fn buffer(&self, capacity: usize) -> Buffer {
+        self.buffers.take(capacity)
     }
 
     /// Bytes of volume data that the next batch may have: whole leaves, and at least one.
@@ -64,7 +79,7 @@ pub(crate) struct Sending(Arc<SendRoom>);
 
 impl Drop for Sending {
     fn drop(&mut self) {
-        self.0.streams.fetch_sub(1, Ordering::Relaxed);
+        self.0.buffers.keep(BATCHES as usize * (self.0.streams.fetch_sub(1, Ordering::Relaxed) - 1));
     }
 }
 

@@ -30,6 +30,8 @@ pub const FEATURE_TRACE: u64 = 2;
 pub const MAX_VOLUME: u64 = 128 << 40;
 /// Largest control message, in bytes: a `Want` with [`MAX_HAVE`] snapshots, or the `Plan` of the largest volume.
 pub const MAX_CONTROL: usize = 24 << 20;
+/// Largest reply that has no list in it, in bytes.
+pub const MAX_SHORT: usize = 4096;
 /// Largest request, in bytes.
 pub const MAX_REQUEST: usize = 2 << 20;
 /// Most snapshots that a downstream says it has; the newest are named when it has more.

@@ -16,7 +16,7 @@ pub const LEAST: u64 = 16 << 20;
 /// The size when nobody says one, if the machine has enough.
 const USUAL: u64 = 128 << 20;
 /// What one stream that is received takes at most: 5 MiB that came in, then batches of 1 MiB: one that is taken from those,
-/// one that waits, one that is written, what it is when it is decompressed, and what is read back.
+/// one that waits, one that is written, what it is when it is decompressed, and what was staged before and is read back in the end.
 const STREAM: u64 = 10 << 20;
 
 /// What a volume's memory is for, in bytes.

@@ -22,8 +22,9 @@ use zumastor_core::{NodeName, config::DEFAULT_PORT};
 
 use self::hello::Hello;
 use crate::{
+    channel::Channel,
     frame::FrameError,
-    host::{Channel, Host, Link},
+    host::{Host, Link},
     security::{NodeKey, PublicKey, Trust, client_config, peer_key, server_config},
     transfer::{Patience, serve},
     wire::{FEATURE_TERMS, FEATURE_TRACE, PROTOCOL},

@@ -6,9 +6,10 @@ use bytes::Bytes;
 use zumastor_core::{LEAF, PAGE, SegmentIndex, digest::Hash};
 
 use crate::{
+    buffers::Buffer,
+    channel::Capacity,
     compression::Compression,
     frame,
-    host::Capacity,
     room::SendRoom,
     wire::{BatchEntry, BatchHeader, Codec, FetchReply, PAGES_PER_LEAF},
 };
@@ -22,15 +23,27 @@ pub(super) struct BatchBuilder {
     compressor: Option<(zstd::bulk::Compressor<'static>, Arc<Compression>)>,
     capacity: Option<Capacity>,
     entries: Vec<BatchEntry>,
-    payload: Vec<u8>,
+    payload: Buffer,
 }
 
-/// A finished batch.
+/// A finished batch, or another frame.
 pub(super) struct Encoded {
-    /// The frame.
-    pub frame: Bytes,
+    /// The frame, in pieces.
+    pub frame: [Bytes; 2],
     /// Bytes of volume data in it, before compression.
     pub data: u64,
+}
+
+impl Encoded {
+    /// A frame without data.
+    pub fn control(header: &FetchReply) -> Self {
+        Self { frame: [frame::encode(header, &[]), Bytes::new()], data: 0 }
+    }
+
+    /// Bytes of the frame.
+    pub fn length(&self) -> u64 {
+        self.frame.iter().map(|piece| piece.len() as u64).sum()
+    }
 }
 
 impl BatchBuilder {
@@ -45,12 +58,12 @@ impl BatchBuilder {
         };
         let most = room.batch();
         Ok(Self {
+            payload: room.buffer(most),
             room,
             most,
             compressor: compression.map(with).transpose()?,
             capacity,
             entries: Vec::new(),
-            payload: Vec::with_capacity(most),
         })
     }
 
@@ -64,12 +77,25 @@ impl BatchBuilder {
         self.payload.len() + length > self.most || self.entries.len() >= MAX_ENTRIES
     }
 
-    /// Adds a leaf, by its position in the segment; `page` gives the bytes of each data page.
-    pub fn leaf<'a>(&mut self, leaf: u16, data: u16, zero: u16, hash: Hash, page: impl Fn(u32) -> &'a [u8]) {
-        self.entries.push(BatchEntry::Leaf { leaf, data, zero, hash });
-        for index in (0..PAGES_PER_LEAF).filter(|index| data >> index & 1 == 1) {
-            self.payload.extend_from_slice(page(index));
+    /// Where the next `length` bytes of data are put together, before [`add`](Self::add) says how many of them are left. It must
+    /// not be [full for them](Self::is_full_for), or empty.
+    pub fn next(&mut self, length: usize) -> &mut [u8] {
+        let (at, end) = (self.payload.len(), self.payload.len() + length);
+        // The room became less between the two.
+        if end > self.payload.capacity() {
+            self.payload = self.room.buffer(end);
         }
+        &mut self.payload.all()[at..end]
+    }
+
+    /// Adds so many bytes to the data, which are there already.
+    pub fn add(&mut self, length: usize) {
+        self.payload.set_len(self.payload.len() + length);
+    }
+
+    /// Adds a leaf, by its position in the segment, whose data pages are in the data.
+    pub fn leaf(&mut self, leaf: u16, data: u16, zero: u16, hash: Hash) {
+        self.entries.push(BatchEntry::Leaf { leaf, data, zero, hash });
     }
 
     /// Adds a leaf that is entirely zero.
@@ -86,20 +112,23 @@ impl BatchBuilder {
             return None;
         }
         let entries = std::mem::take(&mut self.entries);
-        let compressed = self.compress();
-        let header = |codec| FetchReply::Batch(BatchHeader { segment, codec, entries });
-        let frame = match &compressed {
-            Some(bytes) => frame::encode(&header(Codec::Zstd), bytes),
-            None => frame::encode(&header(Codec::Raw), &self.payload),
-        };
         let data = self.payload.len() as u64;
+        let compressed = self.compress();
         self.most = self.room.batch();
-        self.payload.clear();
-        self.payload.shrink_to(self.most);
-        Some(Encoded { frame, data })
+        let (codec, payload) = match compressed {
+            Some(compressed) => (Codec::Zstd, compressed),
+            None => (Codec::Raw, std::mem::replace(&mut self.payload, self.room.buffer(self.most))),
+        };
+        self.payload.set_len(0);
+        if self.payload.capacity() != self.most {
+            self.payload = self.room.buffer(self.most);
+        }
+        let header = FetchReply::Batch(BatchHeader { segment, codec, entries });
+        let head = frame::head(&header, payload.len()).into();
+        Some(Encoded { frame: [head, Bytes::from_owner(payload)], data })
     }
 
-    fn compress(&mut self) -> Option<Vec<u8>> {
+    fn compress(&mut self) -> Option<Buffer> {
         let (compressor, compression) = self.compressor.as_mut()?;
         if self.payload.is_empty() {
             return None;
@@ -108,8 +137,11 @@ impl BatchBuilder {
         if !compression.is_worthwhile(self.payload.len(), capacity) || !is_compressible(&self.payload) {
             return None;
         }
-        let compressed = compressor.compress(&self.payload).ok()?;
-        (compressed.len() < self.payload.len() / 100 * 97).then_some(compressed)
+        let mut compressed = self.room.buffer(self.payload.capacity());
+        // What does not fit where it came from is not worth it.
+        let length = compressor.compress_to_buffer(&self.payload[..], compressed.all()).ok()?;
+        compressed.set_len(length);
+        (length < self.payload.len() / 100 * 97).then_some(compressed)
     }
 }
 

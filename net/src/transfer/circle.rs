@@ -6,7 +6,7 @@ use tokio::time;
 
 use super::{Patience, downstream::PullError, fetch::ask};
 use crate::{
-    frame::{self, Limits},
+    frame,
     host::Link,
     wire::{FEATURE_TRACE, Hop, MAX_TRACE_REPLY, Request, Trace, TraceReply},
 };
@@ -25,10 +25,9 @@ pub async fn trace(link: &dyn Link, volume: &str, path: Vec<Hop>) -> Result<Trac
     }
     let patience = trace_patience(path.len());
     let request = Request::Trace(Trace { volume: volume.to_owned(), path });
-    let limits = Limits { header: MAX_TRACE_REPLY, payload: 0 };
     let exchange = async {
         let mut channel = ask(link, &request, &Patience::default()).await?;
-        Ok(frame::read(&mut channel.recv, limits, patience).await?.0)
+        Ok(frame::read(&mut channel.recv, MAX_TRACE_REPLY, patience).await?)
     };
     time::timeout(patience, exchange).await.map_err(|_| PullError::Deadline("the answer"))?
 }

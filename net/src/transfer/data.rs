@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use tokio::{
     sync::{Semaphore, mpsc},
     time,
@@ -15,8 +16,9 @@ use super::{
     upstream::{describe, failed, find},
 };
 use crate::{
+    channel::{Capacity, Channel},
     frame::{self, FrameError},
-    host::{Broken, Capacity, Channel, Host, Served},
+    host::{Broken, Host, Served},
     wire::{Fetch, FetchReply, FetchWhat, Refusal, RefusalCode},
 };
 
@@ -109,12 +111,11 @@ async fn send_permitted(
     };
     let (queue, mut batches) = mpsc::channel(QUEUE);
     let producer = tokio::task::spawn_blocking(move || {
-        let mut sink =
-            |encoded: Encoded| queue.blocking_send((encoded.frame, encoded.data)).map_err(|_| Stop::Gone);
+        let mut sink = |encoded: Encoded| queue.blocking_send(encoded).map_err(|_| Stop::Gone);
         produce(&mut sender, &fetch, &mut sink)
     });
     let ended = loop {
-        let (bytes, data) = tokio::select! {
+        let batch = tokio::select! {
             biased;
             () = served.permit.withdrawn() => break Ok(Sent::Withdrawn),
             batch = batches.recv() => match batch {
@@ -122,12 +123,13 @@ async fn send_permitted(
                 None => break Ok(Sent::All),
             },
         };
-        if let Err(error) = send_batch(channel, served, &bytes, patience).await {
+        let (data, length) = (batch.data, batch.length());
+        if let Err(error) = send_batch(channel, served, batch.frame, patience).await {
             break Err(error);
         }
-        served.meter.add(data, bytes.len() as u64);
+        served.meter.add(data, length);
         if let Some(outgoing) = &served.outgoing {
-            outgoing.sent(target, data, bytes.len() as u64);
+            outgoing.sent(target, data, length);
         }
     };
     drop(batches);
@@ -143,7 +145,7 @@ async fn send_permitted(
 async fn send_batch(
     channel: &mut Channel,
     served: &Served,
-    bytes: &[u8],
+    frame: [Bytes; 2],
     patience: &Patience,
 ) -> Result<(), FrameError> {
     let too_long = async {
@@ -152,13 +154,13 @@ async fn send_batch(
     };
     tokio::select! {
         biased;
-        sent = send_limited(channel, served, bytes, patience) => sent,
+        sent = send_limited(channel, served, frame, patience) => sent,
         () = too_long => Err(FrameError::Stalled(GRACE)),
     }
 }
 
 fn produce(sender: &mut Sender, fetch: &Fetch, sink: &mut Sink<'_>) -> Result<(), Stop> {
-    let done = |segment| Encoded { frame: frame::encode(&FetchReply::SegmentDone(segment), &[]), data: 0 };
+    let done = |segment| Encoded::control(&FetchReply::SegmentDone(segment));
     match &fetch.what {
         FetchWhat::Changes { segments, .. } => segments.iter().try_for_each(|segment| {
             sender.changes(*segment, sink)?;
@@ -174,17 +176,20 @@ fn produce(sender: &mut Sender, fetch: &Fetch, sink: &mut Sink<'_>) -> Result<()
 async fn send_limited(
     channel: &mut Channel,
     served: &Served,
-    bytes: &[u8],
+    mut frame: [Bytes; 2],
     patience: &Patience,
 ) -> Result<(), FrameError> {
     // The downstream takes nothing while its disk is busy. That it is alive, QUIC finds out.
     let stall = patience.stall * 5;
     let Some(limiter) = &served.limiter else {
-        return frame::write(&mut channel.send, bytes, stall).await;
+        return frame::write_pieces(&mut *channel.send, &mut frame, stall).await;
     };
-    for piece in bytes.chunks(limiter.quantum()) {
-        limiter.acquire(piece.len()).await;
-        frame::write(&mut channel.send, piece, stall).await?;
+    for piece in &mut frame {
+        while !piece.is_empty() {
+            let part = piece.split_to(limiter.quantum().min(piece.len()));
+            limiter.acquire(part.len()).await;
+            frame::write_pieces(&mut *channel.send, &mut [part], stall).await?;
+        }
     }
     Ok(())
 }

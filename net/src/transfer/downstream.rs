@@ -17,18 +17,19 @@ use zumastor_core::{
 use super::{
     Patience,
     era::{self, Epochs, ForgetfulEpochs},
-    fetch::{Find, Job, Unrecorded, Writers, ask},
+    fetch::{BATCHES, Find, Job, Unrecorded, Writers, ask},
     upstream::describe,
     verify,
 };
 use crate::{
-    frame::{self, FrameError, Limits},
+    buffers::Buffers,
+    frame::{self, FrameError},
     host::{Holds, Link, MakeRoom},
     progress::{Phase, Progress, PullSummary, Reporter},
     room::MOST_STREAMS,
     wire::{
-        ChangedSegment, Committed, CommittedReply, MAX_CONTROL, MAX_HAVE, MAX_VOLUME, Plan, Refusal,
-        RefusalCode, Request, Want, WantReply,
+        ChangedSegment, Committed, CommittedReply, MAX_CONTROL, MAX_HAVE, MAX_SHORT, MAX_VOLUME, Plan,
+        Refusal, RefusalCode, Request, Want, WantReply,
     },
 };
 
@@ -278,6 +279,7 @@ async fn pull_one(
         refetched: AtomicU64::new(0),
         writers: Writers::new(),
         unrecorded: Unrecorded::default(),
+        buffers: Buffers::new(BATCHES * replica.streams),
     };
     let fetched = fetch_all(&job, replica, find, plan.changed, base_leaves, digest).await;
     job.writers.ended().await;
@@ -387,12 +389,11 @@ async fn want(
     let (volume, wanted) = (replica.volume.clone(), replica.wanted);
     let request = Request::Want(Want { volume, have, resume, wanted, epoch });
     let mut channel = ask(link, &request, patience).await?;
-    let limits = Limits { header: MAX_CONTROL, payload: 0 };
     let answer = async {
         loop {
-            match frame::read(&mut channel.recv, limits, patience.stall).await {
-                Ok((WantReply::Working, _)) => {}
-                Ok((reply, _)) => return Ok(reply),
+            match frame::read(&mut channel.recv, MAX_CONTROL, patience.stall).await {
+                Ok(WantReply::Working) => {}
+                Ok(reply) => return Ok(reply),
                 Err(error) => return Err(PullError::Frame(error)),
             }
         }
@@ -581,7 +582,7 @@ async fn tell(
 ) -> Result<(), PullError> {
     let request = Request::Committed(Committed { volume: replica.volume.clone(), target: record.guid() });
     let mut channel = ask(link, &request, patience).await?;
-    match frame::read(&mut channel.recv, Limits { header: 4096, payload: 0 }, patience.stall).await?.0 {
+    match frame::read(&mut channel.recv, MAX_SHORT, patience.stall).await? {
         CommittedReply::Noted => Ok(()),
         CommittedReply::Refused(refusal) => Err(PullError::Refused(refusal)),
     }

@@ -20,8 +20,10 @@ use super::{
     receive::{BatchError, Receiver},
 };
 use crate::{
+    buffers::{Buffer, Buffers},
+    channel::Channel,
     frame::{self, Limits},
-    host::{Channel, Link},
+    host::Link,
     progress::Reporter,
     wire::{
         BatchHeader, ChangedSegment, Fetch, FetchReply, FetchWhat, MAX_BATCH, MAX_BATCH_HEADER, MAX_CONTROL,
@@ -45,6 +47,8 @@ pub(super) struct Job<'a> {
     pub refetched: AtomicU64,
     pub writers: Writers,
     pub unrecorded: Unrecorded,
+    /// For what comes in.
+    pub buffers: Arc<Buffers>,
 }
 
 /// Counts the threads that write to what is staged. A stream that fails leaves the threads of the others behind;
@@ -315,7 +319,9 @@ impl Job<'_> {
         });
         let limits = Limits { header: MAX_BATCH_HEADER, payload: MAX_BATCH };
         let outcome = loop {
-            let (reply, payload) = match frame::read(&mut channel.recv, limits, self.patience.stall).await {
+            let frame =
+                frame::read_with_payload(&mut channel.recv, limits, self.patience.stall, &self.buffers);
+            let (reply, payload) = match frame.await {
                 Ok(frame) => frame,
                 Err(error) => break Err(error.into()),
             };
@@ -368,8 +374,7 @@ pub(super) async fn walk(
 ) -> Result<Vec<Hash>, PullError> {
     let walk = Walk { volume: volume.to_owned(), target, level, first, count };
     let mut channel = ask(link, &Request::Walk(walk), patience).await?;
-    let limits = Limits { header: MAX_CONTROL, payload: 0 };
-    match frame::read(&mut channel.recv, limits, patience.stall).await?.0 {
+    match frame::read(&mut channel.recv, MAX_CONTROL, patience.stall).await? {
         WalkReply::Hashes(hashes) if hashes.len() as u64 == expected => Ok(hashes),
         WalkReply::Hashes(_) => Err(PullError::Malformed("the wrong number of hashes")),
         WalkReply::Refused(refusal) => Err(PullError::Refused(refusal)),
@@ -395,7 +400,7 @@ fn write_batches(
     checkpoint: Duration,
     leaves: Leaves,
     asked: Option<Vec<SegmentLeafSet>>,
-    mut batches: mpsc::Receiver<(BatchHeader, bytes::Bytes)>,
+    mut batches: mpsc::Receiver<(BatchHeader, Buffer)>,
 ) -> Result<(Leaves, Vec<LeafIndex>), BatchError> {
     let mut receiver = Receiver::new(staging, leaves, asked)?;
     let mut saved = Instant::now();
@@ -538,6 +543,8 @@ type Leaves = BTreeMap<SegmentIndex, SegmentLeaves>;
 
 /// Batches between the connection and the writer.
 const QUEUE: usize = 1;
+/// Batches that a stream has in memory: one that comes in, those that wait, and one that is written.
+pub(super) const BATCHES: usize = 1 + QUEUE + 1;
 
 #[cfg(test)]
 mod tests {

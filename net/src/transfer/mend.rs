@@ -23,9 +23,10 @@ use zumastor_core::{
 
 use super::{
     Patience, PullError,
-    fetch::{Job, Unrecorded, Writers, leaf_sets, walk},
+    fetch::{BATCHES, Job, Unrecorded, Writers, leaf_sets, walk},
 };
 use crate::{
+    buffers::Buffers,
     host::Link,
     progress::{Phase, Reporter},
     wire::{FetchWhat, MAX_LEAF_SEGMENTS, MAX_NODES, WalkLevel},
@@ -235,6 +236,7 @@ async fn fill(
         refetched: AtomicU64::new(0),
         writers: Writers::new(),
         unrecorded: Unrecorded::default(),
+        buffers: Buffers::new(BATCHES),
     };
     let sets = leaf_sets(rest.iter().map(|(leaf, _)| *leaf).collect());
     let fetched = job.fetch(FetchWhat::Leaves(sets), &[]).await;

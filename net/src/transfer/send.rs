@@ -57,7 +57,7 @@ impl Sender {
             false => self.runtime.block_on(self.store.changes(base, self.number, window.clone()))?,
         };
         let leaves = self.leaves.segment(segment)?;
-        let mut buffers = Buffers::default();
+        let mut base_pages = Vec::new();
         let mut start = window.start;
         while start < window.end {
             let block = start..(start + self.builder.most() as u64).min(window.end);
@@ -66,7 +66,7 @@ impl Sender {
             for extent in changes.within(&block) {
                 mark(&mut pages, &block, extent.range, extent.kind);
             }
-            self.block(segment, &leaves, block, pages, self.whole, &mut buffers, sink)?;
+            self.block(segment, &leaves, block, pages, self.whole, &mut base_pages, sink)?;
         }
         self.flush(segment, sink)
     }
@@ -75,7 +75,7 @@ impl Sender {
     pub fn leaves(&mut self, set: &SegmentLeafSet, sink: &mut Sink<'_>) -> Result<(), Stop> {
         let size = self.target.size();
         let leaves = self.leaves.segment(set.segment)?;
-        let mut buffers = Buffers::default();
+        let mut base_pages = Vec::new();
         for position in &set.leaves {
             let range = LeafIndex(set.segment.first_leaf() + u64::from(*position)).range(size);
             if range.is_empty() {
@@ -83,7 +83,7 @@ impl Sender {
             }
             let mut pages = [Pages::default(); (BLOCK / LEAF) as usize];
             pages[0].read = all_pages(range.end - range.start);
-            self.block(set.segment, &leaves, range, pages, true, &mut buffers, sink)?;
+            self.block(set.segment, &leaves, range, pages, true, &mut base_pages, sink)?;
         }
         self.flush(set.segment, sink)
     }
@@ -98,7 +98,7 @@ impl Sender {
         block: Range<u64>,
         mut pages: [Pages; (BLOCK / LEAF) as usize],
         full: bool,
-        buffers: &mut Buffers,
+        base_pages: &mut Vec<u8>,
         sink: &mut Sink<'_>,
     ) -> Result<(), Stop> {
         let first = (block.start / LEAF - segment.first_leaf()) as usize;
@@ -111,39 +111,57 @@ impl Sender {
         if pages.iter().all(|pages| pages.read | pages.zero == 0) {
             return Ok(());
         }
-        buffers.fill(&pages, &block, &*self.target, self.base.as_ref().map(|(_, base)| &**base))?;
-        let read: u32 = pages.iter().map(|pages| pages.read.count_ones()).sum();
-        if self.builder.is_full_for(read as usize * PAGE as usize) {
+        let size = self.target.size();
+        let length = (block.end - block.start) as usize;
+        let read = wanted(&pages, length).map(|run| run.len()).sum();
+        if self.builder.is_full_for(read) {
             self.flush(segment, sink)?;
         }
-        let size = self.target.size();
+        // What is read is put together where the batch will have it, and what need not be sent is taken out of it.
+        let new = self.builder.next(read);
+        let mut at = 0;
+        for run in wanted(&pages, length) {
+            self.target.read_at(block.start + run.start as u64, &mut new[at..at + run.len()])?;
+            at += run.len();
+        }
+        let old = match &self.base {
+            Some((_, base)) => Some(read_base(&**base, &block, wanted(&pages, length), base_pages, read)?),
+            None => None,
+        };
+        let (mut at, mut kept) = (0, 0);
+        let mut marked = Vec::new();
         for (index, pages) in pages.iter().enumerate().filter(|(_, pages)| pages.read | pages.zero != 0) {
             let leaf = LeafIndex(segment.first_leaf() + (first + index) as u64);
             let length = (leaf.range(size).end - leaf.range(size).start) as usize;
-            let at = index * LEAF as usize;
-            let new = &buffers.target[at..at + length];
-            let old = self.base.is_some().then(|| &buffers.base[at..at + length]);
             let (mut data, mut zero) = (0u16, pages.zero);
             for page in (0..PAGES_PER_LEAF).filter(|page| pages.read >> page & 1 == 1) {
-                let range = page_range(page, length);
-                let bytes = &new[range.clone()];
-                if is_zero(bytes) {
-                    if full || old.is_some_and(|old| !is_zero(&old[range])) {
+                let bytes = at..at + page_range(page, length).len();
+                at = bytes.end;
+                let old = old.map(|old| &old[bytes.clone()]);
+                if is_zero(&new[bytes.clone()]) {
+                    if full || old.is_some_and(|old| !is_zero(old)) {
                         zero |= 1 << page;
                     }
-                } else if old.is_none_or(|old| old[range] != *bytes) {
+                } else if old.is_none_or(|old| old != &new[bytes.clone()]) {
                     data |= 1 << page;
+                    if kept != bytes.start {
+                        new.copy_within(bytes.clone(), kept);
+                    }
+                    kept += bytes.len();
                 }
             }
             if !full && self.base.is_none() {
                 zero = 0;
             }
+            marked.push((index, data, zero));
+        }
+        self.builder.add(kept);
+        for (index, data, zero) in marked {
             let position = (first + index) as u16;
             if data == 0 && zero != 0 && leaves.is_zero(first + index) {
                 self.builder.zeros(position);
             } else if data | zero != 0 {
-                let hash = leaves.hash(segment, first + index, size);
-                self.builder.leaf(position, data, zero, hash, |page| &new[page_range(page, length)]);
+                self.builder.leaf(position, data, zero, leaves.hash(segment, first + index, size));
             }
         }
         Ok(())
@@ -157,54 +175,41 @@ impl Sender {
 /// Takes finished batches.
 pub(super) type Sink<'a> = dyn FnMut(Encoded) -> Result<(), Stop> + 'a;
 
-/// The bytes of a block, of the target and of the base.
-#[derive(Default)]
-struct Buffers {
-    target: Vec<u8>,
-    base: Vec<u8>,
+/// The runs of pages of a block of `length` bytes that are read, as ranges in it.
+fn wanted(pages: &[Pages], length: usize) -> impl Iterator<Item = Range<usize>> {
+    let is_wanted = |page: &usize| {
+        let (leaf, bit) = (page / PAGES_PER_LEAF as usize, page % PAGES_PER_LEAF as usize);
+        pages.get(leaf).is_some_and(|pages| pages.read >> bit & 1 == 1)
+    };
+    let count = length.div_ceil(PAGE as usize);
+    let mut page = 0;
+    std::iter::from_fn(move || {
+        let first = (page..count).find(is_wanted)?;
+        page = (first..count).find(|page| !is_wanted(page)).unwrap_or(count);
+        Some(first * PAGE as usize..(page * PAGE as usize).min(length))
+    })
 }
 
-impl Buffers {
-    /// Reads the marked pages, neighbours in one call.
-    fn fill(
-        &mut self,
-        pages: &[Pages],
-        block: &Range<u64>,
-        target: &dyn SnapshotReader,
-        base: Option<&dyn SnapshotReader>,
-    ) -> Result<(), StoreError> {
-        let length = (block.end - block.start) as usize;
-        self.target.resize(length.max(self.target.len()), 0);
-        if base.is_some() {
-            self.base.resize(length.max(self.base.len()), 0);
+/// Reads runs of a block of the base, one behind the other. Behind the end of a smaller base there are zeros.
+fn read_base<'b>(
+    base: &dyn SnapshotReader,
+    block: &Range<u64>,
+    runs: impl Iterator<Item = Range<usize>>,
+    buffer: &'b mut Vec<u8>,
+    length: usize,
+) -> Result<&'b [u8], StoreError> {
+    buffer.resize(length.max(buffer.len()), 0);
+    let mut at = 0;
+    for run in runs {
+        let start = block.start + run.start as u64;
+        let there = base.size().saturating_sub(start).min(run.len() as u64) as usize;
+        if there > 0 {
+            base.read_at(start, &mut buffer[at..at + there])?;
         }
-        let wanted = |page: u64| {
-            let leaf = (page / u64::from(PAGES_PER_LEAF)) as usize;
-            leaf < pages.len() && pages[leaf].read >> (page % u64::from(PAGES_PER_LEAF)) & 1 == 1
-        };
-        let count = (block.end - block.start).div_ceil(PAGE);
-        let mut page = 0;
-        while page < count {
-            if !wanted(page) {
-                page += 1;
-                continue;
-            }
-            let end = (page..count).find(|page| !wanted(*page)).unwrap_or(count);
-            let (from, to) = ((page * PAGE) as usize, ((end * PAGE) as usize).min(length));
-            target.read_at(block.start + from as u64, &mut self.target[from..to])?;
-            if let Some(base) = base {
-                // Behind the end of a smaller base there are zeros.
-                let there =
-                    base.size().saturating_sub(block.start + from as u64).min((to - from) as u64) as usize;
-                if there > 0 {
-                    base.read_at(block.start + from as u64, &mut self.base[from..from + there])?;
-                }
-                self.base[from + there..to].fill(0);
-            }
-            page = end;
-        }
-        Ok(())
+        buffer[at + there..at + run.len()].fill(0);
+        at += run.len();
     }
+    Ok(&buffer[..length])
 }
 
 /// Marks the pages that an extent touches. Only pages that lie in a zero extent entirely are known to be zero.

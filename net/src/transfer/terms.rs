@@ -4,9 +4,9 @@ use tokio::time;
 
 use super::{Patience, downstream::PullError, fetch::ask};
 use crate::{
-    frame::{self, Limits},
+    frame,
     host::Link,
-    wire::{FEATURE_TERMS, Request, Terms, TermsReply},
+    wire::{FEATURE_TERMS, MAX_SHORT, Request, Terms, TermsReply},
 };
 
 /// Asks an upstream how often it replicates a volume to this node by itself, in seconds; nothing if it does not, or if it
@@ -21,9 +21,9 @@ pub async fn push_period(
     }
     let request = Request::Terms(Terms { volume: volume.to_owned() });
     let mut channel = ask(link, &request, patience).await?;
-    let limits = Limits { header: 4096, payload: 0 };
-    let read = frame::read(&mut channel.recv, limits, patience.answer);
-    let reply = time::timeout(patience.answer, read).await.map_err(|_| PullError::Deadline("the answer"))??.0;
+    let read = frame::read(&mut channel.recv, MAX_SHORT, patience.answer);
+    let reply =
+        time::timeout(patience.answer, read).await.map_err(|_| PullError::Deadline("the answer"))??;
     match reply {
         TermsReply::Terms { period } => Ok(period),
         TermsReply::Refused(refusal) => Err(PullError::Refused(refusal)),

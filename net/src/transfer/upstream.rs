@@ -13,11 +13,12 @@ use super::{
     data::answer_fetch,
 };
 use crate::{
-    frame::{self, FrameError, Limits},
-    host::{Channel, Host, Link, Planned, PullState, Served, Unheard},
+    channel::Channel,
+    frame::{self, FrameError},
+    host::{Host, Link, Planned, PullState, Served, Unheard},
     progress::{Progress, PullSummary},
     wire::{
-        Announce, AnnounceReply, ChangedSegment, Committed, CommittedReply, MAX_HAVE, MAX_REQUEST,
+        Announce, AnnounceReply, ChangedSegment, Committed, CommittedReply, MAX_HAVE, MAX_REQUEST, MAX_SHORT,
         MAX_VOLUME, Plan, Refusal, RefusalCode, Request, TermsReply, Walk, WalkLevel, WalkReply, Want,
         WantReply,
     },
@@ -38,9 +39,8 @@ pub async fn serve(
 ) -> Result<(), FrameError> {
     let request = {
         let _reading = reading.acquire().await.expect("the semaphore is never closed");
-        let limits = Limits { header: MAX_REQUEST, payload: 0 };
-        let read = frame::read::<_, Request>(&mut channel.recv, limits, patience.answer);
-        time::timeout(patience.answer, read).await.map_err(|_| FrameError::Stalled(patience.answer))??.0
+        let read = frame::read::<_, Request>(&mut channel.recv, MAX_REQUEST, patience.answer);
+        time::timeout(patience.answer, read).await.map_err(|_| FrameError::Stalled(patience.answer))??
     };
     match request {
         Request::Announce(announce) => {
@@ -104,9 +104,8 @@ pub async fn announce(
     let mut channel = opened.map_err(|_| FrameError::Stalled(patience.answer))?.map_err(FrameError::Io)?;
     let request = frame::encode(&Request::Announce(announce), &[]);
     frame::write(&mut channel.send, &request, patience.stall).await?;
-    let limits = Limits { header: 4096, payload: 0 };
     loop {
-        match frame::read(&mut channel.recv, limits, patience.stall).await?.0 {
+        match frame::read(&mut channel.recv, MAX_SHORT, patience.stall).await? {
             AnnounceReply::Progress(progress) => on_progress(progress),
             AnnounceReply::Done(summary) => return Ok(summary),
             AnnounceReply::Failed(refusal) => return Err(AnnounceError::Refused(refusal)),

@@ -221,7 +221,7 @@ impl Link for Silent {
             }
         });
         let (recv, send) = tokio::io::split(ours);
-        Ok(Channel { send: Box::new(send), recv: Box::new(recv), capacity: None })
+        Ok(Channel::over(send, recv))
     }
 }
 
@@ -269,7 +269,7 @@ impl Link for Mute {
         // It stays open.
         std::mem::forget(theirs);
         let (recv, send) = tokio::io::split(ours);
-        Ok(Channel { send: Box::new(send), recv: Box::new(recv), capacity: None })
+        Ok(Channel::over(send, recv))
     }
     fn features(&self) -> u64 {
         u64::MAX

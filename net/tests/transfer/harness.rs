@@ -202,13 +202,13 @@ impl Link for Pipes {
         let (host, peer) = (Arc::clone(&self.host), self.peer.clone());
         tokio::spawn(async move {
             let (recv, send) = tokio::io::split(theirs);
-            let mut channel = Channel { send: Box::new(send), recv: Box::new(recv), capacity: None };
+            let mut channel = Channel::over(send, recv);
             let reading = tokio::sync::Semaphore::new(1);
             let _ = serve(&mut channel, &peer, &*host, &Patience::default(), &reading).await;
         });
         let (recv, send) = tokio::io::split(ours);
         let recv = Breaking { inner: recv, budget: Arc::clone(&self.budget) };
-        Ok(Channel { send: Box::new(send), recv: Box::new(recv), capacity: None })
+        Ok(Channel::over(send, recv))
     }
 }
 
@@ -252,11 +252,7 @@ impl Link for Rogue {
         let mut asked = self.asked.lock().unwrap();
         let answer = self.answers.lock().unwrap().get(&*asked).cloned().unwrap_or_default();
         *asked += 1;
-        Ok(Channel {
-            send: Box::new(tokio::io::sink()),
-            recv: Box::new(io::Cursor::new(answer)),
-            capacity: None,
-        })
+        Ok(Channel::over(tokio::io::sink(), io::Cursor::new(answer)))
     }
 }
 
