@@ -59,10 +59,11 @@ pub(crate) trait Described: Serialize + DeserializeOwned {
         loaded.unwrap_or_default()
     }
 
-    /// Writes a file that is not yet visible, and makes it durable.
-    fn write_new(&self, path: &Path) -> Result<(), StoreError> {
+    /// Writes a file that is not yet visible; the caller makes it durable.
+    fn write_new(&self, path: &Path) -> Result<File, StoreError> {
         let mut file = File::create(path).map_err(failed("writing", path))?;
-        file.write_all(&self.to_bytes()).and_then(|()| file.sync_all()).map_err(failed("writing", path))
+        file.write_all(&self.to_bytes()).map_err(failed("writing", path))?;
+        Ok(file)
     }
 
     /// Replaces the file in one durable step.
@@ -74,6 +75,13 @@ pub(crate) trait Described: Serialize + DeserializeOwned {
 /// Makes the entries of a directory durable.
 pub(crate) fn sync_dir(dir: &Path) -> Result<(), StoreError> {
     files::sync_dir(dir).map_err(failed("syncing", dir))
+}
+
+/// Makes the entries of a directory durable, and all that is in these files.
+pub(crate) fn sync_together(dir: &Path, files: &[&File]) -> Result<(), StoreError> {
+    let entries = File::open(dir).map_err(failed("opening", dir))?;
+    let all: Vec<&File> = [&entries].into_iter().chain(files.iter().copied()).collect();
+    files::sync_together(&all).map_err(failed("syncing", dir))
 }
 
 /// Wraps an I/O error with what was done to which file.

@@ -6,6 +6,7 @@ use std::{
     ops::Range,
     os::unix::fs::{FileExt, OpenOptionsExt},
     path::Path,
+    thread,
 };
 
 use rustix::{
@@ -18,6 +19,25 @@ use crate::steps;
 /// Makes the entries of a directory durable: what was created, renamed or removed in it.
 pub fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
+}
+
+/// Makes files and directories durable, in no order: what a file system does for one of them serves the others too, where one
+/// after the other each would wait for a write to its journal.
+pub fn sync_together(files: &[&File]) -> io::Result<()> {
+    let Some((own, others)) = files.split_first() else { return Ok(()) };
+    thread::scope(|scope| {
+        let begun: Vec<_> = others
+            .iter()
+            .map(|file| (file, thread::Builder::new().spawn_scoped(scope, || file.sync_all())))
+            .collect();
+        let synced = own.sync_all();
+        // Without a thread, it is done here.
+        let ended = begun.into_iter().map(|(file, thread)| match thread {
+            Ok(thread) => thread.join().expect("syncing does not panic"),
+            Err(_) => file.sync_all(),
+        });
+        ended.fold(synced, io::Result::and)
+    })
 }
 
 /// Replaces the content of `path` in one durable step: after a crash the file holds the old bytes or the new.
@@ -163,6 +183,18 @@ mod tests {
         let mode = std::os::unix::fs::PermissionsExt::mode(&fs::metadata(&path).unwrap().permissions());
         assert_eq!(mode & 0o777, 0o600);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn one_that_cannot_be_synced_is_told_of() {
+        let (good, other) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
+        let (_reader, writer) = io::pipe().unwrap();
+        let pipe = File::from(std::os::fd::OwnedFd::from(writer));
+        sync_together(&[]).unwrap();
+        sync_together(&[&good, &other]).unwrap();
+        for files in [[&pipe, &good, &other], [&good, &pipe, &other], [&good, &other, &pipe]] {
+            assert_eq!(sync_together(&files).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+        }
     }
 
     #[test]

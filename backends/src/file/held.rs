@@ -70,7 +70,7 @@ impl Inner {
         Ok(total)
     }
 
-    /// Looks at a new snapshot and the one before it while their maps are small and at hand.
+    /// Looks at a new snapshot and the one before it while nobody waits, which for a file that is written all over takes long.
     pub(super) fn note_held(&self, new: SnapshotNumber) {
         let pair = {
             let state = self.state();

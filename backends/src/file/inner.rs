@@ -28,7 +28,7 @@ use super::{
     held::Held,
     known::KnownChanges,
     layered::{Descriptor, Layers},
-    layout::{Described, Layout, failed, numbered, sync_dir},
+    layout::{Described, Layout, failed, numbered, sync_dir, sync_together},
     ready::Ready,
     staging::Staged,
 };
@@ -311,8 +311,9 @@ impl Inner {
         // From here on the snapshot may be there after a crash, whatever is answered.
         self.or_broken((|| {
             self.faults.at("publish: after rename")?;
-            sync_dir(&self.layout.snapshots())?;
-            sync_dir(dir.parent().expect("lies in the store"))
+            let parent = dir.parent().expect("lies in the store");
+            let parent = File::open(parent).map_err(failed("opening", parent))?;
+            sync_together(&self.layout.snapshots(), &[&parent])
         })())?;
         let mut state = self.state();
         let id = layer.as_ref().map(|(id, _)| *id);

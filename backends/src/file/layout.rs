@@ -21,7 +21,7 @@ use std::{
 
 use zumastor_core::{SnapshotNumber, StoreError};
 
-pub(crate) use crate::described::{Described, failed, sync_dir};
+pub(crate) use crate::described::{Described, failed, sync_dir, sync_together};
 
 /// The paths of a snapshot store.
 #[derive(Debug, Clone)]

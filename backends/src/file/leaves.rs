@@ -121,6 +121,7 @@ impl Inner {
             return tree.seal();
         }
         let image = self.image(number)?;
+        self.note_held(number);
         let older: Vec<SnapshotNumber> = self.state().snapshots.range(..number).map(|(n, _)| *n).collect();
         for base in older.into_iter().rev() {
             // A base that is deleted meanwhile is no base.

@@ -15,7 +15,7 @@ use super::{
     fiemap,
     head::Stamp,
     inner::{Inner, RecordFile},
-    layout::{Described, failed, sync_dir},
+    layout::{Described, failed, sync_together},
     reader::ImageReader,
 };
 
@@ -50,12 +50,11 @@ impl Inner {
         let after = Stamp::of(origin, &self.origin)?;
         self.faults.at("create: after clone")?;
         let size = image.metadata().map_err(failed("looking at", &path))?.len();
-        finish_image(&image, &path)?;
+        protect_image(&image, &path)?;
         let record = SnapshotRecord { new, size, digest: None };
-        RecordFile { record: record.clone(), layer: None }.write_new(&dir.join("record"))?;
-        sync_dir(dir)?;
+        let described = RecordFile { record: record.clone(), layer: None }.write_new(&dir.join("record"))?;
+        sync_together(dir, &[&image, &described])?;
         self.publish(dir, record.clone(), None)?;
-        self.note_held(record.number());
         Ok((record, (settled && before == after && before.size == size).then_some(before)))
     }
 
@@ -146,8 +145,7 @@ pub(super) fn try_clone(from: &File, to: &File) -> io::Result<bool> {
     files::reflink(from, to)
 }
 
-/// Makes a snapshot's image durable, and guards it against writes by mistake.
-pub(super) fn finish_image(image: &File, path: &Path) -> Result<(), StoreError> {
-    image.set_permissions(Permissions::from_mode(0o400)).map_err(failed("protecting", path))?;
-    image.sync_all().map_err(failed("syncing", path))
+/// Guards a snapshot's image against writes by mistake.
+pub(super) fn protect_image(image: &File, path: &Path) -> Result<(), StoreError> {
+    image.set_permissions(Permissions::from_mode(0o400)).map_err(failed("protecting", path))
 }

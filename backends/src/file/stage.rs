@@ -16,7 +16,7 @@ use super::{
     body::{Body, ImageBody, StagedReader},
     inner::{Inner, State},
     layered::LayerBody,
-    layout::{Described, failed, sync_dir},
+    layout::{Described, failed, sync_dir, sync_together},
     reflink::new_file,
     staging::{FileStaging, PlanFile, Progress, Staged},
 };
@@ -114,10 +114,12 @@ impl Inner {
         };
         body.sync()?;
         leaves.sync()?;
-        Progress { finished: BTreeSet::new(), runs: body.runs() }.write_new(&dir.join("progress"))?;
-        plan.write_new(&dir.join("plan"))?;
-        sync_dir(dir)?;
-        sync_dir(&self.layout.data_dir())?;
+        let progress =
+            Progress { finished: BTreeSet::new(), runs: body.runs() }.write_new(&dir.join("progress"))?;
+        let planned = plan.write_new(&dir.join("plan"))?;
+        let data = self.layout.data_dir();
+        let data = fs::File::open(&data).map_err(failed("opening", &data))?;
+        sync_together(dir, &[&progress, &planned, &data])?;
         let place = self.layout.staging();
         self.faults.at("stage: before rename")?;
         fs::rename(dir, &place).map_err(failed("making", &place))?;

@@ -23,9 +23,9 @@ use super::{
     draft::Draft,
     inner::{Inner, RecordFile},
     layered::Descriptor,
-    layout::{Described, failed, sync_dir},
+    layout::{Described, failed, sync_together},
     reader::check_bounds,
-    reflink::finish_image,
+    reflink::protect_image,
     runs::Runs,
 };
 
@@ -262,18 +262,23 @@ impl FileStaging {
             (id, descriptor)
         });
         inner.faults.at("commit: before the descriptor")?;
-        match &layer {
-            Some((id, descriptor)) => descriptor.replace(&inner.layout.layer(*id))?,
+        let image = match &layer {
+            Some((id, descriptor)) => {
+                descriptor.replace(&inner.layout.layer(*id))?;
+                None
+            }
             None => {
                 let path = dir.join("image");
                 let image = File::open(&path).map_err(failed("opening", &path))?;
-                finish_image(&image, &path)?;
+                protect_image(&image, &path)?;
+                Some(image)
             }
-        }
+        };
         inner.faults.at("commit: after the descriptor")?;
-        let file = RecordFile { record: record.clone(), layer: plan.layer };
-        file.write_new(&dir.join("record"))?;
-        sync_dir(&dir)?;
+        let described = RecordFile { record: record.clone(), layer: plan.layer };
+        let described = described.write_new(&dir.join("record"))?;
+        let files: Vec<&File> = image.iter().chain([&described]).collect();
+        sync_together(&dir, &files)?;
         inner.publish(&dir, record.clone(), layer)?;
         inner.state().staged = None;
         inner.staging_generation.fetch_add(1, Ordering::AcqRel);

@@ -22,7 +22,7 @@ use crate::file::{
     head::{HeadMarker, Stamp, TICK},
     header::hides_mapped_writes,
     inner::{Inner, RecordFile},
-    layout::{Described, failed, sync_dir},
+    layout::{Described, failed, sync_together},
     lease::{Writers, writers},
     reflink::new_file,
     runs::Runs,
@@ -83,8 +83,7 @@ impl Inner {
             self.check_writers()?;
             let (runs, tree) = read?;
             self.faults.at("create: after reading")?;
-            data.file().sync_all().map_err(failed("syncing", &self.layout.data(id)))?;
-            sync_dir(&self.layout.data_dir())?;
+            sync_together(&self.layout.data_dir(), &[data.file()])?;
             let tree = tree.seal()?;
             let parent = parent.as_ref().map(|(layer, _)| *layer);
             let descriptor = Descriptor { parent, data: id, size: before.size, runs };
@@ -92,8 +91,8 @@ impl Inner {
             descriptor.replace(&self.layout.layer(id))?;
             self.faults.at("create: after the descriptor")?;
             let record = SnapshotRecord { new, size: before.size, digest: tree.digest() };
-            RecordFile { record: record.clone(), layer: Some(id) }.write_new(&dir.join("record"))?;
-            sync_dir(dir)?;
+            let described = RecordFile { record: record.clone(), layer: Some(id) };
+            sync_together(dir, &[&described.write_new(&dir.join("record"))?])?;
             self.publish(dir, record.clone(), Some((id, descriptor)))?;
             return Ok((record, Some(before)));
         }
