@@ -14,27 +14,46 @@ pub struct Buffers(Mutex<Kept>);
 #[derive(Debug, Default)]
 struct Kept {
     free: Vec<PageBuf>,
+    /// What was wanted last; others are not kept.
+    capacity: usize,
     most: usize,
 }
 
 impl Buffers {
     /// Keeps at most so many.
     pub(crate) fn new(most: usize) -> Arc<Self> {
-        Arc::new(Self(Mutex::new(Kept { free: Vec::new(), most })))
+        Arc::new(Self(Mutex::new(Kept { most, ..Kept::default() })))
     }
 
-    /// From now on keeps at most so many.
-    pub(crate) fn keep(&self, most: usize) {
+    /// From now on keeps at most as many as this says, which nobody else does meanwhile.
+    pub(crate) fn keep(&self, most: impl FnOnce() -> usize) {
         let mut kept = self.kept();
-        kept.most = most;
+        kept.most = most();
+        let most = kept.most;
         kept.free.truncate(most);
     }
 
     /// A buffer that can hold so many bytes, and is empty.
     pub(crate) fn take(self: &Arc<Self>, capacity: usize) -> Buffer {
-        let kept = self.kept().free.pop();
-        let memory = kept.filter(|memory| memory.len() == capacity).unwrap_or_else(|| PageBuf::new(capacity));
-        Buffer { memory: Some(memory), length: 0, kept: Arc::clone(self) }
+        if capacity == 0 {
+            return Buffer { memory: None, length: 0, kept: Arc::clone(self) };
+        }
+        let free = {
+            let mut kept = self.kept();
+            if kept.capacity != capacity {
+                kept.capacity = capacity;
+                kept.free.clear();
+            }
+            kept.free.pop()
+        };
+        let memory = Some(free.unwrap_or_else(|| PageBuf::new(capacity)));
+        Buffer { memory, length: 0, kept: Arc::clone(self) }
+    }
+
+    /// How many are kept now.
+    #[cfg(test)]
+    pub(crate) fn free(&self) -> usize {
+        self.kept().free.len()
     }
 
     fn kept(&self) -> MutexGuard<'_, Kept> {
@@ -45,6 +64,7 @@ impl Buffers {
 /// Bytes that begin at a page in memory. Whoever drops it gives it back.
 #[derive(Debug)]
 pub struct Buffer {
+    /// Nothing if it can hold nothing.
     memory: Option<PageBuf>,
     length: usize,
     kept: Arc<Buffers>,
@@ -53,7 +73,7 @@ pub struct Buffer {
 impl Buffer {
     /// All that it can hold, whatever it holds now.
     pub(crate) fn all(&mut self) -> &mut [u8] {
-        self.memory.as_deref_mut().expect("it is here until it is dropped")
+        self.memory.as_deref_mut().unwrap_or_default()
     }
 
     /// How many bytes it can hold.
@@ -75,7 +95,7 @@ impl Deref for Buffer {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        &self.memory.as_deref().expect("it is here until it is dropped")[..self.length]
+        &self.memory.as_deref().unwrap_or_default()[..self.length]
     }
 }
 
@@ -87,9 +107,10 @@ impl AsRef<[u8]> for Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
+        let Some(memory) = self.memory.take() else { return };
         let mut kept = self.kept.kept();
-        if kept.free.len() < kept.most {
-            kept.free.extend(self.memory.take());
+        if kept.free.len() < kept.most && kept.capacity == memory.len() {
+            kept.free.push(memory);
         }
     }
 }
@@ -103,19 +124,23 @@ mod tests {
         let buffers = Buffers::new(2);
         let taken: Vec<_> = (0..3).map(|_| buffers.take(4096)).collect();
         drop(taken);
-        assert_eq!(buffers.kept().free.len(), 2);
+        assert_eq!(buffers.free(), 2);
         let mut buffer = buffers.take(4096);
-        assert_eq!((buffer.len(), buffer.capacity(), buffers.kept().free.len()), (0, 4096, 1));
+        assert_eq!((buffer.len(), buffer.capacity(), buffers.free()), (0, 4096, 1));
         buffer.all().fill(7);
         buffer.set_len(3);
         assert_eq!(*buffer, [7; 3]);
-        // Of another size, it is not what is wanted.
+        // What can hold nothing takes nothing.
+        let nothing = buffers.take(0);
+        assert_eq!((nothing.len(), nothing.capacity(), buffers.free()), (0, 0, 1));
+        drop(nothing);
+        assert_eq!(buffers.free(), 1);
+        // Of another size, it is not what is wanted, then and when it comes back.
         let other = buffers.take(64);
-        assert_eq!((other.capacity(), buffers.kept().free.len()), (64, 0));
-        buffers.keep(1);
+        assert_eq!((other.capacity(), buffers.free()), (64, 0));
         drop((buffer, other));
-        assert_eq!(buffers.kept().free.len(), 1);
-        buffers.keep(0);
-        assert_eq!(buffers.kept().free.len(), 0);
+        assert_eq!(buffers.free(), 1);
+        buffers.keep(|| 0);
+        assert_eq!(buffers.free(), 0);
     }
 }

@@ -56,13 +56,19 @@ impl SendRoom {
 
     /// Another stream begins, until what this gives is dropped.
     pub(crate) fn enter(self: Arc<Self>) -> Sending {
-        self.buffers.keep(BATCHES as usize * (self.streams.fetch_add(1, Ordering::Relaxed) + 1));
+        self.buffers.keep(|| BATCHES as usize * (self.streams.fetch_add(1, Ordering::Relaxed) + 1));
         Sending(self)
     }
 
     /// Memory for a batch of so many bytes, empty.
     pub(crate) fn buffer(&self, capacity: usize) -> Buffer {
         self.buffers.take(capacity)
+    }
+
+    /// How many buffers wait to be used again.
+    #[cfg(test)]
+    pub(crate) fn free(&self) -> usize {
+        self.buffers.free()
     }
 
     /// Bytes of volume data that the next batch may have: whole leaves, and at least one.
@@ -79,7 +85,7 @@ pub(crate) struct Sending(Arc<SendRoom>);
 
 impl Drop for Sending {
     fn drop(&mut self) {
-        self.0.buffers.keep(BATCHES as usize * (self.0.streams.fetch_sub(1, Ordering::Relaxed) - 1));
+        self.0.buffers.keep(|| BATCHES as usize * (self.0.streams.fetch_sub(1, Ordering::Relaxed) - 1));
     }
 }
 

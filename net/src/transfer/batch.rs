@@ -116,8 +116,11 @@ impl BatchBuilder {
         let compressed = self.compress();
         self.most = self.room.batch();
         let (codec, payload) = match compressed {
-            Some(compressed) => (Codec::Zstd, compressed),
-            None => (Codec::Raw, std::mem::replace(&mut self.payload, self.room.buffer(self.most))),
+            Some(compressed) => (Codec::Zstd, in_flight(compressed)),
+            None => {
+                let next = self.room.buffer(self.most);
+                (Codec::Raw, in_flight(std::mem::replace(&mut self.payload, next)))
+            }
         };
         self.payload.set_len(0);
         if self.payload.capacity() != self.most {
@@ -125,7 +128,7 @@ impl BatchBuilder {
         }
         let header = FetchReply::Batch(BatchHeader { segment, codec, entries });
         let head = frame::head(&header, payload.len()).into();
-        Some(Encoded { frame: [head, Bytes::from_owner(payload)], data })
+        Some(Encoded { frame: [head, payload], data })
     }
 
     fn compress(&mut self) -> Option<Buffer> {
@@ -143,6 +146,14 @@ impl BatchBuilder {
         compressed.set_len(length);
         (length < self.payload.len() / 100 * 97).then_some(compressed)
     }
+}
+
+/// What is sent. QUIC has it until it has arrived, and counts the bytes of it: memory that is mostly empty is not given away.
+fn in_flight(payload: Buffer) -> Bytes {
+    if payload.len() < payload.capacity() / 2 {
+        return Bytes::copy_from_slice(&payload);
+    }
+    Bytes::from_owner(payload)
 }
 
 /// Whether a sample of the data has fewer different bytes than random data would: a sample costs a hundredth of what
@@ -199,6 +210,24 @@ mod tests {
         let mut mixed = random;
         mixed[LEAF as usize * 7..][..text.len()].copy_from_slice(text.as_bytes());
         assert!(is_compressible(&mixed));
+    }
+
+    #[test]
+    fn what_is_on_its_way_has_no_memory_that_is_mostly_empty() {
+        for (pages, given_away) in [(1, false), (127, false), (128, true), (256, true)] {
+            let room = Arc::new(SendRoom::new(96 << 20, 1));
+            let _sending = Arc::clone(&room).enter();
+            let mut builder = BatchBuilder::new(None, None, Arc::clone(&room)).unwrap();
+            let data = noise(pages * PAGE as usize);
+            builder.next(data.len()).copy_from_slice(&data);
+            builder.add(data.len());
+            builder.leaf(0, 1, 0, Hash::of_leaf(&data));
+            let encoded = builder.finish(SegmentIndex(0)).unwrap();
+            assert_eq!(encoded.frame[1], data);
+            assert_eq!((encoded.data, room.free()), (data.len() as u64, usize::from(!given_away)));
+            drop(encoded);
+            assert_eq!(room.free(), 1);
+        }
     }
 
     #[test]

@@ -497,13 +497,13 @@ async fn fetch_all(
     let damaged = async |base: Option<Arc<LeafTree>>, known| {
         job.with_staged(move |staging| verify::damaged(staging, base.as_deref(), &known, streams)).await
     };
-    let leaves = damaged(base.clone(), known).await?;
+    let leaves = damaged(base.clone(), known.clone()).await?;
     if leaves.is_empty() {
         return Ok(());
     }
     tracing::warn!(leaves = leaves.len(), "what was staged is not what was written, fetching it again");
     job.refetch(leaves).await?;
-    match damaged(base, HashSet::new()).await?.first() {
+    match damaged(base, known).await?.first() {
         None => Ok(()),
         Some(leaf) => Err(PullError::Rotten { offset: leaf.0 * LEAF }),
     }
