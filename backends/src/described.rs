@@ -78,10 +78,12 @@ pub(crate) fn sync_dir(dir: &Path) -> Result<(), StoreError> {
 }
 
 /// Makes the entries of a directory durable, and all that is in these files.
-pub(crate) fn sync_together(dir: &Path, files: &[&File]) -> Result<(), StoreError> {
+pub(crate) fn sync_together(dir: &Path, files: &[(&File, &Path)]) -> Result<(), StoreError> {
     let entries = File::open(dir).map_err(failed("opening", dir))?;
-    let all: Vec<&File> = [&entries].into_iter().chain(files.iter().copied()).collect();
-    files::sync_together(&all).map_err(failed("syncing", dir))
+    let all: Vec<(&File, &Path)> = [(&entries, dir)].into_iter().chain(files.iter().copied()).collect();
+    let only: Vec<&File> = all.iter().map(|(file, _)| *file).collect();
+    let mut synced = files::sync_together(&only).into_iter().zip(&all);
+    synced.try_for_each(|(synced, (_, path))| synced.map_err(failed("syncing", path)))
 }
 
 /// Wraps an I/O error with what was done to which file.

@@ -22,9 +22,9 @@ pub fn sync_dir(dir: &Path) -> io::Result<()> {
 }
 
 /// Makes files and directories durable, in no order: what a file system does for one of them serves the others too, where one
-/// after the other each would wait for a write to its journal.
-pub fn sync_together(files: &[&File]) -> io::Result<()> {
-    let Some((own, others)) = files.split_first() else { return Ok(()) };
+/// after the other each would wait for a write to its journal. Gives what came of each.
+pub fn sync_together(files: &[&File]) -> Vec<io::Result<()>> {
+    let Some((own, others)) = files.split_first() else { return Vec::new() };
     thread::scope(|scope| {
         let begun: Vec<_> = others
             .iter()
@@ -36,7 +36,7 @@ pub fn sync_together(files: &[&File]) -> io::Result<()> {
             Ok(thread) => thread.join().expect("syncing does not panic"),
             Err(_) => file.sync_all(),
         });
-        ended.fold(synced, io::Result::and)
+        [synced].into_iter().chain(ended).collect()
     })
 }
 
@@ -116,7 +116,11 @@ pub fn punch_hole(file: &File, range: Range<u64>) -> io::Result<()> {
     let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
     match rustix::fs::fallocate(file, flags, range.start, range.end - range.start) {
         Ok(()) => Ok(()),
-        Err(Errno::OPNOTSUPP | Errno::NOSYS) => write_zeros(file, range),
+        Err(Errno::OPNOTSUPP | Errno::NOSYS) => {
+            // As the other does, it leaves the size as it is.
+            let end = range.end.min(file.metadata()?.len());
+            write_zeros(file, range.start.min(end)..end)
+        }
         Err(error) => Err(error.into()),
     }
 }
@@ -190,11 +194,15 @@ mod tests {
         let (good, other) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
         let (_reader, writer) = io::pipe().unwrap();
         let pipe = File::from(std::os::fd::OwnedFd::from(writer));
-        sync_together(&[]).unwrap();
-        sync_together(&[&good, &other]).unwrap();
-        for files in [[&pipe, &good, &other], [&good, &pipe, &other], [&good, &other, &pipe]] {
-            assert_eq!(sync_together(&files).unwrap_err().kind(), io::ErrorKind::InvalidInput);
-        }
+        let synced = |files: &[&File]| {
+            let kinds = sync_together(files).into_iter().map(|synced| synced.map_err(|error| error.kind()));
+            kinds.collect::<Vec<_>>()
+        };
+        assert_eq!(synced(&[]), []);
+        assert_eq!(synced(&[&good, &other]), [Ok(()); 2]);
+        let failed = Err(io::ErrorKind::InvalidInput);
+        assert_eq!(synced(&[&pipe, &good, &other]), [failed, Ok(()), Ok(())]);
+        assert_eq!(synced(&[&good, &pipe]), [Ok(()), failed]);
     }
 
     #[test]

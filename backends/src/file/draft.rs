@@ -102,6 +102,10 @@ impl Draft {
             let bytes = &bytes[(part.start - offset) as usize..(part.end - offset) as usize];
             self.file.write_all_at(bytes, part.start).map_err(failed("writing", &self.path))?;
         }
+        if self.abandoned.load(Ordering::Relaxed) {
+            // Meanwhile, by another thread.
+            self.abandon();
+        }
         self.complete(&range);
         Ok(())
     }

@@ -70,7 +70,8 @@ impl Inner {
         Ok(total)
     }
 
-    /// Looks at a new snapshot and the one before it while nobody waits, which for a file that is written all over takes long.
+    /// Looks at a new snapshot and the one before it, which for a file that is written all over takes long: so that whoever
+    /// asks need not wait for it.
     pub(super) fn note_held(&self, new: SnapshotNumber) {
         let pair = {
             let state = self.state();

@@ -312,8 +312,8 @@ impl Inner {
         self.or_broken((|| {
             self.faults.at("publish: after rename")?;
             let parent = dir.parent().expect("lies in the store");
-            let parent = File::open(parent).map_err(failed("opening", parent))?;
-            sync_together(&self.layout.snapshots(), &[&parent])
+            let from = File::open(parent).map_err(failed("opening", parent))?;
+            sync_together(&self.layout.snapshots(), &[(&from, parent)])
         })())?;
         let mut state = self.state();
         let id = layer.as_ref().map(|(id, _)| *id);

@@ -61,7 +61,7 @@ impl Inner {
         if let Some(tree) = self.stored_leaves(number)? {
             return Ok(Arc::new(tree));
         }
-        let _computing = self.computing.lock().expect("no panic while locked");
+        let computing = self.computing.lock().expect("no panic while locked");
         if let Some(tree) = self.stored_leaves(number)? {
             return Ok(Arc::new(tree));
         }
@@ -72,6 +72,11 @@ impl Inner {
             self.compute(number, &kept, &path).and_then(|tree| self.place_leaves(&kept, &path, tree));
         if !self.faults.stopped() {
             let _ = fs::remove_dir_all(&temporary);
+        }
+        // Others wait for the tree, and nobody for this.
+        drop(computing);
+        if placed.is_ok() && self.header.mode == Mode::Reflink {
+            self.note_held(number);
         }
         placed.map(Arc::new)
     }
@@ -121,7 +126,6 @@ impl Inner {
             return tree.seal();
         }
         let image = self.image(number)?;
-        self.note_held(number);
         let older: Vec<SnapshotNumber> = self.state().snapshots.range(..number).map(|(n, _)| *n).collect();
         for base in older.into_iter().rev() {
             // A base that is deleted meanwhile is no base.

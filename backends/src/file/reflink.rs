@@ -52,8 +52,9 @@ impl Inner {
         let size = image.metadata().map_err(failed("looking at", &path))?.len();
         protect_image(&image, &path)?;
         let record = SnapshotRecord { new, size, digest: None };
-        let described = RecordFile { record: record.clone(), layer: None }.write_new(&dir.join("record"))?;
-        sync_together(dir, &[&image, &described])?;
+        let place = dir.join("record");
+        let described = RecordFile { record: record.clone(), layer: None }.write_new(&place)?;
+        sync_together(dir, &[(&image, &path), (&described, &place)])?;
         self.publish(dir, record.clone(), None)?;
         Ok((record, (settled && before == after && before.size == size).then_some(before)))
     }

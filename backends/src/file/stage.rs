@@ -114,12 +114,12 @@ impl Inner {
         };
         body.sync()?;
         leaves.sync()?;
-        let progress =
-            Progress { finished: BTreeSet::new(), runs: body.runs() }.write_new(&dir.join("progress"))?;
-        let planned = plan.write_new(&dir.join("plan"))?;
-        let data = self.layout.data_dir();
-        let data = fs::File::open(&data).map_err(failed("opening", &data))?;
-        sync_together(dir, &[&progress, &planned, &data])?;
+        let (progress_path, plan_path) = (dir.join("progress"), dir.join("plan"));
+        let progress = Progress { finished: BTreeSet::new(), runs: body.runs() };
+        let (progress, planned) = (progress.write_new(&progress_path)?, plan.write_new(&plan_path)?);
+        let data_path = self.layout.data_dir();
+        let data = fs::File::open(&data_path).map_err(failed("opening", &data_path))?;
+        sync_together(dir, &[(&progress, &progress_path), (&planned, &plan_path), (&data, &data_path)])?;
         let place = self.layout.staging();
         self.faults.at("stage: before rename")?;
         fs::rename(dir, &place).map_err(failed("making", &place))?;

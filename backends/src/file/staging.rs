@@ -271,13 +271,15 @@ impl FileStaging {
                 let path = dir.join("image");
                 let image = File::open(&path).map_err(failed("opening", &path))?;
                 protect_image(&image, &path)?;
-                Some(image)
+                Some((image, path))
             }
         };
         inner.faults.at("commit: after the descriptor")?;
         let described = RecordFile { record: record.clone(), layer: plan.layer };
-        let described = described.write_new(&dir.join("record"))?;
-        let files: Vec<&File> = image.iter().chain([&described]).collect();
+        let place = dir.join("record");
+        let described = described.write_new(&place)?;
+        let image = image.as_ref().map(|(image, path)| (image, path.as_path()));
+        let files: Vec<_> = image.into_iter().chain([(&described, place.as_path())]).collect();
         sync_together(&dir, &files)?;
         inner.publish(&dir, record.clone(), layer)?;
         inner.state().staged = None;

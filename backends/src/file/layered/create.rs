@@ -83,7 +83,7 @@ impl Inner {
             self.check_writers()?;
             let (runs, tree) = read?;
             self.faults.at("create: after reading")?;
-            sync_together(&self.layout.data_dir(), &[data.file()])?;
+            sync_together(&self.layout.data_dir(), &[(data.file(), &self.layout.data(id))])?;
             let tree = tree.seal()?;
             let parent = parent.as_ref().map(|(layer, _)| *layer);
             let descriptor = Descriptor { parent, data: id, size: before.size, runs };
@@ -92,7 +92,8 @@ impl Inner {
             self.faults.at("create: after the descriptor")?;
             let record = SnapshotRecord { new, size: before.size, digest: tree.digest() };
             let described = RecordFile { record: record.clone(), layer: Some(id) };
-            sync_together(dir, &[&described.write_new(&dir.join("record"))?])?;
+            let place = dir.join("record");
+            sync_together(dir, &[(&described.write_new(&place)?, &place)])?;
             self.publish(dir, record.clone(), Some((id, descriptor)))?;
             return Ok((record, Some(before)));
         }
