@@ -116,6 +116,43 @@ pub fn change_sparse(path: &Path, size: u64, seed: u64, generation: u64) -> io::
     Ok(CHUNK)
 }
 
+/// What [`change_units`] has done.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Changed {
+    /// Bytes that were written.
+    pub bytes: u64,
+    /// Chunks that have another content.
+    pub chunks: u64,
+    /// Bytes that zstd, level 1, makes of what was written, 1 MiB at a time.
+    pub compressed: u64,
+}
+
+/// Rewrites one in `one_in` units of so many bytes of an image, wherever they are, text and what does not compress in turn; others each
+/// `generation`.
+pub fn change_units(path: &Path, size: u64, unit: u64, one_in: u64, generation: u64) -> io::Result<Changed> {
+    let file = File::options().write(true).open(path)?;
+    let words = Words::new();
+    // Not what the image began with.
+    let generation = generation | 1 << 32;
+    let (units, mut random) = ((size / unit) as usize, seeded(u64::MAX - 1, generation));
+    let mut places = index::sample(&mut random, units, (units / one_in as usize).max(1)).into_vec();
+    places.sort_unstable();
+    let mut written = Vec::with_capacity(places.len() * unit as usize);
+    for (number, place) in places.iter().enumerate() {
+        let (kind, at) = (if number % 2 == 0 { Kind::Text } else { Kind::Random }, written.len());
+        written.resize(at + unit as usize, 0);
+        kind.fill(&words, *place as u64, generation, &mut written[at..]);
+        file.write_all_at(&written[at..], *place as u64 * unit)?;
+    }
+    file.sync_all()?;
+    let mut compressed = 0;
+    for piece in written.chunks(1 << 20) {
+        compressed += zstd::bulk::compress(piece, 1)?.len() as u64;
+    }
+    places.dedup_by_key(|place| *place as u64 * unit / CHUNK);
+    Ok(Changed { bytes: written.len() as u64, chunks: places.len() as u64, compressed })
+}
+
 fn write_sparse(file: &File, words: &Words, chunk: u64, generation: u64) -> io::Result<()> {
     let kind = if (chunk / SPARSE as u64).is_multiple_of(2) { Kind::Text } else { Kind::Random };
     let mut buffer = vec![0; CHUNK as usize];

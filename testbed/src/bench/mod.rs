@@ -1,6 +1,7 @@
 //! `zumastor-testbed bench`: Zumastor beside raw QUIC and other programs that copy, in one run, and beside other tools what it
 //! knows of device-mapper.
 
+mod changes;
 mod content;
 mod digest;
 mod isolate;
@@ -71,6 +72,8 @@ enum What {
     Full,
     /// One in a hundred chunks of 64 KiB has changed
     Incremental,
+    /// Small changes of volumes of 1, 4, 16 and 64 GiB, mostly holes, up to --size, beside rsync and hashing both sides
+    Changes,
     /// How fast a digest is computed and a snapshot scrubbed, beside BLAKE3 and the disk
     Digest,
     /// 200 volumes of 256 MiB: a cycle in which each has a small change, and what they cost while nothing changes
@@ -180,7 +183,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
     in_the_lab(&args)?;
     let transfers =
         args.what.is_empty() || args.what.iter().any(|what| matches!(what, What::Full | What::Incremental));
-    let others = [What::Digest, What::Many, What::ManySnapshots, What::Snapshot, What::Wan];
+    let others = [What::Changes, What::Digest, What::Many, What::ManySnapshots, What::Snapshot, What::Wan];
     if !transfers && !others.iter().any(|what| args.what.contains(what)) {
         return Ok(());
     }
@@ -207,6 +210,11 @@ pub fn run(args: Args) -> Result<(), Failure> {
     }
     if args.what.contains(&What::Wan) {
         return wan::run(&args, &zumastor, &parent);
+    }
+    if args.what.contains(&What::Changes) {
+        let scratch = args.fs.map(|fs| fs.mount(changes::ROOM, &parent)).transpose()?;
+        let parent = scratch.as_ref().map_or(parent.as_path(), Scratch::path);
+        println!("{}", changes::run(&args, &zumastor, parent, note.clone())?);
     }
     if !transfers && !args.what.contains(&What::Digest) {
         return Ok(());
