@@ -9,7 +9,7 @@ use zumastor_core::PageBuf;
 
 /// Keeps buffers that were given back.
 #[derive(Debug)]
-pub struct Buffers(Mutex<Kept>);
+pub(crate) struct Buffers(Mutex<Kept>);
 
 #[derive(Debug, Default)]
 struct Kept {
@@ -63,7 +63,7 @@ impl Buffers {
 
 /// Bytes that begin at a page in memory. Whoever drops it gives it back.
 #[derive(Debug)]
-pub struct Buffer {
+pub(crate) struct Buffer {
     /// Nothing if it can hold nothing.
     memory: Option<PageBuf>,
     length: usize,

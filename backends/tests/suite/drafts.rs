@@ -99,6 +99,16 @@ fn a_draft_goes_with_what_it_is_made_of() {
 }
 
 #[test]
+fn a_draft_that_a_crash_left_goes_at_the_next_start() {
+    let volume = volume();
+    drop(volume.store());
+    fs::write(volume.dir.path().join(".disk.img.zumastor-draft-0"), [1; 5000]).unwrap();
+    assert!(draft(&volume).is_some());
+    let _store = volume.store();
+    assert_eq!(draft(&volume), None);
+}
+
+#[test]
 fn what_an_earlier_run_has_staged_is_in_the_draft_when_it_was_read_back() {
     for missing in [None, Some(2)] {
         let (volume, content) = (volume(), content());

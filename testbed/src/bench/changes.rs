@@ -49,7 +49,11 @@ struct Row {
 
 /// Measures below `parent`, and gives the table.
 pub fn run(args: &Args, program: &Path, parent: &Path, note: Option<String>) -> Result<String, Failure> {
+    if args.size < SIZES[0] {
+        return Err(Failure::usage("`changes` has volumes of 1, 4, 16 and 64 GiB: --size 1G or more"));
+    }
     let link = Link::new(args.path)?;
+    let missing = peers::DELTA.missing().filter(|_| !args.no_peers);
     let delta = Some(&peers::DELTA).filter(|peer| !args.no_peers && peer.missing().is_none());
     let (mut rows, mut store) = (Vec::new(), String::new());
     let scratch = tempfile::Builder::new().prefix("zb-").tempdir_in(parent);
@@ -104,9 +108,10 @@ pub fn run(args: &Args, program: &Path, parent: &Path, note: Option<String>) -> 
         fs::remove_dir_all(&dir).map_err(Failure::doing(dir.display()))?;
     }
     let machine = Machine::here(parent).line();
-    let versions = peers::versions().into_iter().chain(note).collect::<Vec<_>>().join(" ");
+    let notes = peers::versions().filter(|_| delta.is_some()).into_iter().chain(missing).chain(note);
+    let notes = notes.collect::<Vec<_>>().join(" ");
     Ok(format!(
-        "{machine} Medians of {}; at first one chunk of 64 KiB in {} is full. Snapshots of the volume: {store}. {versions}\n\n\
+        "{machine} Medians of {}; at first one chunk of 64 KiB in {} is full. Snapshots of the volume: {store}. {notes}\n\n\
          **Small changes of large volumes, {}**\n\n{}",
         args.rounds,
         content::SPARSE,
