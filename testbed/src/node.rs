@@ -138,9 +138,21 @@ impl Node {
         fs::write(self.path("kill"), steps.to_string()).map_err(Failure::doing("asking for a kill"))
     }
 
+    /// Has the daemon end at no step any more. Emptied while it is locked: the daemon is not about to write or to end then.
+    fn no_kill(&self) -> Result<(), Failure> {
+        let path = self.path("kill");
+        let emptied = || {
+            let file = File::options().write(true).open(&path)?;
+            file.lock()?;
+            file.set_len(0)?;
+            fs::remove_file(&path)
+        };
+        emptied().map_err(Failure::doing("taking back a kill"))
+    }
+
     /// Whether the daemon was ended at a step; if it was not, it will not be any more. One that was can be started.
     pub fn was_killed(&mut self) -> Result<bool, Failure> {
-        let _ = fs::remove_file(self.path("kill"));
+        self.no_kill()?;
         let killed = self.until("the daemon to answer or to end", Duration::from_secs(30), |node| {
             let ended =
                 node.daemon.as_mut().is_none_or(|daemon| daemon.try_wait().is_ok_and(|s| s.is_some()));

@@ -1,6 +1,12 @@
 //! `zumastor daemon`
 
-use std::{fs, net::SocketAddr, path::PathBuf, sync::Mutex, time::Duration};
+use std::{
+    fs::File,
+    io::{Seek, Write},
+    net::SocketAddr,
+    path::PathBuf,
+    time::Duration,
+};
 
 use rustix::process::{Resource, Rlimit, Signal, getpid, getrlimit, kill_process, setrlimit};
 use tracing_subscriber::EnvFilter;
@@ -51,20 +57,24 @@ pub fn run(args: Args) -> Result<(), Failure> {
 }
 
 /// For tests of crashes: while there is a file with a number, it is counted down at each step, and the program ends at 0 as a
-/// crash would end it. Only programs that are built for debugging pass steps.
+/// crash would end it. Who locks the file and empties it is not in the middle of a step. Only programs that are built for
+/// debugging pass steps.
 fn killed_at_a_step(file: PathBuf) {
-    let counting = Mutex::new(());
     steps::watch(move |step| {
-        let _counting = counting.lock().expect("no panic while locked");
-        let Some(left) = fs::read_to_string(&file).ok().and_then(|text| text.trim().parse::<u32>().ok())
-        else {
-            return;
+        let counted = || {
+            let mut file = File::options().read(true).write(true).open(&file)?;
+            file.lock()?;
+            let Ok(left) = std::io::read_to_string(&file)?.trim().parse::<u32>() else { return Ok(()) };
+            if left <= 1 {
+                tracing::warn!(step, "ended by a test");
+                kill_process(getpid(), Signal::KILL)?;
+            }
+            file.set_len(0)?;
+            file.rewind()?;
+            file.write_all((left - 1).to_string().as_bytes())
         };
-        if left <= 1 {
-            tracing::warn!(step, "ended by a test");
-            let _ = kill_process(getpid(), Signal::KILL);
-        }
-        let _ = fs::write(&file, (left - 1).to_string());
+        // There is no such file but in tests.
+        let _ = counted();
     });
 }
 

@@ -1,7 +1,7 @@
 //! Groups of volumes on block devices: snapshots of one moment, and no volume that stands still afterwards.
 
 use std::{
-    fs::{self, File},
+    fs::File,
     os::unix::fs::FileExt,
     sync::{
         Arc, Condvar, Mutex,
@@ -128,19 +128,15 @@ fn lab_a_daemon_that_is_killed_leaves_no_volume_standing_still() -> Result<(), F
             let writer = Writer::start();
             let mut still = 0;
             for steps in 1.. {
-                let kill = node.path("kill");
-                fs::write(&kill, steps.to_string()).map_err(Failure::doing("writing"))?;
-                let ran = node.run(&["snapshot", "--group", "db"])?;
-                let _ = fs::remove_file(&kill);
-                // The last steps come after the answer.
-                let killed = ran.code != 0 || node.run(&["status"])?.code != 0;
+                node.kill_at(steps)?;
+                node.run(&["snapshot", "--group", "db"])?;
+                let killed = node.was_killed()?;
                 if killed {
                     let suspended = |name| output("dmsetup", |c| c.args(["info", name]));
                     still += ["a", "b"]
                         .into_iter()
                         .filter(|name| suspended(name).is_ok_and(|info| info.contains("SUSPENDED")))
                         .count();
-                    node.kill()?;
                     node.up()?;
                     for name in ["a", "b"] {
                         node.wait_for(name, "the store", PATIENCE, |volume| volume.size)?;

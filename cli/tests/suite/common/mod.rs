@@ -106,12 +106,21 @@ impl Node {
         fs::write(self.root.join("kill"), steps.to_string()).unwrap();
     }
 
+    /// Has the daemon end at no step any more. Emptied while it is locked: the daemon is not about to write or to end then.
+    fn no_kill(&self) {
+        let path = self.root.join("kill");
+        let file = fs::File::options().write(true).open(&path).unwrap();
+        file.lock().unwrap();
+        file.set_len(0).unwrap();
+        fs::remove_file(&path).unwrap();
+    }
+
     /// Whether the daemon was ended at a step while a command ran that came to this; if it was not, it will not be any
     /// more. One that was can be started.
     pub fn was_killed(&mut self, code: i32) -> bool {
         let mut answers = code == 0;
+        self.no_kill();
         if answers {
-            let _ = fs::remove_file(self.root.join("kill"));
             // Who was about to be ended has been by then.
             answers = self.run(&["status"]).code == 0;
         }
@@ -121,7 +130,6 @@ impl Node {
             false => Some(wait_for("the daemon's end", || daemon.try_wait().unwrap())),
         };
         assert!(ended.is_none_or(|status| status.code().is_none()), "it ended by itself: {ended:?}");
-        let _ = fs::remove_file(self.root.join("kill"));
         if ended.is_some() {
             self.daemon = None;
         }
@@ -138,7 +146,7 @@ impl Node {
         if !killed {
             return self.was_killed(0);
         }
-        let _ = fs::remove_file(self.root.join("kill"));
+        self.no_kill();
         self.daemon = None;
         true
     }
