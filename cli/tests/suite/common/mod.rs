@@ -109,7 +109,7 @@ impl Node {
     /// Has the daemon end at no step any more. Emptied while it is locked: the daemon is not about to write or to end then.
     fn no_kill(&self) {
         let path = self.root.join("kill");
-        let file = fs::File::options().write(true).open(&path).unwrap();
+        let file = File::options().write(true).open(&path).unwrap();
         file.lock().unwrap();
         file.set_len(0).unwrap();
         fs::remove_file(&path).unwrap();
