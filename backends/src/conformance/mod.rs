@@ -15,7 +15,7 @@ use proptest::test_runner::{Config, TestRunner};
 use zumastor_core::{SnapshotNumber, SnapshotStore, StoreError};
 
 pub use model::Bytes;
-pub use ops::{Damage, Op, history};
+pub use ops::{Damage, Op, Receive, Way, history};
 pub use staging::{deliver, plan_for};
 
 use crate::{Faults, file};

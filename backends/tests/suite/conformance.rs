@@ -5,7 +5,7 @@ use std::{ops::Range, path::Path, sync::Arc};
 use crate::common::{Mounted, Volume, skip};
 use zumastor_backends::{
     Faults, Mode,
-    conformance::{Damage, Op, Subject, check, replay},
+    conformance::{Damage, Op, Receive, Subject, Way, check, replay},
 };
 use zumastor_core::{MemoryStore, SnapshotNumber, SnapshotStore, StoreError};
 
@@ -61,6 +61,22 @@ fn the_head_is_put_right_with_what_another_snapshot_has_in_common() {
     let damage = Damage { pick: 1, write: (0, 1, 0), tree: None, head: true };
     let history =
         [Op::Resize(172_033), Op::Write((61_440, 8192, 1)), Op::Snapshot, Op::Snapshot, Op::Repair(damage)];
+    replay(Volume::new(&std::env::temp_dir(), Some(Mode::Layered)), &history);
+}
+
+/// A history that once went wrong in the test itself, which also damaged what was being received.
+#[test]
+fn what_is_being_received_is_not_damaged_with_its_base() {
+    let damage = Damage { pick: 0, write: (4096, 65_536, 0), tree: None, head: false };
+    let receive = |base, size, way| Op::Receive(Receive { base, size, writes: Vec::new(), way });
+    let history = [
+        Op::Resize(65_537),
+        Op::Write((0, 131_072, 1)),
+        Op::Snapshot,
+        Op::Crash(2, Box::new(receive(Some(0), 65_538, Way::Whole))),
+        Op::Repair(damage),
+        receive(None, 0, Way::WrongDigest),
+    ];
     replay(Volume::new(&std::env::temp_dir(), Some(Mode::Layered)), &history);
 }
 

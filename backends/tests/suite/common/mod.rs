@@ -102,13 +102,20 @@ impl Volume {
         self.snapstore().join("snapshots").join(format!("{:010}", number.0))
     }
 
-    /// The files that the content of a snapshot may lie in.
+    /// The files that the content of a snapshot may lie in, without what is being received: that is not a snapshot's yet, and nobody
+    /// puts it right.
     pub fn content_files(&self, number: SnapshotNumber) -> Vec<PathBuf> {
         let image = self.snapshot_dir(number).join("image");
         if image.exists() {
             return vec![image];
         }
-        fs::read_dir(self.snapstore().join("data")).unwrap().map(|entry| entry.unwrap().path()).collect()
+        let data = fs::read_dir(self.snapstore().join("data")).unwrap();
+        let mut files: Vec<PathBuf> = data.map(|entry| entry.unwrap().path()).collect();
+        files.sort();
+        if self.snapstore().join("staging").exists() {
+            files.pop();
+        }
+        files
     }
 }
 
