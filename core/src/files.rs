@@ -108,19 +108,20 @@ pub fn data_ranges(file: &File, window: Range<u64>) -> io::Result<Vec<Range<u64>
     Ok(ranges)
 }
 
-/// Makes a range of a file zero, giving its blocks back where the file system can; the size stays.
+/// Makes a range of a file zero, giving its blocks back where the file system can; the size stays. What reaches to the end of the
+/// file gives its last block back too.
 pub fn punch_hole(file: &File, range: Range<u64>) -> io::Result<()> {
-    if range.is_empty() {
+    let size = file.metadata()?.len();
+    let Range { start, end } = range.start..range.end.min(size);
+    if start >= end {
         return Ok(());
     }
+    // Only whole blocks are given back. None has more than 64 KiB.
+    let punched = if end == size { end.next_multiple_of(64 << 10) } else { end };
     let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-    match rustix::fs::fallocate(file, flags, range.start, range.end - range.start) {
+    match rustix::fs::fallocate(file, flags, start, punched - start) {
         Ok(()) => Ok(()),
-        Err(Errno::OPNOTSUPP | Errno::NOSYS) => {
-            // As the other does, it leaves the size as it is.
-            let end = range.end.min(file.metadata()?.len());
-            write_zeros(file, range.start.min(end)..end)
-        }
+        Err(Errno::OPNOTSUPP | Errno::NOSYS) => write_zeros(file, start..end),
         Err(error) => Err(error.into()),
     }
 }
@@ -221,5 +222,18 @@ mod tests {
         assert!(read.iter().all(|b| *b == 7));
         punch_hole(&to, 0..64 << 20).unwrap();
         assert!(data_ranges(&to, 0..64 << 20).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_hole_to_the_end_gives_the_last_block_back() {
+        let file = tempfile::tempfile().unwrap();
+        let size = (256 << 10) + 1;
+        file.write_all_at(&vec![7; size], 0).unwrap();
+        let size = size as u64;
+        punch_hole(&file, size..size + 5).unwrap();
+        punch_hole(&file, 128 << 10..1 << 30).unwrap();
+        assert_eq!(file.metadata().unwrap().len(), size);
+        let data = data_ranges(&file, 0..size).unwrap();
+        assert_eq!((data.len(), data[0].clone()), (1, 0..128 << 10));
     }
 }

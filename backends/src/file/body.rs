@@ -28,7 +28,6 @@ pub(crate) trait Body: Debug + Send + Sync {
 pub(crate) struct ImageBody {
     pub file: BulkFile,
     pub path: PathBuf,
-    pub size: u64,
 }
 
 impl Body for ImageBody {
@@ -45,10 +44,7 @@ impl Body for ImageBody {
     }
 
     fn zero(&self, range: Range<u64>) -> Result<(), StoreError> {
-        // To the end of the last block, so that it is given back too.
-        let end = if range.end == self.size { range.end.next_multiple_of(4096) } else { range.end };
-        files::punch_hole(self.file.file(), range.start..end.max(range.start))
-            .map_err(failed("writing", &self.path))
+        files::punch_hole(self.file.file(), range).map_err(failed("writing", &self.path))
     }
 
     fn sync(&self) -> Result<(), StoreError> {

@@ -116,8 +116,7 @@ impl Draft {
             return Ok(());
         }
         for part in self.parts(range, |leaf, whole| whole || !self.is_missing(leaf)) {
-            let end = if part.end == self.size { part.end.next_multiple_of(4096) } else { part.end };
-            files::punch_hole(self.file.file(), part.start..end).map_err(failed("writing", &self.path))?;
+            files::punch_hole(self.file.file(), part).map_err(failed("writing", &self.path))?;
         }
         self.complete(range);
         Ok(())

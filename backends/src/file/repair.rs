@@ -255,7 +255,7 @@ impl Repair for FileRepair {
         inner.faults.at("repair: before a write")?;
         if let Some(image) = &self.image {
             let path = inner.layout.image(record.number());
-            put(image, offset, data, record.size).map_err(failed("writing", &path))?;
+            put(image, offset, data).map_err(failed("writing", &path))?;
         } else {
             // Merging moves leaves from file to file.
             let places = inner.chain(record.number())?.places(offset..end);
@@ -267,7 +267,7 @@ impl Repair for FileRepair {
             }
             for (range, file) in places {
                 let part = &data[(range.start - offset) as usize..(range.end - offset) as usize];
-                put(&file.file, range.start, part, record.size).map_err(failed("writing", &file.path))?;
+                put(&file.file, range.start, part).map_err(failed("writing", &file.path))?;
                 let mut written = self.written.lock().expect("no panic while locked");
                 if !written.iter().any(|there| Arc::ptr_eq(there, &file)) {
                     written.push(file);
@@ -342,14 +342,11 @@ impl Shown {
 }
 
 /// Writes a leaf, or a hole if it is zero.
-fn put(file: &File, offset: u64, data: &[u8], size: u64) -> std::io::Result<()> {
+fn put(file: &File, offset: u64, data: &[u8]) -> std::io::Result<()> {
     if !is_zero(data) {
         return file.write_all_at(data, offset);
     }
-    let end = offset + data.len() as u64;
-    // To the end of the last block, so that it is given back too.
-    let end = if end == size { end.next_multiple_of(4096) } else { end };
-    files::punch_hole(file, offset..end)
+    files::punch_hole(file, offset..offset + data.len() as u64)
 }
 
 /// The hash of a leaf, if it can be read.

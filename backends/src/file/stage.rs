@@ -99,7 +99,7 @@ impl Inner {
                     None => new_file(&path)?,
                 };
                 file.set_len(size).map_err(failed("resizing", &path))?;
-                Box::new(ImageBody { file: BulkFile::new(file, &path), path, size })
+                Box::new(ImageBody { file: BulkFile::new(file, &path), path })
             }
         };
         self.faults.at("stage: after cloning")?;
@@ -158,7 +158,7 @@ impl Inner {
                 let path = dir.join("image");
                 fs::set_permissions(&path, Permissions::from_mode(0o600))
                     .map_err(failed("opening", &path))?;
-                Box::new(ImageBody { file: BulkFile::new(open(&path)?, &path), path, size })
+                Box::new(ImageBody { file: BulkFile::new(open(&path)?, &path), path })
             }
         };
         Ok(FileStaging::new(self.clone(), plan, leaves, body, progress))

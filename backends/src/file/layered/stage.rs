@@ -98,9 +98,7 @@ impl LayerBody {
     }
 
     fn punch(&self, range: Range<u64>) -> Result<(), StoreError> {
-        // To the end of the last block, so that it is given back too.
-        let end = if range.end == self.size { range.end.next_multiple_of(4096) } else { range.end };
-        files::punch_hole(self.data.file(), range.start..end).map_err(failed("writing", &self.path))
+        files::punch_hole(self.data.file(), range).map_err(failed("writing", &self.path))
     }
 
     fn lock(&self, segment: SegmentIndex) -> MutexGuard<'_, ()> {
