@@ -202,7 +202,11 @@ fn read_base<'b>(
     let mut at = 0;
     for run in runs {
         let start = block.start + run.start as u64;
-        let there = base.size().saturating_sub(start).min(run.len() as u64) as usize;
+        let mut there = base.size().saturating_sub(start).min(run.len() as u64) as usize;
+        // Finding that there is nothing takes less than reading it.
+        if there > 0 && base.data(start..start + there as u64)?.is_empty() {
+            there = 0;
+        }
         if there > 0 {
             base.read_at(start, &mut buffer[at..at + there])?;
         }
