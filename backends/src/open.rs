@@ -353,7 +353,7 @@ fn options() -> FileStoreOptions {
 }
 
 /// A clone that takes as long is made ahead.
-const SLOW: Duration = Duration::from_millis(50);
+const SLOW: Duration = Duration::from_millis(2);
 
 /// Bytes from which on a copy takes long enough for somebody to notice.
 const WORTHWHILE: u64 = 1 << 30;

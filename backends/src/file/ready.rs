@@ -9,7 +9,7 @@ use std::{
         atomic::{AtomicU64, Ordering},
     },
     thread,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use zumastor_core::{SnapshotGuid, SnapshotNumber, StoreError};
@@ -20,6 +20,9 @@ use super::{
     layout::failed,
     reflink::{clone, new_file},
 };
+
+/// How long after a flip the clone is made.
+const LATER: Duration = Duration::from_millis(200);
 
 /// A clone of a snapshot. It goes when it is dropped, unless it was taken.
 #[derive(Debug)]
@@ -59,8 +62,11 @@ impl Inner {
         if self.header.mode == Mode::Layered || !self.cloning_is_slow.load(Ordering::Relaxed) {
             return;
         }
-        let inner = Arc::clone(self);
+        let inner = Arc::downgrade(self);
         thread::spawn(move || {
+            // Whoever waits for what is shown has it by then: cloning keeps file system and processors busy.
+            thread::sleep(LATER);
+            let Some(inner) = inner.upgrade() else { return };
             if let Err(error) = inner.make_ready(number) {
                 tracing::debug!(%error, "the next transfer has to clone its base");
             }
