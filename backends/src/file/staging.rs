@@ -110,6 +110,8 @@ pub(crate) struct FileStaging {
     finished: Mutex<BTreeSet<SegmentIndex>>,
     /// The next head, written along; none if it is not worth it, or could not be begun.
     draft: OnceLock<Option<Draft>>,
+    /// Whether there is, or may be, what a checkpoint has not made durable.
+    unsaved: AtomicBool,
     /// Set by a failed write or sync. What the disk has is then unknown, so nothing more is recorded as finished.
     failed: AtomicBool,
     /// Whether that was for want of space.
@@ -133,6 +135,7 @@ impl FileStaging {
             body,
             finished,
             draft: OnceLock::new(),
+            unsaved: AtomicBool::new(true),
             failed: AtomicBool::new(false),
             full: AtomicBool::new(false),
         }
@@ -179,6 +182,24 @@ impl FileStaging {
                 false => StoreError::Io { what, source: io::Error::other("to be taken up again") },
             });
         }
+        // Nothing came after the last one.
+        if leaves.is_empty() && finished.is_empty() && !self.unsaved.load(Ordering::Relaxed) {
+            return self.check_current();
+        }
+        self.unsaved.store(false, Ordering::Relaxed);
+        let saved = self.save_all(leaves, finished, &mut all);
+        if saved.is_err() {
+            self.unsaved.store(true, Ordering::Relaxed);
+        }
+        saved
+    }
+
+    fn save_all(
+        &self,
+        leaves: &[(SegmentIndex, SegmentLeaves)],
+        finished: &[SegmentIndex],
+        all: &mut BTreeSet<SegmentIndex>,
+    ) -> Result<(), StoreError> {
         // Before the sync: a leaf that is written after it is not yet durable, and must not be named.
         let runs = self.body.runs();
         self.inner.faults.at("checkpoint: before sync")?;
@@ -318,6 +339,7 @@ impl Staging for FileStaging {
         self.check_range(offset, data.len() as u64)?;
         self.check_current()?;
         self.noting(self.before_draft(|| self.body.write_at(offset, data)))?;
+        self.unsaved.store(true, Ordering::Relaxed);
         self.drafting(|draft| draft.write(offset, data));
         Ok(())
     }
@@ -326,6 +348,7 @@ impl Staging for FileStaging {
         self.check_range(range.start, range.end.saturating_sub(range.start))?;
         self.check_current()?;
         self.noting(self.before_draft(|| self.body.zero(range.clone())))?;
+        self.unsaved.store(true, Ordering::Relaxed);
         self.drafting(|draft| draft.zero(&range));
         Ok(())
     }

@@ -4,7 +4,10 @@ use std::{
     collections::BTreeSet,
     fs::{self},
     path::Path,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
 };
 
 use crate::common::{
@@ -240,6 +243,45 @@ fn what_a_failed_commit_left_is_discarded() {
     let store = volume.store();
     assert_eq!(numbers(&store), [0, 2]);
     check_contents(&store, "discarding");
+}
+
+/// A commit makes durable what no checkpoint has: what came after the last one, or before the store was opened.
+#[test]
+fn a_commit_syncs_what_is_not_synced_and_nothing_twice() {
+    let ways =
+        [("nothing", 1), ("a write", 2), ("a zero", 2), ("opened again", 2), ("a checkpoint that failed", 3)];
+    for ((after, expected), number) in ways.into_iter().zip(0..) {
+        let volume = Volume::new(&std::env::temp_dir(), Some(Mode::Layered));
+        let (synced, fails) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
+        let faults = {
+            let (synced, fails) = (Arc::clone(&synced), Arc::clone(&fails));
+            Faults::failing(move |step| {
+                synced.fetch_add(usize::from(step == "checkpoint: before sync"), Ordering::Relaxed);
+                step == "checkpoint: after sync" && fails.swap(false, Ordering::Relaxed)
+            })
+        };
+        let store = volume.store_with(faults).unwrap();
+        let target = Bytes(vec![7; LEAF as usize]);
+        let plan = plan_for(SnapshotNumber(number), Lineage::generate(), None, &target);
+        let mut staging = wait(store.stage(plan.clone())).unwrap();
+        let leaves = deliver(&*staging, &Bytes(vec![0; LEAF as usize]), &target, 0..LEAF).unwrap();
+        staging.checkpoint(&leaves, &[SegmentIndex(0)]).unwrap();
+        match after {
+            "a write" => staging.write_at(0, &[7]).unwrap(),
+            "a zero" => staging.zero(0..0).unwrap(),
+            "opened again" => {
+                drop(staging);
+                staging = wait(store.stage(plan)).unwrap();
+            }
+            "a checkpoint that failed" => {
+                fails.store(true, Ordering::Relaxed);
+                staging.checkpoint(&leaves, &[SegmentIndex(0)]).unwrap_err();
+            }
+            _ => {}
+        }
+        staging.commit(target.digest()).unwrap();
+        assert_eq!(synced.load(Ordering::Relaxed), expected, "{after}");
+    }
 }
 
 /// More than one segment: finished segments survive, the others are written again.

@@ -9,7 +9,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::{sync::mpsc, time};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time,
+};
 use zumastor_core::{
     LEAF, LeafIndex, SEGMENT, SegmentIndex, SnapshotGuid, Staging, StoreError,
     digest::{Hash, LeafTree, SegmentLeaves},
@@ -103,7 +106,7 @@ pub(super) enum Find {
 }
 
 impl Job<'_> {
-    /// Fetches these segments over several streams; each run of segments is made durable before the next is begun.
+    /// Fetches these segments over several streams, and makes durable and records them.
     pub async fn run(
         &self,
         find: Find,
@@ -117,11 +120,11 @@ impl Job<'_> {
                 let next = queue.lock().expect("no panic while locked").pop_front();
                 let Some(run) = next else { return Ok(()) };
                 self.fetch_run(find, &run).await?;
-                checkpoints.add(run.iter().map(|changed| changed.segment)).await?;
+                checkpoints.add(run.iter().map(|changed| changed.segment));
             }
         };
         let workers = (0..streams.max(1)).map(|_| worker());
-        try_join_all(workers).await
+        checkpoints.beside(try_join_all(workers)).await
     }
 
     /// Splits segments, after an interruption, into those that it found begun and those it did not.
@@ -445,27 +448,32 @@ pub(super) fn leaf_sets(mut leaves: Vec<LeafIndex>) -> Vec<SegmentLeafSet> {
     sets.into_iter().map(|(segment, leaves)| SegmentLeafSet { segment, leaves }).collect()
 }
 
-/// Checkpoints of all streams: those that wait while one is being made share the next.
+/// Checkpoints of what all streams have finished: beside them, and one in the end.
 struct Checkpoints {
     staging: Arc<Box<dyn Staging>>,
     running: Option<mpsc::Sender<()>>,
     unrecorded: Unrecorded,
     /// Finished segments that the next one is to enter.
     pending: Mutex<Vec<SegmentIndex>>,
-    turn: tokio::sync::Mutex<()>,
 }
 
 impl Checkpoints {
     fn new(job: &Job<'_>) -> Self {
         let (staging, running) = (Arc::clone(&job.staging), job.writers.enter());
-        let unrecorded = job.unrecorded.clone();
-        Self { staging, running, unrecorded, pending: Mutex::default(), turn: tokio::sync::Mutex::default() }
+        Self { staging, running, unrecorded: job.unrecorded.clone(), pending: Mutex::default() }
     }
 
-    /// Returns when these segments are durable and recorded.
-    async fn add(&self, finished: impl Iterator<Item = SegmentIndex>) -> Result<(), StoreError> {
+    /// The next one is to make these segments durable, and to record them.
+    fn add(&self, finished: impl Iterator<Item = SegmentIndex>) {
         self.pending.lock().expect("no panic while locked").extend(finished);
-        let _turn = self.turn.lock().await;
+    }
+
+    /// Does this work. What it adds is durable not much more than [`PAUSE`] later, and all of it when this returns.
+    async fn beside(&self, work: impl Future<Output = Result<(), PullError>>) -> Result<(), PullError> {
+        beside(work, || async { Ok(self.make().await?) }).await
+    }
+
+    async fn make(&self) -> Result<(), StoreError> {
         let finished = std::mem::take(&mut *self.pending.lock().expect("no panic while locked"));
         if finished.is_empty() {
             return Ok(());
@@ -480,6 +488,30 @@ impl Checkpoints {
         tokio::task::spawn_blocking(checkpoint).await.expect("checkpoints do not panic")
     }
 }
+
+/// Does this work, with something else every [`PAUSE`] beside it, and once in the end. Returns at once when either fails.
+async fn beside<E, F: Future<Output = Result<(), E>>>(
+    work: impl Future<Output = Result<(), E>>,
+    now_and_then: impl Fn() -> F,
+) -> Result<(), E> {
+    let (working, mut over) = oneshot::channel::<()>();
+    let work = async {
+        let done = work.await;
+        drop(working);
+        done
+    };
+    let aside = async {
+        while time::timeout(PAUSE, &mut over).await.is_err() {
+            now_and_then().await?;
+        }
+        now_and_then().await
+    };
+    tokio::try_join!(work, aside).map(drop)
+}
+
+/// The time between two checkpoints: one costs some 20 ms on a disk that is busy with what is staged, and what it would have made
+/// durable is what a crash costs.
+const PAUSE: Duration = Duration::from_millis(250);
 
 /// Adds what comes in to the progress: never more of a segment than was announced for it.
 struct Counted<'a> {
@@ -564,5 +596,30 @@ mod tests {
         assert!(grouped.iter().all(|run| run.iter().map(|c| u64::from(c.bytes)).sum::<u64>() <= SEGMENT));
         assert!(grouped.len() >= 4, "all streams have work: {}", grouped.len());
         assert_eq!(runs(segments(&[100, 100, 100]), 4).len(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn checkpoints_are_made_beside_the_work_and_once_in_the_end() {
+        let made = AtomicU64::new(0);
+        let make = || async {
+            made.fetch_add(1, Ordering::Relaxed);
+            Ok::<(), &str>(())
+        };
+        let count = || made.swap(0, Ordering::Relaxed);
+        assert_eq!((beside(async { Ok(()) }, make).await, count()), (Ok(()), 1));
+        let work = async {
+            time::sleep(PAUSE * 7 / 2).await;
+            assert_eq!(made.load(Ordering::Relaxed), 3);
+            Ok(())
+        };
+        assert_eq!((beside(work, make).await, count()), (Ok(()), 4));
+        // What fails is not waited for.
+        let fails = async {
+            time::sleep(PAUSE * 3 / 2).await;
+            Err("the link broke")
+        };
+        assert_eq!((beside(fails, make).await, count()), (Err("the link broke"), 1));
+        let failing = || async { Err("the disk is full") };
+        assert_eq!(beside(std::future::pending(), failing).await, Err("the disk is full"));
     }
 }
