@@ -108,7 +108,7 @@ pub fn data_ranges(file: &File, window: Range<u64>) -> io::Result<Vec<Range<u64>
     Ok(ranges)
 }
 
-/// Makes a range of a file zero, giving its blocks back where the file system can; the size stays. What reaches to the end of the
+/// Makes a range of a regular file zero, giving its blocks back where the file system can; the size stays. What reaches to the end of the
 /// file gives its last block back too.
 pub fn punch_hole(file: &File, range: Range<u64>) -> io::Result<()> {
     let size = file.metadata()?.len();

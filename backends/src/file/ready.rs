@@ -67,6 +67,11 @@ impl Inner {
             // Whoever waits for what is shown has it by then: cloning keeps file system and processors busy.
             thread::sleep(LATER);
             let Some(inner) = inner.upgrade() else { return };
+            // Another one may be shown by then, or be on its way.
+            let shown = inner.shown().is_ok_and(|shown| shown.is_some_and(|shown| shown.number == number));
+            if !shown || inner.state().staged.is_some() {
+                return;
+            }
             if let Err(error) = inner.make_ready(number) {
                 tracing::debug!(%error, "the next transfer has to clone its base");
             }
