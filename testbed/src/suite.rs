@@ -112,6 +112,7 @@ fn provide() -> Vec<Tool> {
     let build = BUILD.iter().filter(|(path, _)| !is_there(path)).map(|(_, package)| *package);
     let packages = lacking.iter().map(|tool| tool.package).chain(build).collect::<BTreeSet<_>>();
     if packages.is_empty() {
+        add_samba_modules();
         return lacking;
     }
     let names = join(lacking.iter().map(|tool| tool.name));
@@ -124,16 +125,31 @@ fn provide() -> Vec<Tool> {
         return lacking;
     }
     eprintln!("installing {}", join(packages.clone()));
-    let apt = |arguments: &[&str], names: &[&str]| {
-        let mut command = Command::new("apt-get");
-        command.args(arguments).args(names).env("DEBIAN_FRONTEND", "noninteractive").stdin(Stdio::null());
-        command.status().is_ok_and(|status| status.success())
-    };
-    let install = ["install", "-q", "-y", "--no-install-recommends"];
-    if !(apt(&["update", "-q"], &[]) && apt(&install, &packages.into_iter().collect::<Vec<_>>())) {
+    if !(apt(&["update", "-q"], &[]) && apt(&INSTALL, &packages.into_iter().collect::<Vec<_>>())) {
         eprintln!("apt-get failed; going on without");
     }
+    add_samba_modules();
     missing()
+}
+
+/// What Samba shows snapshots with is a package of its own in some releases, and in others a part of Samba, and no package.
+fn add_samba_modules() {
+    let dirs = fs::read_dir("/usr/lib").into_iter().flatten().flatten();
+    let there = dirs.map(|dir| dir.path().join("samba/vfs/shadow_copy2.so")).any(|module| module.exists());
+    if !there && is_root() && find("smbd").is_some() && find("apt-get").is_some() {
+        eprintln!("installing samba-vfs-modules");
+        if !apt(&INSTALL, &["samba-vfs-modules"]) {
+            eprintln!("apt-get failed; Samba may lack its module shadow_copy2");
+        }
+    }
+}
+
+const INSTALL: [&str; 4] = ["install", "-q", "-y", "--no-install-recommends"];
+
+fn apt(arguments: &[&str], names: &[&str]) -> bool {
+    let mut command = Command::new("apt-get");
+    command.args(arguments).args(names).env("DEBIAN_FRONTEND", "noninteractive").stdin(Stdio::null());
+    command.status().is_ok_and(|status| status.success())
 }
 
 /// What was left out, and why.
