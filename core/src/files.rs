@@ -14,7 +14,7 @@ use rustix::{
     io::Errno,
 };
 
-use crate::steps;
+use crate::{PAGE, steps};
 
 /// Makes the entries of a directory durable: what was created, renamed or removed in it.
 pub fn sync_dir(dir: &Path) -> io::Result<()> {
@@ -108,16 +108,16 @@ pub fn data_ranges(file: &File, window: Range<u64>) -> io::Result<Vec<Range<u64>
     Ok(ranges)
 }
 
-/// Makes a range of a regular file zero, giving its blocks back where the file system can; the size stays. What reaches to the end of the
-/// file gives its last block back too.
+/// Makes a range of a regular file zero, giving its blocks back where the file system can; the size stays. What reaches to the
+/// end of the file gives its last block back too.
 pub fn punch_hole(file: &File, range: Range<u64>) -> io::Result<()> {
     let size = file.metadata()?.len();
     let Range { start, end } = range.start..range.end.min(size);
     if start >= end {
         return Ok(());
     }
-    // Only whole blocks are given back. None has more than 64 KiB.
-    let punched = if end == size { end.next_multiple_of(64 << 10) } else { end };
+    // Only whole blocks are given back. No further than that: ext4 refuses what reaches beyond its largest file, which ends with one.
+    let punched = if end == size { end.next_multiple_of(PAGE) } else { end };
     let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
     match rustix::fs::fallocate(file, flags, start, punched - start) {
         Ok(()) => Ok(()),

@@ -138,7 +138,7 @@ fn add_samba_modules() {
     let there = dirs.map(|dir| dir.path().join("samba/vfs/shadow_copy2.so")).any(|module| module.exists());
     if !there && is_root() && find("smbd").is_some() && find("apt-get").is_some() {
         eprintln!("installing samba-vfs-modules");
-        if !apt(&INSTALL, &["samba-vfs-modules"]) {
+        if !(apt(&["update", "-q"], &[]) && apt(&INSTALL, &["samba-vfs-modules"])) {
             eprintln!("apt-get failed; Samba may lack its module shadow_copy2");
         }
     }
