@@ -1,11 +1,6 @@
 //! Making the store of a volume that has none: nothing of the origin is moved or changed.
 
-use std::{
-    fs::{self, OpenOptions},
-    io,
-    os::unix::fs::FileExt,
-    path::Path,
-};
+use std::{fs::OpenOptions, io, os::unix::fs::FileExt, path::Path};
 
 use uuid::Uuid;
 use zumastor_core::StoreError;
@@ -14,7 +9,8 @@ use super::{
     below::clear_others,
     devices::{BlockDevice, check_unused, signature, wipe},
     header::{Content, Header, Layout},
-    new_pool, sizes,
+    new_pool,
+    sizes::{self, length},
 };
 use crate::{
     Faults, Making, VolumeSpec,
@@ -23,8 +19,8 @@ use crate::{
         Catalogue, ThinId,
         kernel::{SECTOR, check_name, prefix},
         mapper::Mapper,
-        programs::run_well,
     },
+    thin_metadata::NewPool,
 };
 
 /// The first thin device of a pool: the head.
@@ -100,11 +96,11 @@ fn fill(
         write_zeros(&spec.snapstore, begin, padding)?;
     }
     let metadata = pool.assemble_metadata()?;
-    // The kernel, and thin_restore, take a first block of zeros for metadata that are to be made.
+    // The kernel takes a first block of zeros for metadata that are to be made.
     write_zeros(&metadata, 0, 4096)?;
     faults.at("make: before the metadata")?;
     if !making.initialize {
-        restore(spec, &content.layout, &metadata)?;
+        adopt(&content.layout, &metadata)?;
     }
     faults.at("make: after the metadata")?;
     pool.assemble()?;
@@ -115,26 +111,15 @@ fn fill(
 }
 
 /// Writes metadata in which the head is mapped onto the whole origin, chunk by chunk.
-fn restore(spec: &VolumeSpec, layout: &Layout, metadata: &Path) -> Result<(), StoreError> {
-    let chunks = layout.origin.div_ceil(layout.chunk);
-    let text = format!(
-        r#"<superblock uuid="" time="0" transaction="0" version="2" data_block_size="{}" nr_data_blocks="{}">
-  <device dev_id="{FIRST}" mapped_blocks="{chunks}" transaction="0" creation_time="0" snap_time="0">
-    <range_mapping origin_begin="0" data_begin="0" length="{chunks}" time="0"/>
-  </device>
-</superblock>
-"#,
-        layout.chunk / SECTOR,
-        layout.pool() / layout.chunk,
-    );
-    fs::create_dir_all(&spec.notes).map_err(failed("making", &spec.notes))?;
-    let path = spec.notes.join(format!("{}.xml", spec.name));
-    fs::write(&path, text).map_err(failed("writing", &path))?;
-    let restored = run_well("thin_restore", metadata, |command| {
-        command.args(["-q", "-i"]).arg(&path).arg("-o").arg(metadata)
-    });
-    let _ = fs::remove_file(&path);
-    restored
+fn adopt(layout: &Layout, metadata: &Path) -> Result<(), StoreError> {
+    let pool = NewPool {
+        device: FIRST.0,
+        mapped: layout.origin.div_ceil(layout.chunk),
+        data_blocks: layout.pool() / layout.chunk,
+        data_block_size: (layout.chunk / SECTOR) as u32,
+        metadata_blocks: length(&layout.metadata) / 4096,
+    };
+    pool.write(metadata).map_err(failed("writing the metadata of the pool to", metadata))
 }
 
 fn write_zeros(path: &Path, begin: u64, length: u64) -> Result<(), StoreError> {

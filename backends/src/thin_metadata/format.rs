@@ -32,6 +32,18 @@
 //! |     24 |     4 | bytes of a value                                   |
 //! |     32 |       | keys of 8 bytes, then values                       |
 //!
+//! Root of a space map: number of blocks (8 bytes), of those in use (8), root of what leads to the bitmaps (8), root of the tree of what is used
+//! more than twice (8). What leads to the bitmaps is a tree for data, and for metadata a block of its own. A bitmap has two bits for a block, the
+//! upper of the number first, so that 1 is `10` as bits are counted in a byte.
+//!
+//! | offset | bytes | of a bitmap, or the index of the metadata's |
+//! |-------:|------:|---------------------------------------------|
+//! |      0 |     4 | checksum                                    |
+//! |      8 |     8 | number of this block                        |
+//! |     16 |       | a bitmap's bits; an index's entries         |
+//!
+//! An entry for a bitmap: its block (8 bytes), how many of its blocks are free (4), before which none is (4).
+//!
 //! A mapping is `data block << 24 | time`. Details of a device: blocks mapped (8 bytes), transaction id (8), time when it was made (4), and
 //! of its last snapshot (4).
 
@@ -40,10 +52,17 @@ use super::{Blocks, ThinMetadataError};
 /// Bytes of a block.
 pub(super) const BLOCK: usize = 4096;
 
-const MAGIC: u64 = 27_022_010;
-const SUPERBLOCK_SALT: u32 = 160_774;
-const NODE_SALT: u32 = 121_107;
-const HEADER: usize = 32;
+pub(super) const MAGIC: u64 = 27_022_010;
+pub(super) const SUPERBLOCK_SALT: u32 = 160_774;
+pub(super) const NODE_SALT: u32 = 121_107;
+pub(super) const BITMAP_SALT: u32 = 240_779;
+pub(super) const INDEX_SALT: u32 = 160_478;
+/// Bytes before the keys of a node.
+pub(super) const HEADER: usize = 32;
+/// Blocks that a bitmap is for.
+pub(super) const BITMAP_ENTRIES: u64 = (BLOCK as u64 - 16) * 4;
+/// Bitmaps that metadata can have.
+pub(super) const INDEX_ENTRIES: u64 = (BLOCK as u64 - 16) / 16;
 
 /// Bytes of what the details tree has for a device.
 pub(super) const DETAILS: usize = 24;
@@ -98,6 +117,26 @@ impl Superblock {
             details_root: u64_at(bytes, 328),
             data_block_size,
         })
+    }
+}
+
+/// What leads to a bitmap.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct BitmapEntry {
+    pub(super) block: u64,
+    /// How many of its blocks are free.
+    pub(super) free: u32,
+    /// None before this one is.
+    pub(super) first_free: u32,
+}
+
+impl BitmapEntry {
+    pub(super) fn bytes(self) -> [u8; 16] {
+        let mut bytes = [0; 16];
+        put(&mut bytes, 0, &self.block.to_le_bytes());
+        put(&mut bytes, 8, &self.free.to_le_bytes());
+        put(&mut bytes, 12, &self.first_free.to_le_bytes());
+        bytes
     }
 }
 
@@ -162,6 +201,11 @@ impl<'a> Node<'a> {
     }
 }
 
+/// Keys, and values of `size` bytes, that a node has room for: the kernel wants a multiple of three.
+pub(super) fn room(size: usize) -> usize {
+    (BLOCK - HEADER) / (8 + size) / 3 * 3
+}
+
 /// Data block of a mapping.
 pub(super) fn data_block(mapping: u64) -> u64 {
     mapping >> 24
@@ -175,61 +219,11 @@ pub(super) fn u64_at(bytes: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"))
 }
 
-/// Checksum of a block, over all but its own field. The kernel leaves out the last inversion of a CRC-32C.
-fn checksum(bytes: &[u8], salt: u32) -> u32 {
-    !crc32c::crc32c(&bytes[4..BLOCK]) ^ salt
+pub(super) fn put(bytes: &mut [u8], at: usize, value: &[u8]) {
+    bytes[at..at + value.len()].copy_from_slice(value);
 }
 
-/// Blocks for tests.
-#[cfg(test)]
-pub(super) mod make {
-    use super::{BLOCK, HEADER, MAGIC, NODE_SALT, SUPERBLOCK_SALT, checksum};
-
-    pub(in super::super) fn put(bytes: &mut [u8], at: usize, value: &[u8]) {
-        bytes[at..at + value.len()].copy_from_slice(value);
-    }
-
-    pub(in super::super) fn node(
-        block: u64,
-        is_leaf: bool,
-        entries: &[(u64, Vec<u8>)],
-        size: usize,
-    ) -> Vec<u8> {
-        let room = (BLOCK - HEADER) / (8 + size) / 3 * 3;
-        assert!(entries.len() <= room);
-        let mut bytes = vec![0; BLOCK];
-        put(&mut bytes, 4, &(if is_leaf { 2_u32 } else { 1 }).to_le_bytes());
-        put(&mut bytes, 8, &block.to_le_bytes());
-        put(&mut bytes, 16, &(entries.len() as u32).to_le_bytes());
-        put(&mut bytes, 20, &(room as u32).to_le_bytes());
-        put(&mut bytes, 24, &(size as u32).to_le_bytes());
-        for (at, (key, value)) in entries.iter().enumerate() {
-            put(&mut bytes, HEADER + at * 8, &key.to_le_bytes());
-            put(&mut bytes, HEADER + room * 8 + at * size, value);
-        }
-        seal_node(&mut bytes);
-        bytes
-    }
-
-    pub(in super::super) fn seal_node(bytes: &mut [u8]) {
-        let sum = checksum(bytes, NODE_SALT);
-        put(bytes, 0, &sum.to_le_bytes());
-    }
-
-    pub(in super::super) fn superblock(block: u64, held: u64, data: u64, roots: [u64; 2]) -> Vec<u8> {
-        let mut bytes = vec![0; BLOCK];
-        put(&mut bytes, 8, &block.to_le_bytes());
-        put(&mut bytes, 32, &MAGIC.to_le_bytes());
-        put(&mut bytes, 40, &2_u32.to_le_bytes());
-        put(&mut bytes, 48, &7_u64.to_le_bytes());
-        put(&mut bytes, 56, &held.to_le_bytes());
-        put(&mut bytes, 64, &data.to_le_bytes());
-        put(&mut bytes, 320, &roots[0].to_le_bytes());
-        put(&mut bytes, 328, &roots[1].to_le_bytes());
-        put(&mut bytes, 336, &128_u32.to_le_bytes());
-        put(&mut bytes, 340, &8_u32.to_le_bytes());
-        let sum = checksum(&bytes, SUPERBLOCK_SALT);
-        put(&mut bytes, 0, &sum.to_le_bytes());
-        bytes
-    }
+/// Checksum of a block, over all but its own field. The kernel leaves out the last inversion of a CRC-32C.
+pub(super) fn checksum(bytes: &[u8], salt: u32) -> u32 {
+    !crc32c::crc32c(&bytes[4..BLOCK]) ^ salt
 }

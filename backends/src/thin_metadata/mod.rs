@@ -1,6 +1,7 @@
-//! Reads the metadata of a dm-thin pool: which devices there are, what they are mapped to, and where two of them differ.
+//! Reads the metadata of a dm-thin pool: which devices there are, what they are mapped to, and where two of them differ; and writes that of a
+//! [new one](NewPool).
 //!
-//! Nothing is ever written, no library is needed, and the pool may be in use: then its owner reserves a root
+//! What is there is never written to, no library is needed, and the pool may be in use: then its owner reserves a root
 //! (`reserve_metadata_snap`), opens it here with [`ThinMetadata::open_held`], reads, and releases it. What lies below a held root is never
 //! changed in place. [`ThinMetadata::open_current`] is for a pool that is not active.
 //!
@@ -20,6 +21,7 @@ mod format;
 #[cfg(test)]
 mod tests;
 mod usage;
+mod write;
 
 use std::{ops::Range, path::Path, sync::Arc};
 
@@ -34,6 +36,7 @@ pub use self::{
     diff::{Diff, DiffRun, Difference, MappedRun, Mappings},
     error::ThinMetadataError,
     usage::DeviceUsage,
+    write::NewPool,
 };
 
 /// The metadata of a pool, as it was at one moment.

@@ -11,7 +11,8 @@ use tempfile::NamedTempFile;
 
 use super::{
     DiffRun, Difference, ThinMetadata, ThinMetadataError,
-    format::{BLOCK, DETAILS, make},
+    format::{BLOCK, DETAILS, NODE_SALT, put},
+    write::{node, seal, superblock},
 };
 
 /// Mappings of each device: virtual block → data block and time.
@@ -36,20 +37,21 @@ impl Image {
             let root = image.tree(entries.collect(), 8, 4);
             roots.push((u64::from(*device), root.to_le_bytes().to_vec()));
             let mut value = vec![0; DETAILS];
-            make::put(&mut value, 0, &(mappings.len() as u64).to_le_bytes());
-            make::put(&mut value, 8, &u64::from(*device + 1).to_le_bytes());
-            make::put(&mut value, 16, &(*device + 2).to_le_bytes());
-            make::put(&mut value, 20, &(*device + 3).to_le_bytes());
+            put(&mut value, 0, &(mappings.len() as u64).to_le_bytes());
+            put(&mut value, 8, &u64::from(*device + 1).to_le_bytes());
+            put(&mut value, 16, &(*device + 2).to_le_bytes());
+            put(&mut value, 20, &(*device + 3).to_le_bytes());
             details.push((u64::from(*device), value));
         }
         let roots = [image.tree(roots, 8, 2), image.tree(details, DETAILS, 2)];
+        let space = [[data_blocks, 0, 0, 0], [0; 4]];
         if held {
             let empty = [image.tree(Vec::new(), 8, 2), image.tree(Vec::new(), DETAILS, 2)];
             let copy = image.blocks.len() as u64;
-            image.blocks.push(make::superblock(copy, 0, 0, roots));
-            image.blocks[0] = make::superblock(0, copy, data_blocks, empty);
+            image.blocks.push(superblock(copy, 0, 7, roots, [[0; 4]; 2], 128));
+            image.blocks[0] = superblock(0, copy, 7, empty, space, 128);
         } else {
-            image.blocks[0] = make::superblock(0, 0, data_blocks, roots);
+            image.blocks[0] = superblock(0, 0, 7, roots, space, 128);
         }
         image
     }
@@ -85,7 +87,7 @@ impl Image {
         let next = self.blocks.len() as u64;
         let block = *self.known.entry(name).or_insert(next);
         if block == next {
-            self.blocks.push(make::node(next, leaf, &entries, size));
+            self.blocks.push(node(next, leaf, &entries, size));
         }
         block
     }
@@ -258,7 +260,7 @@ proptest! {
         }
         prop_assume!(before != image.blocks[block]);
         if sealed {
-            make::seal_node(&mut image.blocks[block]);
+            seal(&mut image.blocks[block], NODE_SALT);
         }
         let file = image.write();
         let all = read_all(file.path(), &devices);
@@ -316,8 +318,7 @@ fn trees_that_go_round_in_circles_end() {
     let count = image.blocks.len();
     for block in 1..count {
         // Every node names itself.
-        image.blocks[block] =
-            make::node(block as u64, false, &[(0, (block as u64).to_le_bytes().to_vec())], 8);
+        image.blocks[block] = node(block as u64, false, &[(0, (block as u64).to_le_bytes().to_vec())], 8);
     }
     let file = image.write();
     let error = ThinMetadata::open_current(file.path()).unwrap().devices().expect_err("no end");

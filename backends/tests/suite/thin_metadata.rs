@@ -10,7 +10,7 @@ use std::{
 
 use crate::common::skip;
 use proptest::{prelude::*, test_runner::TestRunner};
-use zumastor_backends::thin_metadata::{DiffRun, Difference, MappedRun, ThinMetadata};
+use zumastor_backends::thin_metadata::{DiffRun, Difference, MappedRun, NewPool, ThinMetadata};
 
 /// Whether a device begins as a copy of the one before, and runs that are written to it: where, how many blocks, and whether apart.
 type Plan = (bool, Vec<(u64, u64, bool)>);
@@ -146,4 +146,54 @@ fn the_tools_say_the_same() {
             Ok(())
         })
         .unwrap();
+}
+
+/// What is written for a new pool is what thin_restore makes of the same, and thin_check finds nothing.
+#[test]
+fn a_new_pool_is_as_the_tools_make_it() {
+    let tools = ["thin_restore", "thin_check", "thin_dump"];
+    if tools.iter().any(|name| tool(name).is_none()) {
+        return skip("needs thin-provisioning-tools").unwrap_or(());
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (source, ours, theirs) =
+        (dir.path().join("x.xml"), dir.path().join("ours"), dir.path().join("theirs"));
+    let (ours_path, theirs_path) = (ours.to_str().unwrap(), theirs.to_str().unwrap());
+    // Nothing; less than a leaf has room for, as much, more; more than a node of leaves; where bitmaps end; all data blocks.
+    for (mapped, data_blocks, metadata_blocks) in [
+        (0, 1, 1024),
+        (1, 5, 1024),
+        (252, 300, 1024),
+        (253, 16_320, 1024),
+        (16_319, 16_321, 1024),
+        (63_505, 63_505, 16_320),
+        (100_003, 3_000_000, 16_325),
+    ] {
+        let new = NewPool { device: 3, mapped, data_blocks, data_block_size: 256, metadata_blocks };
+        for path in [&ours, &theirs] {
+            File::create(path).unwrap().set_len(metadata_blocks * 4096).unwrap();
+        }
+        new.write(&ours).unwrap();
+        output("thin_check", &[ours_path]);
+        let range = format!(r#"<range_mapping origin_begin="0" data_begin="0" length="{mapped}" time="0"/>"#);
+        let text = format!(
+            r#"<superblock uuid="" time="0" transaction="0" version="2" data_block_size="256" nr_data_blocks="{data_blocks}">
+<device dev_id="3" mapped_blocks="{mapped}" transaction="0" creation_time="0" snap_time="0">
+{}
+</device></superblock>"#,
+            if mapped > 0 { &range } else { "" }
+        );
+        fs::write(&source, text).unwrap();
+        output("thin_restore", &["-i", source.to_str().unwrap(), "-o", theirs_path]);
+        assert_eq!(output("thin_dump", &[ours_path]), output("thin_dump", &[theirs_path]), "{new:?}");
+    }
+    let small = NewPool {
+        device: 0,
+        mapped: 63_505,
+        data_blocks: 63_505,
+        data_block_size: 128,
+        metadata_blocks: 256,
+    };
+    let refused = small.write(&ours).unwrap_err();
+    assert_eq!(refused.kind(), std::io::ErrorKind::StorageFull, "{refused}");
 }
