@@ -17,7 +17,7 @@ use zumastor_core::{
 use super::{
     Patience,
     era::{self, Epochs, ForgetfulEpochs},
-    fetch::{BATCHES, Find, Job, Unrecorded, Writers, ask},
+    fetch::{BATCHES, Find, Job, PAUSE, Unrecorded, Writers, ask},
     upstream::describe,
     verify,
 };
@@ -44,8 +44,8 @@ pub struct Replica {
     pub volume: String,
     /// Streams to fetch over.
     pub streams: usize,
-    /// How long something unfinished may go without being made durable: so much work an interruption costs at most.
-    pub checkpoint: Duration,
+    /// The time between two checkpoints, which make durable what has arrived: not much more than twice of it is what a crash costs.
+    pub pause: Duration,
     /// The snapshot to receive, unless a more recent one is here already; without it, the newest there is for this node.
     pub wanted: Option<SnapshotNumber>,
     /// The epoch of what is here.
@@ -55,11 +55,19 @@ pub struct Replica {
 }
 
 impl Replica {
-    /// A replica that is fetched over as many streams as are of use and made durable every second.
+    /// A replica that is fetched over as many streams as are of use and made durable every quarter of a second.
     pub fn new(store: Arc<dyn SnapshotStore>, holds: Arc<dyn Holds>, volume: impl Into<String>) -> Self {
-        let (volume, checkpoint) = (volume.into(), Duration::from_secs(1));
         let epochs = Arc::new(ForgetfulEpochs::default());
-        Self { store, holds, volume, streams: MOST_STREAMS, checkpoint, wanted: None, epochs, room: None }
+        Self {
+            store,
+            holds,
+            volume: volume.into(),
+            streams: MOST_STREAMS,
+            pause: PAUSE,
+            wanted: None,
+            epochs,
+            room: None,
+        }
     }
 }
 
@@ -274,7 +282,7 @@ async fn pull_one(
         volume: &replica.volume,
         target: plan.record.guid(),
         staging: Arc::new(staging),
-        checkpoint: replica.checkpoint,
+        pause: replica.pause,
         resumed,
         refetched: AtomicU64::new(0),
         writers: Writers::new(),

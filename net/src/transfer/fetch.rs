@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, MutexGuard,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -43,8 +43,8 @@ pub(super) struct Job<'a> {
     pub volume: &'a str,
     pub target: SnapshotGuid,
     pub staging: Arc<Box<dyn Staging>>,
-    /// How long something unfinished may go without a checkpoint.
-    pub checkpoint: Duration,
+    /// The time between two checkpoints.
+    pub pause: Duration,
     /// Whether an earlier run has begun it.
     pub resumed: bool,
     pub refetched: AtomicU64,
@@ -78,21 +78,43 @@ impl Writers {
 /// Leaf hashes of what was checked and written, and is not recorded yet. Whatever ends a stream, they are here; clones share
 /// them.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Unrecorded(Arc<Mutex<Leaves>>);
+pub(super) struct Unrecorded(Arc<Mutex<Hashes>>);
+
+#[derive(Debug, Default)]
+struct Hashes {
+    /// What streams that have ended have left.
+    left: Leaves,
+    /// What streams had so far when they last said it; each keeps its own until its end.
+    begun: Leaves,
+}
 
 impl Unrecorded {
-    /// Takes out those of some segments, as far as they are here.
+    /// Takes out what was left of some segments, and forgets what was said of them before.
     fn take<'s>(&self, segments: impl IntoIterator<Item = &'s SegmentIndex>) -> Leaves {
-        let mut all = self.0.lock().expect("no panic while locked");
-        segments.into_iter().filter_map(|segment| all.remove_entry(segment)).collect()
+        let Hashes { left, begun } = &mut *self.lock();
+        let of = segments.into_iter().inspect(|segment| drop(begun.remove(segment)));
+        of.filter_map(|segment| left.remove_entry(segment)).collect()
     }
 
     fn put(&self, leaves: Leaves) {
-        self.0.lock().expect("no panic while locked").extend(leaves);
+        self.lock().left.extend(leaves);
+    }
+
+    /// Says what a stream has so far.
+    fn begin(&self, leaves: impl IntoIterator<Item = (SegmentIndex, SegmentLeaves)>) {
+        self.lock().begun.extend(leaves);
+    }
+
+    fn take_begun(&self) -> Leaves {
+        std::mem::take(&mut self.lock().begun)
     }
 
     fn take_all(&self) -> Leaves {
-        std::mem::take(&mut *self.0.lock().expect("no panic while locked"))
+        std::mem::take(&mut *self.lock()).left
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Hashes> {
+        self.0.lock().expect("no panic while locked")
     }
 }
 
@@ -311,12 +333,12 @@ impl Job<'_> {
         let mut channel = self.ask(&Request::Fetch(request)).await?;
         let (queue, orders) = mpsc::channel(QUEUE);
         let staging = Arc::clone(&self.staging);
-        let (running, checkpoint) = (self.writers.enter(), self.checkpoint);
+        let (running, pause) = (self.writers.enter(), self.pause);
         let (unrecorded, segments) = (self.unrecorded.clone(), left.clone());
         let writer = tokio::task::spawn_blocking(move || {
             let _running = running;
             let leaves = unrecorded.take(&segments);
-            let (leaves, mismatches) = write_batches(&**staging, checkpoint, leaves, asked, orders)?;
+            let (leaves, mismatches) = write_batches(&**staging, &unrecorded, pause, leaves, asked, orders)?;
             unrecorded.put(leaves);
             Ok(mismatches)
         });
@@ -397,21 +419,22 @@ pub(super) async fn ask(
     Ok(channel)
 }
 
-/// Stages batches as they come. What takes long is checkpointed on the way, so that an interruption costs little.
+/// Stages batches as they come, and says on the way what is there, so that it can be recorded.
 fn write_batches(
     staging: &dyn Staging,
-    checkpoint: Duration,
+    unrecorded: &Unrecorded,
+    pause: Duration,
     leaves: Leaves,
     asked: Option<Vec<SegmentLeafSet>>,
     mut batches: mpsc::Receiver<(BatchHeader, Buffer)>,
 ) -> Result<(Leaves, Vec<LeafIndex>), BatchError> {
     let mut receiver = Receiver::new(staging, leaves, asked)?;
-    let mut saved = Instant::now();
+    let mut said = Instant::now();
     while let Some((header, payload)) = batches.blocking_recv() {
         receiver.batch(&header, &payload)?;
-        if saved.elapsed() >= checkpoint {
-            staging.checkpoint(&receiver.leaves(), &[])?;
-            saved = Instant::now();
+        if said.elapsed() >= pause / SOONER {
+            unrecorded.begin(receiver.leaves());
+            said = Instant::now();
         }
     }
     Ok(receiver.finish())
@@ -448,37 +471,42 @@ pub(super) fn leaf_sets(mut leaves: Vec<LeafIndex>) -> Vec<SegmentLeafSet> {
     sets.into_iter().map(|(segment, leaves)| SegmentLeafSet { segment, leaves }).collect()
 }
 
-/// Checkpoints of what all streams have finished: beside them, and one in the end.
+/// Checkpoints of what all streams have brought: beside them, and one in the end.
 struct Checkpoints {
     staging: Arc<Box<dyn Staging>>,
+    pause: Duration,
     running: Option<mpsc::Sender<()>>,
     unrecorded: Unrecorded,
     /// Finished segments that the next one is to enter.
-    pending: Mutex<Vec<SegmentIndex>>,
+    finished: Mutex<Vec<SegmentIndex>>,
 }
 
 impl Checkpoints {
     fn new(job: &Job<'_>) -> Self {
         let (staging, running) = (Arc::clone(&job.staging), job.writers.enter());
-        Self { staging, running, unrecorded: job.unrecorded.clone(), pending: Mutex::default() }
+        let (pause, unrecorded) = (job.pause, job.unrecorded.clone());
+        Self { staging, pause, running, unrecorded, finished: Mutex::default() }
     }
 
     /// The next one is to make these segments durable, and to record them.
     fn add(&self, finished: impl Iterator<Item = SegmentIndex>) {
-        self.pending.lock().expect("no panic while locked").extend(finished);
+        self.finished.lock().expect("no panic while locked").extend(finished);
     }
 
-    /// Does this work. What it adds is durable not much more than [`PAUSE`] later, and all of it when this returns.
+    /// Does this work. What it adds is durable not much more than two pauses later, and all of it when this returns.
     async fn beside(&self, work: impl Future<Output = Result<(), PullError>>) -> Result<(), PullError> {
-        beside(work, || async { Ok(self.make().await?) }).await
+        beside(self.pause, work, || async { Ok(self.make().await?) }).await
     }
 
     async fn make(&self) -> Result<(), StoreError> {
-        let finished = std::mem::take(&mut *self.pending.lock().expect("no panic while locked"));
-        if finished.is_empty() {
+        let finished = std::mem::take(&mut *self.finished.lock().expect("no panic while locked"));
+        // What is left of a segment is newer than what was said of it before.
+        let mut leaves = self.unrecorded.take(&finished);
+        leaves.extend(self.unrecorded.take_begun());
+        if finished.is_empty() && leaves.is_empty() {
             return Ok(());
         }
-        let leaves: Vec<_> = self.unrecorded.take(&finished).into_iter().collect();
+        let leaves: Vec<_> = leaves.into_iter().collect();
         let staging = Arc::clone(&self.staging);
         let running = self.running.clone();
         let checkpoint = move || {
@@ -489,8 +517,9 @@ impl Checkpoints {
     }
 }
 
-/// Does this work, with something else every [`PAUSE`] beside it, and once in the end. Returns at once when either fails.
+/// Does this work, with something else beside it every `pause`, and once in the end. Returns at once when either fails.
 async fn beside<E, F: Future<Output = Result<(), E>>>(
+    pause: Duration,
     work: impl Future<Output = Result<(), E>>,
     now_and_then: impl Fn() -> F,
 ) -> Result<(), E> {
@@ -501,8 +530,11 @@ async fn beside<E, F: Future<Output = Result<(), E>>>(
         done
     };
     let aside = async {
-        while time::timeout(PAUSE, &mut over).await.is_err() {
+        // Without a pause there would be nothing but this.
+        let (mut next, pause) = (pause / SOONER, pause.max(Duration::from_millis(1)));
+        while time::timeout(next.max(Duration::from_millis(1)), &mut over).await.is_err() {
             now_and_then().await?;
+            next = pause.min(next * 2);
         }
         now_and_then().await
     };
@@ -511,7 +543,10 @@ async fn beside<E, F: Future<Output = Result<(), E>>>(
 
 /// The time between two checkpoints: one costs some 20 ms on a disk that is busy with what is staged, and what it would have made
 /// durable is what a crash costs.
-const PAUSE: Duration = Duration::from_millis(250);
+pub(super) const PAUSE: Duration = Duration::from_millis(250);
+
+/// How much sooner the first one comes, so that a fast link is worth something at once: the next pauses are twice as long each.
+const SOONER: u32 = 5;
 
 /// Adds what comes in to the progress: never more of a segment than was announced for it.
 struct Counted<'a> {
@@ -580,6 +615,8 @@ pub(super) const BATCHES: usize = 1 + QUEUE + 1;
 
 #[cfg(test)]
 mod tests {
+    use zumastor_core::{Lineage, MemoryStore, NewSnapshot, SnapshotNumber, SnapshotStore, StagePlan};
+
     use super::*;
 
     #[test]
@@ -606,20 +643,59 @@ mod tests {
             Ok::<(), &str>(())
         };
         let count = || made.swap(0, Ordering::Relaxed);
-        assert_eq!((beside(async { Ok(()) }, make).await, count()), (Ok(()), 1));
+        assert_eq!((beside(PAUSE, async { Ok(()) }, make).await, count()), (Ok(()), 1));
+        // After 50, 150, 350, 600 and 850 ms.
         let work = async {
             time::sleep(PAUSE * 7 / 2).await;
-            assert_eq!(made.load(Ordering::Relaxed), 3);
+            assert_eq!(made.load(Ordering::Relaxed), 5);
             Ok(())
         };
-        assert_eq!((beside(work, make).await, count()), (Ok(()), 4));
+        assert_eq!((beside(PAUSE, work, make).await, count()), (Ok(()), 6));
         // What fails is not waited for.
         let fails = async {
-            time::sleep(PAUSE * 3 / 2).await;
+            time::sleep(PAUSE / 3).await;
             Err("the link broke")
         };
-        assert_eq!((beside(fails, make).await, count()), (Err("the link broke"), 1));
+        assert_eq!((beside(PAUSE, fails, make).await, count()), (Err("the link broke"), 1));
         let failing = || async { Err("the disk is full") };
-        assert_eq!(beside(std::future::pending(), failing).await, Err("the disk is full"));
+        assert_eq!(beside(PAUSE, std::future::pending(), failing).await, Err("the disk is full"));
+    }
+
+    /// What a stream has so far is recorded before it ends, and nothing older is recorded over what it has left.
+    #[tokio::test]
+    async fn checkpoints_record_what_is_begun_and_never_over_what_is_newer() {
+        let store = MemoryStore::new(2 * SEGMENT);
+        let new = NewSnapshot::manual(SnapshotNumber(0), Lineage(uuid::Uuid::nil()));
+        let plan = StagePlan { record: store.create_snapshot(new).await.unwrap(), base: None };
+        let staging = Arc::new(MemoryStore::new(2 * SEGMENT).stage(plan).await.unwrap());
+        let checkpoints = Checkpoints {
+            staging: Arc::clone(&staging),
+            pause: PAUSE,
+            running: None,
+            unrecorded: Unrecorded::default(),
+            finished: Mutex::default(),
+        };
+        let with = |segment: SegmentIndex, leaves: usize| {
+            let mut with = SegmentLeaves::zeros(segment, 2 * SEGMENT);
+            (0..leaves).for_each(|leaf| with.set(leaf, Some(Hash::of_leaf(b"data"))));
+            [(segment, with)]
+        };
+        let recorded = |segment: SegmentIndex| {
+            let leaves = staging.leaves().segment(segment).unwrap();
+            (0..1024).filter(|leaf| !leaves.is_zero(*leaf)).count()
+        };
+        let [one, other] = [0, 1].map(SegmentIndex);
+        checkpoints.unrecorded.begin(with(one, 10));
+        checkpoints.unrecorded.begin(with(other, 20));
+        checkpoints.make().await.unwrap();
+        assert_eq!((recorded(one), recorded(other), staging.finished()), (10, 20, vec![]));
+        checkpoints.unrecorded.begin(with(one, 30));
+        checkpoints.unrecorded.begin(with(other, 40));
+        checkpoints.unrecorded.put(with(one, 50).into());
+        checkpoints.add([one].into_iter());
+        checkpoints.make().await.unwrap();
+        assert_eq!((recorded(one), recorded(other), staging.finished()), (50, 40, vec![one]));
+        checkpoints.make().await.unwrap();
+        assert_eq!((recorded(one), recorded(other), staging.finished()), (50, 40, vec![one]));
     }
 }

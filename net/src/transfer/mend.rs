@@ -231,7 +231,7 @@ async fn fill(
         volume: mending.volume,
         target: mending.record.guid(),
         staging: Arc::new(Box::new(Sink(Arc::clone(sink))) as Box<dyn Staging>),
-        checkpoint: Duration::MAX,
+        pause: Duration::MAX,
         resumed: false,
         refetched: AtomicU64::new(0),
         writers: Writers::new(),

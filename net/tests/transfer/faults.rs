@@ -189,7 +189,7 @@ async fn what_rots_while_it_is_staged_is_noticed_before_it_is_shown() {
     for with_base in [false, true] {
         let upstream = Arc::new(Upstream::new(size));
         let mut downstream = Downstream::new();
-        downstream.replica.checkpoint = Duration::ZERO;
+        downstream.replica.pause = Duration::ZERO;
         upstream.store.write_head(0, &noise(size as usize, 4));
         if with_base {
             upstream.snapshot(0).await;
@@ -254,7 +254,7 @@ async fn of_an_unfinished_segment_only_the_rest_is_fetched() {
         upstream.compression = None;
         let upstream = Arc::new(upstream);
         let mut downstream = Downstream::new();
-        downstream.replica.checkpoint = Duration::ZERO;
+        downstream.replica.pause = Duration::ZERO;
         let mut expected = size;
         if changes_since_a_base {
             upstream.store.write_head(0, &noise(size as usize, 1));
@@ -289,7 +289,7 @@ async fn a_connection_that_is_cut_sooner_than_anything_is_due_to_be_saved_still_
             downstream = Downstream::with(seeded);
         }
         // Neither time nor a whole segment ever brings a checkpoint.
-        downstream.replica.checkpoint = Duration::from_secs(24 * 3600);
+        downstream.replica.pause = Duration::from_secs(24 * 3600);
         if with_base {
             upstream.store.write_head(0, &noise(size as usize, 1));
             upstream.snapshot(0).await;
@@ -321,7 +321,7 @@ async fn a_broken_digest_walk_resumes() {
     let mut downstream = Downstream::with(seeded);
     // The halves of four segments arrive side by side, and more of them than are let through: what of them is kept must not
     // depend on how fast they come.
-    downstream.replica.checkpoint = Duration::ZERO;
+    downstream.replica.pause = Duration::ZERO;
     let (sent, cuts) = cut_until_done(&upstream, &downstream, (3 * SEGMENT / 2) as i64).await;
     assert!(cuts >= 1, "the connection was never cut");
     assert!(sent <= size / 2 + cuts as u64 * 4 * SEGMENT, "{sent}");
