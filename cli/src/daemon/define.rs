@@ -21,6 +21,7 @@ use super::{
     destroy,
     holds::blocking,
     initialize,
+    promote::master_before,
     puller::{Pull, compare},
     pusher::Push,
     rotations::with_rotations,
@@ -284,7 +285,7 @@ impl Daemon {
     ) -> Result<Outcome, Failure> {
         let name = &volume.name;
         if config.source.is_some() {
-            config.master = Some(options(config.master.unwrap_or_default()));
+            config.master = Some(options(master_before(&config)));
             return self.take_over(volume, config).await;
         }
         if !exists(config.origin.clone()).await {

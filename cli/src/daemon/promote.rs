@@ -20,6 +20,12 @@ use crate::{
     exit::{Failure, chain},
 };
 
+/// What the configuration says of this node as the master, or would if it became it: what is exported stays so.
+pub(super) fn master_before(config: &VolumeConfig) -> MasterConfig {
+    let exported = || config.source.as_ref().map(|source| source.export.clone()).unwrap_or_default();
+    config.master.clone().unwrap_or_else(|| MasterConfig { export: exported(), ..MasterConfig::default() })
+}
+
 impl Daemon {
     /// `promote`.
     pub async fn promote(self: &Arc<Self>, name: &VolumeName) -> Result<Outcome, Failure> {
@@ -99,7 +105,7 @@ impl Daemon {
             None => self.own_lineage(name).await?,
         };
         let era = self.era(lineage).await?;
-        let before = config.master.take().unwrap_or_default();
+        let before = master_before(&config);
         let now = u64::try_from(Timestamp::now().as_millisecond()).unwrap_or(0);
         let epoch = now.max(era.here.max(era.latest).max(before.epoch) + 1);
         config.master = Some(MasterConfig { epoch, ..before });

@@ -302,7 +302,8 @@ fn show(plan: &Plan, table: Table, report: &mut Report) -> io::Result<()> {
         // Before anything is put beneath.
         nothing_foreign(plan, &table, &plan.mountpoint).map_err(|busy| io::Error::other(busy.to_string()))?;
     }
-    let replaces = stack.first().is_some_and(|top| top.read_only) && matches!(shown, Shown::Snapshot(_));
+    // Nobody writes to what is there: in one step.
+    let mut replaces = stack.first().is_some_and(|top| top.read_only);
     if replaces && is(stack.get(1)) {
         // A flip was begun, and not ended.
         take_shown(plan, &table).map_err(|busy| io::Error::other(busy.to_string()))?;
@@ -311,9 +312,16 @@ fn show(plan: &Plan, table: Table, report: &mut Report) -> io::Result<()> {
     }
     let aside = match shown {
         Shown::Head(device) => {
-            // Not while something else of ours is in its place.
-            take_shown(plan, &table).map_err(|busy| io::Error::other(busy.to_string()))?;
-            file_system::head(device, &plan.options)?
+            let beside = replaces.then(|| file_system::head(device, &plan.options)).and_then(Result::ok);
+            match beside {
+                Some(aside) => aside,
+                // Some file systems are not mounted while a snapshot of theirs is.
+                None => {
+                    replaces = false;
+                    take_shown(plan, &table).map_err(|busy| io::Error::other(busy.to_string()))?;
+                    file_system::head(device, &plan.options)?
+                }
+            }
         }
         Shown::Snapshot(snapshot) => file_system::snapshot(snapshot, &plan.options, true)?,
     };

@@ -19,6 +19,7 @@ mod mount_kills;
 mod mounts;
 mod namespaces;
 mod nfs;
+mod nfs_roles;
 #[cfg(feature = "device-mapper")]
 mod pools;
 mod space;

@@ -311,7 +311,6 @@ fn root_a_remount_that_is_killed_is_done_or_not() -> Result<(), Failure> {
     Ok(())
 }
 
-/// A file system that its owner mounts, and that does not hold still: its journal is played back, but not into the snapshot.
 /// A replica that had more than its new master goes back to what that has, and is seen so.
 #[test]
 fn root_a_replica_that_goes_back_is_mounted_so() -> Result<(), Failure> {
@@ -346,6 +345,7 @@ fn root_a_replica_that_goes_back_is_mounted_so() -> Result<(), Failure> {
     Ok(())
 }
 
+/// A file system that its owner mounts, and that does not hold still: its journal is played back, but not into the snapshot.
 fn owned_by_others(kind: &str) -> Result<(), Failure> {
     if !root_with(&["mkfs.xfs", &format!("mkfs.{kind}"), "mount", "losetup"]) {
         return Ok(());

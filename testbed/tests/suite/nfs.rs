@@ -5,7 +5,7 @@ use std::{
     collections::BTreeMap,
     fs::{self, File},
     os::unix::fs::FileExt,
-    path::{Path, PathBuf},
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -14,50 +14,19 @@ use std::{
 };
 
 use crate::common::{
-    PROGRAM,
-    mounted::{Place, make, refused, wait_for},
+    generations::{FILES, PAGE, Pair, generation, of_images, unmount, write},
+    mounted::{Place, refused, wait_for},
     nfs,
     samba::Samba,
 };
 use zumastor::exit::Failure;
 use zumastor_testbed::{
-    Node, introduce,
     lab::{self, Machine},
     output,
 };
 
 /// Flips that everybody lives through.
 const FLIPS: u64 = 20;
-
-/// Unit of what is written: each page names its generation.
-const PAGE: usize = 4096;
-
-const FILES: [&str; 3] = ["small", "middle", "large"];
-
-/// Pages of a file in a generation: it becomes longer and shorter.
-fn pages(name: &str, generation: u64) -> usize {
-    let third = generation as usize % 3 + 1;
-    match name {
-        "small" => third,
-        "middle" => 7 * third,
-        _ => 150 * third,
-    }
-}
-
-/// Writes generation `number` of all files, in place: they keep their identity.
-fn write(at: &Path, number: u64) {
-    for name in FILES {
-        let content = number.to_le_bytes().repeat(pages(name, number) * PAGE / 8);
-        fs::write(at.join(name), content).unwrap();
-    }
-}
-
-/// The generation that a file is of; nothing if it is a mix.
-fn generation(name: &str, content: &[u8]) -> Option<u64> {
-    let number = u64::from_le_bytes(content.get(..8)?.try_into().ok()?);
-    let all = content.chunks(8).all(|word| word == number.to_le_bytes());
-    (all && content.len() == pages(name, number) * PAGE).then_some(number)
-}
 
 /// What a reader may find in a file that it reads from its beginning to its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -134,73 +103,6 @@ type Read = Box<dyn FnMut(&str) -> Vec<u8> + Send>;
 fn files_below(at: &Path) -> impl FnMut(&str) -> Vec<u8> + Send + 'static {
     let at = at.to_owned();
     move |name| fs::read(at.join(name)).unwrap_or_else(|error| panic!("{}: {error}", at.join(name).display()))
-}
-
-/// A master and its replica, which is mounted and exported.
-struct Pair {
-    alpha: Node,
-    beta: Node,
-    /// What the volume is called on the replica.
-    copy: &'static str,
-    /// Where the master's volume is mounted, and the replica's.
-    at: PathBuf,
-    shown: PathBuf,
-}
-
-impl Pair {
-    /// Starts two nodes that know each other.
-    fn nodes(dir: &Path) -> Result<(Node, Node), Failure> {
-        let [alpha, beta] = ["alpha", "beta"].map(|name| Node::start(Path::new(PROGRAM), dir, name));
-        let (alpha, beta) = (alpha?, beta?);
-        introduce(&alpha, &beta)?;
-        Ok((alpha, beta))
-    }
-
-    /// Defines the volume on both: each with its origin and its snapshot store.
-    fn define(
-        (alpha, beta): (Node, Node),
-        copy: &'static str,
-        stores: [[&Path; 2]; 2],
-        source: &[&str],
-    ) -> Result<Self, Failure> {
-        let (at, shown) = (alpha.path("at"), Path::new(nfs::ROOT).join("v"));
-        for (node, volume, [origin, store], at) in
-            [(&alpha, "v", stores[0], &at), (&beta, copy, stores[1], &shown)]
-        {
-            fs::create_dir(at).map_err(Failure::doing(at.display()))?;
-            let [origin, store, at] = [origin, store, at].map(|path| path.to_str().expect("a plain path"));
-            node.ok(&["define", "volume", volume, origin, store, "--mountpoint", at, "--yes"])?;
-        }
-        alpha.ok(&["define", "master", "v", "--no-snapmount"])?;
-        alpha.ok(&["define", "target", "v", "beta", "--name", copy])?;
-        let define = ["define", "source", copy, "alpha", "--name", "v", "--export=127.0.0.1"];
-        beta.ok(&[&define, source].concat())?;
-        Ok(Self { alpha, beta, copy, at, shown })
-    }
-
-    fn replicate(&self, number: u64) -> Result<(), Failure> {
-        write(&self.at, number);
-        self.alpha.ok(&["snapshot", "v"])?;
-        self.beta.ok(&["replicate", self.copy, "alpha", "--wait"]).map(drop)
-    }
-
-    fn end(mut self) -> Result<(), Failure> {
-        assert_eq!(self.beta.down()?, 0);
-        assert_eq!(self.alpha.down()?, 0);
-        Ok(())
-    }
-}
-
-/// Image files below a place.
-fn of_images(place: &Place, source: &[&str]) -> Result<Pair, Failure> {
-    let (alpha, beta) = Pair::nodes(place.path())?;
-    let [a, s, b, t] = [alpha.path("v.img"), alpha.path("v.snaps"), beta.path("v.img"), beta.path("v.snaps")];
-    make("ext4", &a)?;
-    Pair::define((alpha, beta), "copy", [[&a, &s], [&b, &t]], source)
-}
-
-fn unmount(at: &Path) -> Result<(), Failure> {
-    output("umount", |umount| umount.arg(at)).map(drop)
 }
 
 /// Everybody reads while flips go by: no error, no mix, and the new contents at once.
@@ -388,11 +290,11 @@ fn lab_kills_in_the_middle_of_flips_of_devices_below_nfs() -> Result<(), Failure
 }
 
 #[cfg(feature = "device-mapper")]
-const DEVICE_TOOLS: &[&str] = &["mkfs.ext4", "dmsetup", "thin_restore", "thin_check", "blkid"];
+pub const DEVICE_TOOLS: &[&str] = &["mkfs.ext4", "dmsetup", "thin_restore", "thin_check", "blkid"];
 
 /// A guest with the disks of a pair.
 #[cfg(feature = "device-mapper")]
-fn disks(lab: &lab::Lab) -> Result<Machine, Failure> {
+pub fn disks(lab: &lab::Lab) -> Result<Machine, Failure> {
     const SIZE: u64 = 16 << 20;
     let mut machine = Machine::new("solo").memory(1024).modules(nfs::MODULES).modules(&["dm-thin-pool"]);
     for (name, size) in [("a", SIZE), ("b", 64 << 20), ("c", SIZE), ("d", 64 << 20)] {
@@ -403,7 +305,7 @@ fn disks(lab: &lab::Lab) -> Result<Machine, Failure> {
 
 /// A pair on those, exported.
 #[cfg(feature = "device-mapper")]
-fn of_devices(dir: &Path) -> Result<Pair, Failure> {
+pub fn of_devices(dir: &Path) -> Result<Pair, Failure> {
     nfs::serve(false)?;
     output("mkfs.ext4", |mkfs| mkfs.args(["-q", "/dev/ubda"]))?;
     let stores = [["/dev/ubda", "/dev/ubdb"], ["/dev/ubdc", "/dev/ubdd"]].map(|of| of.map(Path::new));

@@ -2,6 +2,7 @@
 
 #[cfg(feature = "device-mapper")]
 pub mod devices;
+pub mod generations;
 pub mod mounted;
 pub mod nfs;
 pub mod samba;
