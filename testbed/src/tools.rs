@@ -19,7 +19,7 @@ pub struct Tool {
 }
 
 /// What the tests use, beyond what every Debian has.
-pub const TOOLS: [Tool; 21] = [
+pub const TOOLS: [Tool; 22] = [
     Tool { name: "mkfs.xfs", package: "xfsprogs" },
     Tool { name: "mkfs.btrfs", package: "btrfs-progs" },
     Tool { name: "mkfs.ext4", package: "e2fsprogs" },
@@ -37,6 +37,7 @@ pub const TOOLS: [Tool; 21] = [
     Tool { name: "dmsetup", package: "dmsetup" },
     Tool { name: "thin_check", package: "thin-provisioning-tools" },
     Tool { name: "lvm", package: "lvm2" },
+    Tool { name: "udevadm", package: "udev" },
     Tool { name: "ping", package: "iputils-ping" },
     Tool { name: "exportfs", package: "nfs-kernel-server" },
     Tool { name: "smbd", package: "samba" },

@@ -34,11 +34,18 @@ printf '127.0.0.1 localhost %s\n%s\n' "$LAB_GUEST" "$LAB_HOSTS" >/etc/hosts
 if [ -n "$LAB_ADDRESS" ]; then
     ip address add "$LAB_ADDRESS" dev vec0 && ip link set vec0 up || end 123
 fi
-# There is no udev: who makes devices makes their nodes too.
-export DM_DISABLE_UDEV=1
+if [ -n "$LAB_UDEV" ]; then
+    # What is there already is made known, as at the start of a machine; of all subsystems would take long.
+    /lib/systemd/systemd-udevd --daemon && udevadm trigger --action=add --subsystem-match=block && udevadm settle || end 124
+    with_udev=1
+else
+    # Who makes devices makes their nodes too.
+    export DM_DISABLE_UDEV=1
+    with_udev=0
+fi
 [ ! -d /etc/lvm ] || cat >/etc/lvm/lvmlocal.conf <<END
 devices { use_devicesfile=0 filter=["a|^/dev/ubd|", "r|.*|"] }
-activation { udev_sync=0 udev_rules=0 monitoring=0 }
+activation { udev_sync=$with_udev udev_rules=$with_udev monitoring=0 }
 backup { backup=0 archive=0 }
 END
 /bin/sh "$LAB_JOB" </dev/null

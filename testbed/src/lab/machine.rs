@@ -14,13 +14,14 @@ use zumastor::exit::Failure;
 use super::{GUEST, MODULES, Network};
 use crate::tools::find;
 
-/// A guest: its name, memory, disks and modules.
+/// A guest: its name, memory, disks and modules, and whether it has udev.
 #[derive(Debug, Clone)]
 pub struct Machine {
     name: String,
     memory: u32,
     disks: Vec<PathBuf>,
     modules: Vec<String>,
+    udev: bool,
     pub(super) patience: Duration,
 }
 
@@ -32,6 +33,7 @@ impl Machine {
             memory: 512,
             disks: Vec::new(),
             modules: Vec::new(),
+            udev: false,
             patience: Duration::from_secs(600),
         }
     }
@@ -51,6 +53,12 @@ impl Machine {
     /// Modules to load, by name, beside those from before. XFS, btrfs and ext4 are built in.
     pub fn modules(mut self, names: &[&str]) -> Self {
         self.modules.extend(names.iter().map(|&name| name.to_owned()));
+        self
+    }
+
+    /// With udev, and the rules that Debian's packages have, running before the job begins.
+    pub fn udev(mut self) -> Self {
+        self.udev = true;
         self
     }
 
@@ -165,6 +173,7 @@ pub(super) fn command(
     set("LAB_SHARED", &shared.to_string_lossy());
     set("LAB_JOB", &script.to_string_lossy());
     set("LAB_LOAD", &machine.modules.join(" "));
+    set("LAB_UDEV", if machine.udev { "1" } else { "" });
     set("LAB_VERDICT", VERDICT);
     set("LAB_HOSTS", &network.map(Network::hosts).unwrap_or_default());
     set("LAB_ADDRESS", &place.as_ref().map(|place| format!("{}/24", place.address())).unwrap_or_default());
