@@ -8,11 +8,19 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 use zumastor_core::StoreError;
 
-use crate::{described::failed, thin::Catalogue};
+use super::devices::BlockDevice;
+use crate::{
+    described::failed,
+    thin::{
+        Catalogue,
+        lock::{lock, lock_file},
+    },
+};
 
 /// Where everything is. It changes only when a device grows.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -72,13 +80,15 @@ pub(super) struct Header {
     path: PathBuf,
     /// Of the copy that was written last; 0 when there is none.
     sequence: u64,
+    /// What keeps others out.
+    lock: Option<File>,
 }
 
 impl Header {
     /// Opens the snapshot store, and reads the newer one of the copies that are whole.
     pub(super) fn open(path: &Path) -> Result<(Self, Option<Content>), StoreError> {
         let file = OpenOptions::new().read(true).write(true).open(path).map_err(failed("opening", path))?;
-        let mut header = Self { file, path: path.to_owned(), sequence: 0 };
+        let mut header = Self { file, path: path.to_owned(), sequence: 0, lock: None };
         let mut newest = None;
         let mut strange = None;
         for copy in 0..2 {
@@ -99,15 +109,24 @@ impl Header {
         }
     }
 
-    /// The file, which is locked by whoever has the store open.
-    pub(super) fn file(&self) -> &File {
-        &self.file
+    /// Makes this the only program that has the store open, until it is unlocked or dropped. It is not the device that is locked: udev
+    /// would wait for that, and whoever waits for udev, for minutes.
+    pub(super) fn lock(&mut self) -> Result<(), StoreError> {
+        let (file, _) = lock_file(&format!("{}.lock", BlockDevice::look(&self.path)?.number))?;
+        lock(&file, &self.path)?;
+        self.lock = Some(file);
+        Ok(())
+    }
+
+    pub(super) fn unlock(&mut self) -> Result<(), StoreError> {
+        let unlocked = self.lock.take().map_or(Ok(()), |file| flock(&file, FlockOperation::Unlock));
+        unlocked.map_err(|error| failed("unlocking", &self.path)(error.into()))
     }
 
     /// Another hand on the same copies.
     pub(super) fn try_clone(&self) -> Result<Self, StoreError> {
         let file = self.file.try_clone().map_err(failed("opening", &self.path))?;
-        Ok(Self { file, path: self.path.clone(), sequence: self.sequence })
+        Ok(Self { file, path: self.path.clone(), sequence: self.sequence, lock: None })
     }
 
     fn read(&self, copy: u64) -> Result<Option<(u64, Content)>, StoreError> {

@@ -35,7 +35,7 @@ pub(crate) use still::go_on;
 
 use crate::{
     Faults, Making, VolumeSpec, pool_events,
-    thin::{ThinStore, kernel::prefix, lock::lock, mapper::Mapper, moment::Moment},
+    thin::{ThinStore, kernel::prefix, mapper::Mapper, moment::Moment},
 };
 
 /// Opens the store that is on the devices of `spec`; makes one if `making` says how.
@@ -47,7 +47,7 @@ pub(crate) fn open(
     let mapper = Mapper::open()?;
     pool_events::listen();
     let (mut header, content) = Header::open(&spec.snapstore)?;
-    lock(header.file(), &spec.snapstore)?;
+    header.lock()?;
     let content = match (content, making) {
         (Some(content), Some(making)) if making.initialize => {
             if !content.catalogue.snapshots.is_empty() {

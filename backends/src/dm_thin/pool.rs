@@ -10,7 +10,6 @@ use std::{
     },
 };
 
-use rustix::fs::{FlockOperation, flock};
 use zumastor_core::{SnapshotNumber, StoreError, StoreInfo};
 
 use super::{
@@ -435,7 +434,6 @@ impl Pool for DmPool {
         }
         // What is held still is let go by a run that can.
         self.mark(self.moment.is_ours(self.was_open))?;
-        flock(self.header().0.file(), FlockOperation::Unlock)
-            .map_err(|error| StoreError::io(format!("unlocking {}", self.place.display()))(error.into()))
+        self.header().0.unlock()
     }
 }

@@ -14,7 +14,6 @@ use crate::{
     thin::{
         Access,
         kernel::{prefix, retire, thin_line},
-        lock::lock,
         mapper::{Line, Mapped, Mapper, link, node},
     },
 };
@@ -31,9 +30,9 @@ pub(crate) fn go_on(spec: &VolumeSpec, expected: Option<Uuid>) -> Result<usize, 
         return Ok(0);
     }
     // Locked as long as this lives.
-    let header = Header::open(&spec.snapstore);
-    if let Ok((header, _)) = &header {
-        lock(header.file(), &spec.snapstore)?;
+    let mut header = Header::open(&spec.snapstore);
+    if let Ok((header, _)) = &mut header {
+        header.lock()?;
     }
     let content = header.as_ref().ok().and_then(|(_, content)| content.as_ref());
     let Some(store) = content.map(|content| content.catalogue.store).or(expected) else { return Ok(0) };

@@ -15,7 +15,7 @@ use zumastor_core::StoreError;
 
 use crate::described::failed;
 
-/// Makes this the only program that has the store open. udev leaves a device alone that is locked.
+/// Makes this the only program that has the store open.
 pub(crate) fn lock(file: &File, path: &Path) -> Result<(), StoreError> {
     let begun = Instant::now();
     loop {
@@ -33,7 +33,7 @@ pub(crate) fn lock(file: &File, path: &Path) -> Result<(), StoreError> {
     }
 }
 
-/// How long others may look at a device, as udev does, or still have it locked after it was closed.
+/// How long others may look at it, or still have it locked after it was closed.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// A file to lock, by a name that says for what.
