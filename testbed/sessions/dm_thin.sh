@@ -92,6 +92,7 @@ z alpha delete vol 3
 same "$(sha256sum <&5)" "$content" "a deleted snapshot that is open"
 exec 5<&-
 dmsetup ls | grep old && fail "the device of a deleted snapshot stays"
+check_udev
 
 # Back to a snapshot, and larger.
 exec 4>>$mounted/small
@@ -148,4 +149,5 @@ dmsetup create check --table "0 8192 linear /dev/ubdd 8192
 8192 8192 linear /dev/ubdd 98304"
 thin_check -q /dev/mapper/check || fail "the metadata of copy are damaged"
 dmsetup remove check
+check_udev
 echo "all of the session held"

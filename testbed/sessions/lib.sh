@@ -16,6 +16,21 @@ await() {
     until [ -e "$LAB_SHARED/told-$1" ]; do sleep 0.1; done
 }
 
+# Where udev runs: it has read nothing from devices of ours and made no links to them, keeps nothing of devices that are gone, and nobody
+# waits for it.
+check_udev() {
+    [ -e /run/udev/control ] || return 0
+    udevadm settle
+    for kept in /run/udev/data/b*; do
+        device=/sys/dev/block/${kept##*/b}
+        [ -e "$device" ] || fail "udev keeps $kept: $(cat "$kept")"
+        case $(cat "$device/dm/uuid" 2>/dev/null) in
+            ZUMASTOR-*) grep -E "^S:|^W:|^E:ID_" "$kept" && fail "udev busies itself with $(cat "$device/dm/name")" ;;
+        esac
+    done
+    [ "$(wc -l </proc/sysvipc/sem)" = 1 ] || fail "somebody waits for udev, or did: $(dmsetup udevcookies)"
+}
+
 # Bytes of a device or file, as one word; of a device what is on the disk, for a file system that is mounted from it keeps its own
 # idea of some blocks in the page cache.
 sum() {

@@ -198,6 +198,7 @@ z alpha delete vol 5
 [ ! -e "/dev/mapper/vol(5)" ] || fail "the device of a deleted snapshot is still there"
 same "$(sha256sum <&5)" "$content" "a deleted snapshot that is open"
 exec 5<&-
+check_udev
 
 # Back to a snapshot, and larger; also with LVM's own tool.
 exec 4>>$mounted/small
@@ -289,6 +290,7 @@ dmsetup ls | cut -f1 | sort | tr '\n' ' ' >/tmp/left
 same "$(cat /tmp/left)" "vg-copy vg-doc vg-pool vg-pool-tpool vg-pool_tdata vg-pool_tmeta vg-thick vg-vol " "the devices that are left"
 volumes copy | grep -q "copy copy_zuma1 " || fail "the copy is gone: $(volumes copy)"
 ls /dev/mapper | grep -v '^vg-' | grep -v control && fail "nodes are left"
+check_udev
 vgchange -q -an vg
 lvchange -q -y -ay vg/pool_tmeta
 thin_check -q /dev/vg/pool_tmeta || fail "the metadata of the pool are damaged"

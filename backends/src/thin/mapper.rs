@@ -1,13 +1,16 @@
 //! Device-mapper: devices by name, their tables, and their nodes in `/dev/mapper`.
 //!
 //! The nodes are links of ours, with or without udev: they can be put in place in one step, and bear the names that the
-//! volume's users know (`VOLUME(7)`), which udev would mangle.
+//! volume's users know (`VOLUME(7)`), which udev would mangle. It must not come to think that one is its own: it removes those that it made,
+//! wherever they lead meanwhile.
 
 use std::{
     fmt, fs,
     io::{self, ErrorKind},
     os::unix::fs::symlink,
     path::{Path, PathBuf},
+    thread,
+    time::Duration,
 };
 
 use devicemapper::{
@@ -16,10 +19,19 @@ use devicemapper::{
 use uuid::Uuid;
 use zumastor_core::StoreError;
 
-use super::{Access, Gone};
+use super::{
+    Access, Gone,
+    command::{self, Command},
+    kernel::PREFIX,
+};
 
 /// Where the nodes are.
 const NODES: &str = "/dev/mapper";
+
+/// How often a device that somebody has open is tried to be removed.
+const TRIES: u32 = 5;
+/// Pause between two of these.
+const PAUSE: Duration = Duration::from_millis(200);
 
 /// A line of a table: length in sectors, target, parameters.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -104,8 +116,6 @@ impl Mapper {
         table: &[Line],
         access: Access,
     ) -> Result<Mapped, StoreError> {
-        let kernels = dm_name(name)?;
-        let id = DevId::Name(&kernels);
         let targets = targets(table);
         if let Some(there) = self.find(name)? {
             if !there.uuid.starts_with(prefix) {
@@ -134,7 +144,7 @@ impl Mapper {
             self.0.device_create(&dm_name(name)?, Some(uuid), options).map_err(failed("making", name))?;
             let loaded = self.load(name, table, access).and_then(|()| self.resume(name));
             if let Err(error) = loaded {
-                let _ = self.0.device_remove(&id, options_of_ours());
+                let _ = self.give(name, Command::Remove { later: false });
                 return Err(error);
             }
         }
@@ -186,8 +196,7 @@ impl Mapper {
     }
 
     pub(crate) fn resume(&self, name: &str) -> Result<(), StoreError> {
-        let resumed = self.0.device_suspend(&DevId::Name(&dm_name(name)?), options_of_ours());
-        resumed.map(drop).map_err(failed("resuming", name))
+        self.give(name, Command::Resume).map_err(refused("resuming", name))
     }
 
     /// Sends a message to a target; the error is what the kernel answered.
@@ -206,31 +215,45 @@ impl Mapper {
             unlink(name, None);
             return Ok(Gone::Yes);
         };
-        let options = options_of_ours();
-        let options = if later { options.set_flags(DmFlags::DM_DEFERRED_REMOVE) } else { options };
         if there.users > 0 && !patience && !later {
             return Ok(Gone::Later);
         }
         let linked = unlink(name, Some(there.minor));
-        match self.0.device_remove(&DevId::Name(&dm_name(name)?), options) {
-            Ok(_) if later && self.find(name)?.is_some() => Ok(Gone::Later),
-            Ok(_) => Ok(Gone::Yes),
-            Err(error) if errno(&error) == Some(libc::ENXIO) => Ok(Gone::Yes),
-            Err(error) if errno(&error) == Some(libc::EBUSY) => {
+        let is_busy = |error: &io::Error| error.raw_os_error() == Some(libc::EBUSY);
+        let mut tries = 1..TRIES;
+        let removed = loop {
+            match self.give(name, Command::Remove { later }) {
+                Err(error) if is_busy(&error) && tries.next().is_some() => thread::sleep(PAUSE),
+                removed => break removed,
+            }
+        };
+        match removed {
+            Ok(()) if later && self.find(name)?.is_some() => Ok(Gone::Later),
+            Ok(()) => Ok(Gone::Yes),
+            Err(error) if error.raw_os_error() == Some(libc::ENXIO) => Ok(Gone::Yes),
+            Err(error) if is_busy(&error) => {
                 // It stays what it is, under its name.
                 if linked {
                     link(name, there.minor)?;
                 }
                 Ok(Gone::Later)
             }
-            Err(error) => Err(failed("removing", name)(error)),
+            Err(error) => Err(refused("removing", name)(error)),
         }
     }
 
     /// Gives a device another name; the node stays as it is.
     pub(crate) fn rename(&self, from: &str, to: &str) -> Result<(), StoreError> {
-        let renamed = self.0.device_rename(&dm_name(from)?, &DevId::Name(&dm_name(to)?));
-        renamed.map(drop).map_err(failed("renaming", from))
+        self.give(from, Command::Rename(&dm_name(to)?)).map_err(refused("renaming", from))
+    }
+
+    /// Gives a command of which udev hears: to leave the device alone, if it is ours. LVM's have nodes that are udev's, and it has been
+    /// told what they need.
+    fn give(&self, name: &str, command: Command<'_>) -> io::Result<()> {
+        let there = self.find(name).map_err(io::Error::other)?;
+        let ours = there.is_some_and(|there| there.uuid.starts_with(PREFIX));
+        let udev = if ours { leave_alone() } else { DmUdevFlags::empty() };
+        command::give(self.0.file(), &dm_name(name).map_err(io::Error::other)?, command, udev)
     }
 }
 
@@ -280,13 +303,13 @@ pub(crate) fn dangling() -> Vec<String> {
 }
 
 /// That udev makes no nodes for our devices, and looks for nothing on them.
-fn options_of_ours() -> DmOptions {
-    DmOptions::default().set_udev_flags(
-        DmUdevFlags::DM_UDEV_DISABLE_DM_RULES_FLAG
-            | DmUdevFlags::DM_UDEV_DISABLE_SUBSYSTEM_RULES_FLAG
-            | DmUdevFlags::DM_UDEV_DISABLE_DISK_RULES_FLAG
-            | DmUdevFlags::DM_UDEV_DISABLE_OTHER_RULES_FLAG,
-    )
+fn leave_alone() -> DmUdevFlags {
+    // It heeds the others from then on only with the first.
+    DmUdevFlags::DM_UDEV_PRIMARY_SOURCE_FLAG
+        | DmUdevFlags::DM_UDEV_DISABLE_DM_RULES_FLAG
+        | DmUdevFlags::DM_UDEV_DISABLE_SUBSYSTEM_RULES_FLAG
+        | DmUdevFlags::DM_UDEV_DISABLE_DISK_RULES_FLAG
+        | DmUdevFlags::DM_UDEV_DISABLE_OTHER_RULES_FLAG
 }
 
 fn targets(table: &[Line]) -> Vec<(u64, u64, String, String)> {
@@ -363,7 +386,11 @@ fn io_error(error: DmError) -> io::Error {
 }
 
 fn failed<'a>(doing: &'a str, name: &'a str) -> impl FnOnce(DmError) -> StoreError + use<'a> {
-    move |error| StoreError::io(format!("{doing} device-mapper device {name}"))(io_error(error))
+    move |error| refused(doing, name)(io_error(error))
+}
+
+fn refused<'a>(doing: &'a str, name: &'a str) -> impl FnOnce(io::Error) -> StoreError + use<'a> {
+    StoreError::io(format!("{doing} device-mapper device {name}"))
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 
 mod catalogue;
 mod changes;
+mod command;
 mod head;
 mod inner;
 pub(crate) mod kernel;

@@ -120,11 +120,20 @@ fn no_devices() {
 /// The daemon and its commands, as an administrator types them.
 #[test]
 fn lab_the_manuals_session_on_devices() -> Result<(), Failure> {
-    if !lab::ready(TOOLS) {
+    session(TOOLS, Machine::new("solo"))
+}
+
+#[test]
+fn lab_the_manuals_session_on_devices_with_udev() -> Result<(), Failure> {
+    session(&[TOOLS, &["udevadm"]].concat(), Machine::new("solo").udev())
+}
+
+fn session(tools: &[&str], machine: Machine) -> Result<(), Failure> {
+    if !lab::ready(tools) {
         return Ok(());
     }
     let lab = Lab::new()?;
-    let mut machine = Machine::new("solo").memory(768).modules(&["dm-thin-pool"]);
+    let mut machine = machine.memory(768).modules(&["dm-thin-pool"]);
     for (name, size) in [("a", 64 << 20), ("b", 64 << 20), ("c", (64 << 20) - 4096), ("d", 64 << 20)] {
         machine = machine.disk(&lab.disk(name, size)?);
     }

@@ -454,11 +454,22 @@ fn lab_what_lies_beyond_a_smaller_base_does_not_show_after_a_kill() -> Result<()
 /// Daemons and their commands, and LVM's tools beside them, as an administrator types them.
 #[test]
 fn lab_a_session_on_thin_volumes() -> Result<(), Failure> {
-    if !lab::ready(TOOLS) {
+    session(TOOLS, |machine| machine)
+}
+
+/// LVM waits for udev at each step, and so this is one to be asked for.
+#[test]
+#[ignore = "takes twice as long as the one without udev"]
+fn lab_a_session_on_thin_volumes_with_udev() -> Result<(), Failure> {
+    session(&[TOOLS, &["udevadm"]].concat(), Machine::udev)
+}
+
+fn session(tools: &[&str], with: impl FnOnce(Machine) -> Machine) -> Result<(), Failure> {
+    if !lab::ready(tools) {
         return Ok(());
     }
     let lab = Lab::new()?;
-    let mut machine = machine(&lab, 400 << 20)?.memory(1024);
+    let mut machine = with(machine(&lab, 400 << 20)?.memory(1024));
     for (name, mib) in [("b", 64), ("c", 64), ("d", 16), ("e", 32)] {
         machine = machine.disk(&lab.disk(name, mib << 20)?);
     }

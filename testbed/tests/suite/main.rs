@@ -35,3 +35,5 @@ mod thin_moments;
 mod thin_scrub;
 #[cfg(feature = "device-mapper")]
 mod thin_still;
+#[cfg(feature = "device-mapper")]
+mod udev;
