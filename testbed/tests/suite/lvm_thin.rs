@@ -29,13 +29,13 @@ use zumastor_testbed::{
 const PROGRAM: &str = env!("CARGO_BIN_EXE_zumastor-under-test");
 
 /// What the tests of this file need beside the lab.
-const TOOLS: &[&str] = &["lvs", "vgcreate", "thin_check", "dmsetup", "mkfs.ext4"];
+pub const TOOLS: &[&str] = &["lvs", "vgcreate", "thin_check", "dmsetup", "mkfs.ext4"];
 
-fn machine(lab: &Lab, size: u64) -> Result<Machine, Failure> {
+pub fn machine(lab: &Lab, size: u64) -> Result<Machine, Failure> {
     Ok(Machine::new("solo").modules(&["dm-thin-pool"]).disk(&lab.disk("pv", size)?))
 }
 
-fn spec() -> VolumeSpec {
+pub fn spec() -> VolumeSpec {
     VolumeSpec {
         name: "v".parse().unwrap(),
         origin: "/dev/vg/vol".into(),
@@ -46,7 +46,7 @@ fn spec() -> VolumeSpec {
     }
 }
 
-fn lvm(program: &str, arguments: &str) -> Result<String, Failure> {
+pub fn lvm(program: &str, arguments: &str) -> Result<String, Failure> {
     output(program, |command| command.args(arguments.split(' ')))
 }
 
@@ -123,7 +123,7 @@ fn lab_lvm_thin_passes_the_suite() -> Result<(), Failure> {
 const CASES: u32 = 5;
 
 /// No device and no node is left but those of the volume group.
-fn nothing_is_left() -> Result<(), Failure> {
+pub fn nothing_is_left() -> Result<(), Failure> {
     let names = output("dmsetup", |command| command.args(["info", "-c", "--noheadings", "-o", "name"]))?;
     let mut names: Vec<_> = names.lines().map(str::trim).filter(|name| !name.is_empty()).collect();
     names.sort_unstable();

@@ -22,6 +22,8 @@ mod nfs;
 mod nfs_roles;
 #[cfg(feature = "device-mapper")]
 mod pools;
+#[cfg(feature = "device-mapper")]
+mod power_cuts;
 mod space;
 mod sparse;
 #[cfg(feature = "device-mapper")]
