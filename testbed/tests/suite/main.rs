@@ -13,6 +13,8 @@ mod full_disk;
 mod kills;
 mod lab;
 #[cfg(feature = "device-mapper")]
+mod lost_writes;
+#[cfg(feature = "device-mapper")]
 mod lvm_thin;
 mod memory;
 mod mount_kills;
@@ -39,3 +41,5 @@ mod thin_scrub;
 mod thin_still;
 #[cfg(feature = "device-mapper")]
 mod udev;
+#[cfg(feature = "device-mapper")]
+mod write_log;

@@ -1,5 +1,5 @@
 //! A power cut in the middle of each operation of a volume in a thin pool, at each of its steps: the volume comes back as it was before or
-//! as it is after. The guest is killed, so all that was written is on its disks.
+//! as it is after. The guest is killed, so all that was written is on its disks; `lost_writes.rs` has what is not.
 
 use std::{
     collections::BTreeSet,
