@@ -15,7 +15,7 @@ use zumastor_testbed::{
 };
 
 /// What the tests of this file need beside the lab.
-const TOOLS: &[&str] = &["thin_restore", "thin_check", "blkid", "dmsetup"];
+const TOOLS: &[&str] = &["thin_check", "blkid", "dmsetup"];
 
 const SIZE: usize = 2 << 20;
 

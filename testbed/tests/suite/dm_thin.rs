@@ -24,7 +24,7 @@ use zumastor_testbed::{
 const PROGRAM: &str = env!("CARGO_BIN_EXE_zumastor-under-test");
 
 /// What the tests of this file need beside the lab.
-const TOOLS: &[&str] = &["thin_restore", "thin_check", "thin_delta", "blkid", "dmsetup", "mkfs.ext4"];
+const TOOLS: &[&str] = &["thin_check", "thin_delta", "blkid", "dmsetup", "mkfs.ext4"];
 
 pub fn machine(lab: &Lab, origin: u64, snapdev: u64) -> Result<Machine, Failure> {
     let machine = Machine::new("solo").modules(&["dm-thin-pool"]);

@@ -22,7 +22,7 @@ use zumastor_testbed::{
 use self::life::{Found, Head, Life, State, new};
 use crate::write_log::{Entry, Recorder, Replay};
 
-const TOOLS: &[&str] = &["thin_restore", "thin_check", "blkid", "dmsetup", "mkfs.ext4", "e2fsck"];
+const TOOLS: &[&str] = &["thin_check", "blkid", "dmsetup", "mkfs.ext4", "e2fsck"];
 
 const SIZE: usize = 4 << 20;
 /// What a disk is split into: name, begin, size. The last is for the volume's notes, with a file system of their own.

@@ -290,7 +290,7 @@ fn lab_kills_in_the_middle_of_flips_of_devices_below_nfs() -> Result<(), Failure
 }
 
 #[cfg(feature = "device-mapper")]
-pub const DEVICE_TOOLS: &[&str] = &["mkfs.ext4", "dmsetup", "thin_restore", "thin_check", "blkid"];
+pub const DEVICE_TOOLS: &[&str] = &["mkfs.ext4", "dmsetup", "thin_check", "blkid"];
 
 /// A guest with the disks of a pair.
 #[cfg(feature = "device-mapper")]

@@ -15,7 +15,7 @@ use zumastor::{
 use zumastor_core::PageBuf;
 use zumastor_testbed::{introduce, lab, output};
 
-const TOOLS: &[&str] = &["thin_restore", "thin_check", "blkid", "dmsetup", "mkfs.ext4"];
+const TOOLS: &[&str] = &["thin_check", "blkid", "dmsetup", "mkfs.ext4"];
 
 /// Longer than anything here takes.
 const PATIENCE: Duration = Duration::from_secs(120);

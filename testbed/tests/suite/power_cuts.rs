@@ -55,7 +55,7 @@ trait Kind {
 struct OnDevices;
 
 impl Kind for OnDevices {
-    const TOOLS: &'static [&'static str] = &["thin_restore", "thin_check", "blkid", "dmsetup", "mkfs.ext4"];
+    const TOOLS: &'static [&'static str] = &["thin_check", "blkid", "dmsetup", "mkfs.ext4"];
     const STEPS: &'static [Step] = &[
         ("make: after the metadata", false),
         ("make: after the header", true),

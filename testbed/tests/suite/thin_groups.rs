@@ -16,7 +16,7 @@ use zumastor::exit::Failure;
 use zumastor_core::PageBuf;
 use zumastor_testbed::{Node, lab, output};
 
-const TOOLS: &[&str] = &["thin_restore", "blkid", "dmsetup"];
+const TOOLS: &[&str] = &["blkid", "dmsetup"];
 
 /// Longer than anything here takes.
 const PATIENCE: Duration = Duration::from_secs(120);

@@ -14,7 +14,7 @@ use zumastor::{api::Health, exit::Failure};
 use zumastor_core::PageBuf;
 use zumastor_testbed::{Node, lab, output};
 
-const TOOLS: &[&str] = &["thin_restore", "thin_check", "blkid", "dmsetup", "mkfs.ext4"];
+const TOOLS: &[&str] = &["thin_check", "blkid", "dmsetup", "mkfs.ext4"];
 
 /// How a volume with a metadata device is defined.
 const DEFINE: [&str; 7] =

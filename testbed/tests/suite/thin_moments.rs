@@ -17,7 +17,7 @@ use zumastor_backends::{Faults, Making, VolumeSpec, open_devices};
 use zumastor_core::PageBuf;
 use zumastor_testbed::{lab, output};
 
-const TOOLS: &[&str] = &["thin_restore", "thin_check", "blkid", "dmsetup"];
+const TOOLS: &[&str] = &["thin_check", "blkid", "dmsetup"];
 
 /// Longer than anything here takes.
 const PATIENCE: Duration = Duration::from_secs(120);

@@ -10,7 +10,7 @@ use zumastor::{api::Health, exit::Failure};
 use zumastor_backends::thin_metadata::ThinMetadata;
 use zumastor_testbed::{introduce, lab, output};
 
-const TOOLS: &[&str] = &["thin_restore", "blkid", "dmsetup"];
+const TOOLS: &[&str] = &["blkid", "dmsetup"];
 
 const CHUNK: u64 = 64 << 10;
 

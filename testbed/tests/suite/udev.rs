@@ -34,7 +34,7 @@ fn spec(origin: &str, snapstore: &str) -> VolumeSpec {
 #[test]
 fn lab_udev_leaves_volumes_on_devices_alone() -> Result<(), Failure> {
     lab::inside(
-        &["udevadm", "thin_restore", "blkid", "dmsetup", "mkfs.ext4"],
+        &["udevadm", "blkid", "dmsetup", "mkfs.ext4"],
         |lab| {
             let machine = Machine::new("solo").udev().modules(&["dm-thin-pool"]);
             Ok(machine.disk(&lab.disk("origin", 2 << 20)?).disk(&lab.disk("snapdev", 32 << 20)?))
