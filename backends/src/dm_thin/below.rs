@@ -9,10 +9,13 @@ use super::{
     header::{On, Piece},
     pool::DmPool,
 };
-use crate::thin::{
-    Access, Gone, Room, data_fill,
-    kernel::{PREFIX, SECTOR, is_named_after},
-    mapper::{Line, Mapper, link, node},
+use crate::{
+    thin::{
+        Access, Gone, Room, data_fill,
+        kernel::{PREFIX, SECTOR, is_named_after},
+        mapper::{Line, Mapper, link, node},
+    },
+    thin_metadata::drop_half_held,
 };
 
 /// Devices that a pool is made of; the pool comes first.
@@ -59,8 +62,15 @@ impl DmPool {
     /// Makes the devices that the pool consists of, and the pool.
     pub(super) fn assemble(&self) -> Result<(), StoreError> {
         let layout = self.header().1.layout.clone();
-        self.assemble_of("metadata", &layout.metadata)?;
+        let metadata = self.assemble_metadata()?;
         self.assemble_of("data", &layout.data)?;
+        // New metadata are nothing yet, and what else is wrong with them the kernel says.
+        if self.mapper.find(&self.name("pool"))?.is_none() && drop_half_held(&metadata).unwrap_or(false) {
+            tracing::warn!(
+                volume = self.volume,
+                "the power went while a moment of the metadata was about to be held"
+            );
+        }
         let made =
             self.mapper.ensure(&self.name("pool"), &self.prefix, &[self.pool_line()?], Access::Writable)?;
         link(&self.name("pool"), made.minor)

@@ -3,6 +3,7 @@
 use zumastor_core::StoreError;
 
 use super::pool::DmPool;
+use crate::thin::mapper::node;
 
 /// How the two were found to stand to each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,7 +63,8 @@ impl DmPool {
     fn release_stale(&self, held: Option<u64>) -> Result<(), StoreError> {
         if let Some(held) = held {
             if self.moment.is_ours(self.was_open) {
-                return self.moment.let_go(&|message| self.tell(message), &self.name("pool"));
+                let metadata = node(&self.name("metadata"));
+                return self.moment.let_go(&|message| self.tell(message), (&self.name("pool"), &metadata));
             }
             tracing::warn!(volume = self.volume, held, "{}", self.strange_hold());
         }

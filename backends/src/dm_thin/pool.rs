@@ -379,7 +379,12 @@ impl Pool for DmPool {
         let held =
             || -> Result<bool, StoreError> { Ok(self.asked(true)?.is_some_and(|said| said.held.is_some())) };
         let right = self.holding.try_lock().ok();
-        let foreign = self.moment.is_foreign(right, &|message| self.tell(message), &self.name("pool"), &held);
+        let foreign = self.moment.is_foreign(
+            right,
+            &|message| self.tell(message),
+            (&self.name("pool"), &node(&self.name("metadata"))),
+            &held,
+        );
         foreign.then(|| self.strange_hold())
     }
 

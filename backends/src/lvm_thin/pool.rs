@@ -409,12 +409,12 @@ impl Pool for LvmPool {
             self.moment.none_is_held();
             return None;
         }
-        let pool = self.tpool();
+        let (pool, metadata) = (self.tpool(), self.metadata().ok()?);
         let tell = |message: &str| tell(&self.mapper, &pool, message);
         let held =
             || -> Result<bool, StoreError> { Ok(self.said()?.is_some_and(|said| said.held.is_some())) };
         let right = lvm::hurried(|| self.lock_metadata()).ok();
-        self.moment.is_foreign(right, &tell, &pool, &held).then(|| self.strange_hold())
+        self.moment.is_foreign(right, &tell, (&pool, &metadata), &held).then(|| self.strange_hold())
     }
 
     fn is_shared(&self) -> bool {

@@ -60,8 +60,9 @@ impl LvmPool {
             tracing::warn!(volume = self.volume, held, "{}", self.strange_hold());
             return self.moment.begin();
         }
-        let pool = self.tpool();
-        if let Err(error) = self.moment.let_go(&|message| tell(&self.mapper, &pool, message), &pool) {
+        let (pool, metadata) = (self.tpool(), self.metadata()?);
+        let tell = |message: &str| tell(&self.mapper, &pool, message);
+        if let Err(error) = self.moment.let_go(&tell, (&pool, &metadata)) {
             // Whoever looks at the metadata next tries it again.
             tracing::warn!(volume = self.volume, held, %error, "a moment that was left is still held");
         }

@@ -9,7 +9,11 @@ use std::{
 use zumastor_core::StoreError;
 
 use super::lock::LOCKS;
-use crate::{Faults, described::failed, thin_metadata::ThinMetadata};
+use crate::{
+    Faults,
+    described::failed,
+    thin_metadata::{ThinMetadata, is_half_held},
+};
 
 /// Gives a pool a message; the error is what the kernel answered, and one of no number where it is unknown what came of it.
 type Tell<'a> = &'a dyn Fn(&str) -> Result<(), io::Error>;
@@ -47,9 +51,18 @@ impl Moment {
         self.write("")
     }
 
-    /// Lets go of what one of ours left. Where that cannot be done, it is tried again before the next is held.
-    pub(crate) fn let_go(&self, tell: Tell<'_>, pool: &str) -> Result<(), StoreError> {
+    /// Lets go of what one of ours left in a pool, whose metadata are there. Where that cannot be done, it is tried again before the next is
+    /// held.
+    pub(crate) fn let_go(&self, tell: Tell<'_>, (pool, metadata): (&str, &Path)) -> Result<(), StoreError> {
         self.write(HELD)?;
+        if is_half_held(metadata)? {
+            return Err(StoreError::Damaged {
+                path: metadata.to_owned(),
+                what: "the power went while the kernel was about to hold a moment of these metadata; to let go of it would free what is in \
+                       use. Repair them while the pool is not active, with thin_repair(8) or `lvconvert --repair`"
+                    .to_owned(),
+            });
+        }
         match tell(RELEASE) {
             // Somebody may have done it meanwhile.
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => self.write(""),
@@ -66,7 +79,7 @@ impl Moment {
         strange: &dyn Fn() -> String,
         read: &mut dyn FnMut(&ThinMetadata) -> Result<(), StoreError>,
     ) -> Result<(), StoreError> {
-        self.let_go_of_left(tell, pool)?;
+        self.let_go_of_left(tell, (pool, metadata))?;
         self.write(HELD)?;
         if let Err(error) = tell(RESERVE) {
             if error.raw_os_error().is_some() {
@@ -91,7 +104,7 @@ impl Moment {
         &self,
         right: Option<R>,
         tell: Tell<'_>,
-        pool: &str,
+        pool: (&str, &Path),
         held: &dyn Fn() -> Result<bool, StoreError>,
     ) -> bool {
         if right.is_some() {
@@ -109,7 +122,7 @@ impl Moment {
         self.foreign.store(false, Ordering::Relaxed);
     }
 
-    fn let_go_of_left(&self, tell: Tell<'_>, pool: &str) -> Result<(), StoreError> {
+    fn let_go_of_left(&self, tell: Tell<'_>, pool: (&str, &Path)) -> Result<(), StoreError> {
         if self.is_ours(false) { self.let_go(tell, pool) } else { Ok(()) }
     }
 
@@ -139,6 +152,7 @@ mod tests {
     use std::cell::Cell;
 
     use super::*;
+    use crate::thin_metadata::NewPool;
 
     #[test]
     fn what_could_not_be_let_go_is_let_go_before_the_next() {
@@ -162,9 +176,13 @@ mod tests {
                 }
             }
         };
+        let metadata = dir.path().join("metadata");
+        fs::File::create(&metadata).and_then(|file| file.set_len(1 << 20)).unwrap();
+        let new =
+            NewPool { device: 0, mapped: 0, data_blocks: 1, data_block_size: 128, metadata_blocks: 256 };
+        new.write(&metadata).unwrap();
         let hold = || {
-            let nothing = dir.path().join("metadata");
-            let held = moment().hold(&tell, ("pool", &nothing), &|| "somebody else".into(), &mut |_| Ok(()));
+            let held = moment().hold(&tell, ("pool", &metadata), &|| "somebody else".into(), &mut |_| Ok(()));
             held.unwrap_err().to_string()
         };
         let is_well = || {
@@ -190,7 +208,7 @@ mod tests {
             is_well();
             held.set(false);
             if another {
-                moment().let_go(&tell, "pool").unwrap();
+                moment().let_go(&tell, ("pool", &metadata)).unwrap();
                 held.set(true);
             }
             assert_eq!(hold(), if another { "somebody else".to_owned() } else { unread.clone() });

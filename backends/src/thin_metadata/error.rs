@@ -4,7 +4,7 @@ use std::{io, path::PathBuf};
 
 use zumastor_core::StoreError;
 
-/// Why thin metadata could not be read. Nothing is ever written, so nothing was changed.
+/// Why thin metadata could not be read, or a held root not dropped: nothing was changed then.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ThinMetadataError {

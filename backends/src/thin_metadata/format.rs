@@ -14,6 +14,7 @@
 //! |     48 |     8 | transaction id                                                               |
 //! |     56 |     8 | held root, 0 if none                                                         |
 //! |     64 |   128 | root of the data space map: begins with the number of data blocks            |
+//! |    192 |   128 | root of the metadata space map                                               |
 //! |    320 |     8 | root of the mapping tree: device → root of a tree, virtual block → data block |
 //! |    328 |     8 | root of the details tree: device → details                                   |
 //! |    336 |     4 | data block size in sectors                                                   |
@@ -57,6 +58,10 @@ pub(super) const SUPERBLOCK_SALT: u32 = 160_774;
 pub(super) const NODE_SALT: u32 = 121_107;
 pub(super) const BITMAP_SALT: u32 = 240_779;
 pub(super) const INDEX_SALT: u32 = 160_478;
+/// Where a superblock has the held root.
+pub(super) const HELD_ROOT: usize = 56;
+/// Where it has the root of what leads to the bitmaps of the metadata.
+pub(super) const METADATA_BITMAPS: usize = 192 + 16;
 /// Bytes before the keys of a node.
 pub(super) const HEADER: usize = 32;
 /// Blocks that a bitmap is for.
@@ -111,7 +116,7 @@ impl Superblock {
         Ok(Self {
             time: u32_at(bytes, 44),
             transaction_id: u64_at(bytes, 48),
-            held_root: u64_at(bytes, 56),
+            held_root: u64_at(bytes, HELD_ROOT),
             data_blocks: u64_at(bytes, 64),
             mapping_root: u64_at(bytes, 320),
             details_root: u64_at(bytes, 328),

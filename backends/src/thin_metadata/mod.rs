@@ -1,7 +1,7 @@
 //! Reads the metadata of a dm-thin pool: which devices there are, what they are mapped to, and where two of them differ; and writes that of a
 //! [new one](NewPool).
 //!
-//! What is there is never written to, no library is needed, and the pool may be in use: then its owner reserves a root
+//! What is there is never written to but by [`drop_half_held`], no library is needed, and the pool may be in use: then its owner reserves a root
 //! (`reserve_metadata_snap`), opens it here with [`ThinMetadata::open_held`], reads, and releases it. What lies below a held root is never
 //! changed in place. [`ThinMetadata::open_current`] is for a pool that is not active.
 //!
@@ -18,6 +18,7 @@ mod cursor;
 mod diff;
 mod error;
 mod format;
+mod half_held;
 #[cfg(test)]
 mod tests;
 mod usage;
@@ -35,6 +36,7 @@ use self::{
 pub use self::{
     diff::{Diff, DiffRun, Difference, MappedRun, Mappings},
     error::ThinMetadataError,
+    half_held::{drop_half_held, is_half_held},
     usage::DeviceUsage,
     write::NewPool,
 };

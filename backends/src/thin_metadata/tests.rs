@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     io::Write,
+    os::unix::fs::FileExt,
     path::Path,
 };
 
@@ -10,8 +11,9 @@ use proptest::prelude::*;
 use tempfile::NamedTempFile;
 
 use super::{
-    DiffRun, Difference, ThinMetadata, ThinMetadataError,
-    format::{BLOCK, DETAILS, NODE_SALT, put},
+    DiffRun, Difference, NewPool, ThinMetadata, ThinMetadataError, drop_half_held,
+    format::{BITMAP_ENTRIES, BLOCK, DETAILS, HELD_ROOT, NODE_SALT, SUPERBLOCK_SALT, put},
+    is_half_held,
     write::{node, seal, superblock},
 };
 
@@ -347,4 +349,39 @@ fn what_is_no_metadata_is_refused() {
     let file = Image::of(&two(), 400, false).write();
     let error = read_all(file.path(), &two()).expect_err("beyond the end");
     assert!(error.to_string().contains("data block"), "{error}");
+}
+
+/// A root that is named as held and not counted is taken out, and nothing else changes; one that is counted stays.
+#[test]
+fn only_a_root_that_is_not_counted_is_dropped() {
+    let file = NamedTempFile::new().unwrap();
+    let new = NewPool {
+        device: 0,
+        mapped: 1000,
+        data_blocks: 2000,
+        data_block_size: 128,
+        metadata_blocks: 2 * BITMAP_ENTRIES,
+    };
+    file.as_file().set_len(new.metadata_blocks * BLOCK as u64).unwrap();
+    new.write(file.path()).unwrap();
+    let before = std::fs::read(file.path()).unwrap();
+    let hold = |block: u64| {
+        let mut superblock = before[..BLOCK].to_vec();
+        put(&mut superblock, HELD_ROOT, &block.to_le_bytes());
+        seal(&mut superblock, SUPERBLOCK_SALT);
+        file.as_file().write_all_at(&superblock, 0).unwrap();
+    };
+    let used = ThinMetadata::open_current(file.path()).unwrap().superblock.details_root;
+    for (held, half) in [(0, false), (used, false), (100, true), (BITMAP_ENTRIES + 5, true)] {
+        hold(held);
+        assert_eq!(is_half_held(file.path()).unwrap(), half, "{held}");
+        assert_eq!(drop_half_held(file.path()).unwrap(), half, "{held}");
+        let left = if half { 0 } else { held };
+        assert_eq!(ThinMetadata::open_current(file.path()).unwrap().superblock.held_root, left);
+        hold(0);
+        assert!(std::fs::read(file.path()).unwrap() == before, "{held}");
+    }
+    hold(2 * BITMAP_ENTRIES + 5);
+    let error = drop_half_held(file.path()).unwrap_err();
+    assert!(matches!(error, ThinMetadataError::Damaged { .. }), "{error}");
 }

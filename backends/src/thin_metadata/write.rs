@@ -5,8 +5,8 @@
 use std::{fs::OpenOptions, io, os::unix::fs::FileExt, path::Path};
 
 use super::format::{
-    BITMAP_ENTRIES, BITMAP_SALT, BLOCK, BitmapEntry, DETAILS, HEADER, INDEX_ENTRIES, INDEX_SALT, MAGIC,
-    NODE_SALT, SUPERBLOCK_SALT, checksum, put, room,
+    BITMAP_ENTRIES, BITMAP_SALT, BLOCK, BitmapEntry, DETAILS, HEADER, HELD_ROOT, INDEX_ENTRIES, INDEX_SALT,
+    MAGIC, NODE_SALT, SUPERBLOCK_SALT, checksum, put, room,
 };
 
 /// Bytes that are written at once.
@@ -178,7 +178,7 @@ pub(super) fn superblock(
     put(&mut bytes, 32, &MAGIC.to_le_bytes());
     put(&mut bytes, 40, &2_u32.to_le_bytes());
     put(&mut bytes, 48, &transaction.to_le_bytes());
-    put(&mut bytes, 56, &held.to_le_bytes());
+    put(&mut bytes, HELD_ROOT, &held.to_le_bytes());
     for (space, at) in spaces.iter().zip([64, 192]) {
         for (number, field) in space.iter().zip(0..) {
             put(&mut bytes, at + field * 8, &number.to_le_bytes());

@@ -93,6 +93,13 @@ impl Entry {
         matches!(self, Self::Write { fua: false, .. } | Self::Discard { .. })
     }
 
+    /// The eight bytes that it writes at a place, if it writes there.
+    pub fn written(&self, place: u64) -> Option<&[u8]> {
+        let Self::Write { at, data, .. } = self else { return None };
+        let begin = place.checked_sub(*at)? as usize;
+        data.get(begin..begin + 8)
+    }
+
     /// Does it to another device, from a place on.
     pub fn apply(&self, device: &File, begin: u64) -> Result<(), Failure> {
         let done = match self {
