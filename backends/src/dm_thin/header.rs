@@ -109,13 +109,20 @@ impl Header {
         }
     }
 
-    /// Makes this the only program that has the store open, until it is unlocked or dropped. It is not the device that is locked: udev
+    /// The same, by the only program that has the store open, until it is unlocked or dropped. It is not the device that is locked: udev
     /// would wait for that, and whoever waits for udev, for minutes.
-    pub(super) fn lock(&mut self) -> Result<(), StoreError> {
-        let (file, _) = lock_file(&format!("{}.lock", BlockDevice::look(&self.path)?.number))?;
-        lock(&file, &self.path)?;
-        self.lock = Some(file);
-        Ok(())
+    pub(super) fn open_alone(path: &Path) -> Result<(Self, Option<Content>), StoreError> {
+        let alone = Self::alone(path)?;
+        let (mut header, content) = Self::open(path)?;
+        header.lock = Some(alone);
+        Ok((header, content))
+    }
+
+    /// Keeps others from opening the store, as long as what this gives is open.
+    pub(super) fn alone(path: &Path) -> Result<File, StoreError> {
+        let (file, _) = lock_file(&format!("{}.lock", BlockDevice::look(path)?.number))?;
+        lock(&file, path)?;
+        Ok(file)
     }
 
     pub(super) fn unlock(&mut self) -> Result<(), StoreError> {

@@ -46,8 +46,7 @@ pub(crate) fn open(
 ) -> Result<ThinStore, StoreError> {
     let mapper = Mapper::open()?;
     pool_events::listen();
-    let (mut header, content) = Header::open(&spec.snapstore)?;
-    header.lock()?;
+    let (mut header, content) = Header::open_alone(&spec.snapstore)?;
     let content = match (content, making) {
         (Some(content), Some(making)) if making.initialize => {
             if !content.catalogue.snapshots.is_empty() {

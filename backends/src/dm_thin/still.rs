@@ -29,11 +29,12 @@ pub(crate) fn go_on(spec: &VolumeSpec, expected: Option<Uuid>) -> Result<usize, 
     if still.is_empty() {
         return Ok(0);
     }
-    // Locked as long as this lives.
-    let mut header = Header::open(&spec.snapstore);
-    if let Ok((header, _)) = &mut header {
-        header.lock()?;
-    }
+    let _alone = match Header::alone(&spec.snapstore) {
+        Err(error @ StoreError::Unsupported(_)) => return Err(error),
+        // The device may be gone.
+        alone => alone.ok(),
+    };
+    let header = Header::open(&spec.snapstore);
     let content = header.as_ref().ok().and_then(|(_, content)| content.as_ref());
     let Some(store) = content.map(|content| content.catalogue.store).or(expected) else { return Ok(0) };
     let ours = prefix(store);

@@ -14,7 +14,9 @@ use crate::{
     thin::{
         PoolStatus,
         kernel::{Said, status, tell, trouble},
+        moment::HALF_HELD,
     },
+    thin_metadata::is_half_held,
 };
 
 impl LvmPool {
@@ -70,6 +72,10 @@ impl LvmPool {
     }
 
     pub(super) fn strange_hold(&self) -> String {
+        // It is not known whose it is, and it must not be let go.
+        if self.metadata().is_ok_and(|metadata| is_half_held(&metadata).unwrap_or(false)) {
+            return format!("pool {}: {HALF_HELD}", self.place.display());
+        }
         format!(
             "somebody else holds a moment of the metadata of the pool {}: it keeps space, and changes cannot be found until it is let \
              go, `dmsetup message {} 0 release_metadata_snap` if it is not in use",

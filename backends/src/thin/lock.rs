@@ -1,7 +1,8 @@
 //! One program at a time for a store.
 
 use std::{
-    fs::{self, File},
+    fs::{self, DirBuilder, File, Permissions},
+    os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
@@ -38,11 +39,27 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 /// A file to lock, by a name that says for what.
 pub(crate) fn lock_file(name: &str) -> Result<(File, PathBuf), StoreError> {
-    let dir = Path::new(LOCKS);
-    fs::create_dir_all(dir).map_err(failed("making", dir))?;
-    let path = dir.join(name);
+    let path = locks()?.join(name);
     let file = File::options().create(true).append(true).open(&path).map_err(failed("opening", &path))?;
     Ok((file, path))
+}
+
+/// The directory for that, which nobody else may look into: what others can open, they can lock.
+pub(super) fn locks() -> Result<&'static Path, StoreError> {
+    let dir = Path::new(LOCKS);
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(dir);
+    let there = made.and_then(|()| fs::symlink_metadata(dir)).map_err(failed("making", dir))?;
+    if !there.is_dir() || there.uid() != rustix::process::geteuid().as_raw() {
+        return Err(StoreError::Unsupported(format!(
+            "{} was made by somebody else, who could keep all volumes from being used: remove it",
+            dir.display()
+        )));
+    }
+    if there.mode() & 0o077 != 0 {
+        fs::set_permissions(dir, Permissions::from_mode(0o700))
+            .map_err(failed("keeping others from", dir))?;
+    }
+    Ok(dir)
 }
 
 /// Where programs on one machine meet, whatever directories they have.

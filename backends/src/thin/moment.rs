@@ -8,7 +8,7 @@ use std::{
 
 use zumastor_core::StoreError;
 
-use super::lock::LOCKS;
+use super::lock::{LOCKS, locks};
 use crate::{
     Faults,
     described::failed,
@@ -56,12 +56,7 @@ impl Moment {
     pub(crate) fn let_go(&self, tell: Tell<'_>, (pool, metadata): (&str, &Path)) -> Result<(), StoreError> {
         self.write(HELD)?;
         if is_half_held(metadata)? {
-            return Err(StoreError::Damaged {
-                path: metadata.to_owned(),
-                what: "the power went while the kernel was about to hold a moment of these metadata; to let go of it would free what is in \
-                       use. Repair them while the pool is not active, with thin_repair(8) or `lvconvert --repair`"
-                    .to_owned(),
-            });
+            return Err(StoreError::Damaged { path: metadata.to_owned(), what: HALF_HELD.to_owned() });
         }
         match tell(RELEASE) {
             // Somebody may have done it meanwhile.
@@ -136,12 +131,16 @@ impl Moment {
     }
 
     fn write(&self, text: &str) -> Result<(), StoreError> {
-        let dir = self.note.parent().unwrap_or(Path::new("/"));
-        let written = fs::create_dir_all(dir).and_then(|()| fs::write(&self.note, text));
-        written.map_err(failed("writing", &self.note))
+        if self.note.starts_with(LOCKS) {
+            locks()?;
+        }
+        fs::write(&self.note, text).map_err(failed("writing", &self.note))
     }
 }
 
+/// What is to be done about a moment that is named as held and not counted.
+pub(crate) const HALF_HELD: &str = "the power went before the kernel had counted what it holds of these metadata, and to let go of it would free \
+                                    what is in use: repair them while the pool is not active, with thin_repair(8) or `lvconvert --repair`";
 const HELD: &str = "held";
 /// Messages to a pool; a release where nothing is held is `EINVAL`.
 const RESERVE: &str = "reserve_metadata_snap";
@@ -152,7 +151,7 @@ mod tests {
     use std::cell::Cell;
 
     use super::*;
-    use crate::thin_metadata::NewPool;
+    use crate::thin_metadata::{NewPool, name_as_held};
 
     #[test]
     fn what_could_not_be_let_go_is_let_go_before_the_next() {
@@ -214,5 +213,28 @@ mod tests {
             assert_eq!(hold(), if another { "somebody else".to_owned() } else { unread.clone() });
             assert!(held.get() == another && note().is_empty());
         }
+    }
+
+    #[test]
+    fn what_is_not_counted_is_not_let_go() {
+        let dir = tempfile::tempdir().unwrap();
+        let metadata = dir.path().join("metadata");
+        let file = fs::File::create_new(&metadata).unwrap();
+        file.set_len(1 << 20).unwrap();
+        let new =
+            NewPool { device: 0, mapped: 0, data_blocks: 1, data_block_size: 128, metadata_blocks: 256 };
+        new.write(&metadata).unwrap();
+        name_as_held(&metadata, 200);
+        let moment = Moment {
+            note: dir.path().join("moment"),
+            faults: Faults::none(),
+            foreign: AtomicBool::new(false),
+        };
+        let tell = |message: &str| panic!("{message} was sent");
+        let refused = moment.let_go(&tell, ("pool", &metadata)).unwrap_err().to_string();
+        assert!(refused.contains("would free what is in use"), "{refused}");
+        // Nor by whoever is next.
+        let refused = moment.hold(&tell, ("pool", &metadata), &String::new, &mut |_| Ok(())).unwrap_err();
+        assert!(refused.to_string().contains("would free what is in use"), "{refused}");
     }
 }

@@ -23,8 +23,24 @@ use super::{
 /// What cannot be read, and metadata that are damaged.
 pub fn is_half_held(path: &Path) -> Result<bool, ThinMetadataError> {
     let blocks = Blocks::open(path)?;
-    is_so(&blocks, &read(&blocks, 0)?)
+    let mut superblock = read(&blocks, 0)?;
+    for _ in 0..TRIES {
+        let so = is_so(&blocks, &superblock);
+        if matches!(so, Ok(false)) {
+            return so;
+        }
+        // What one transaction names may be something else after the next.
+        let again = read(&blocks, 0)?;
+        if *again == *superblock {
+            return so;
+        }
+        superblock = again;
+    }
+    Err(blocks.damaged(0, "it changes faster than it can be read"))
 }
+
+/// How often what changes is read.
+const TRIES: u32 = 100;
 
 /// Takes such a root out of the superblock again, durably; false if there is none. The pool must not be active.
 ///
@@ -62,6 +78,16 @@ fn is_counted(blocks: &Blocks, superblock: &[u8], block: u64) -> Result<bool, Th
     let bitmap = checked(blocks, u64_at(&index, entry), BITMAP_SALT)?;
     let at = (block % BITMAP_ENTRIES) as usize;
     Ok(bitmap[16 + at / 4] >> (at % 4 * 2) & 0b11 != 0)
+}
+
+/// Names a block as held, for tests.
+#[cfg(test)]
+pub(crate) fn name_as_held(path: &Path, block: u64) {
+    let blocks = Blocks::open(path).unwrap();
+    let mut superblock = read(&blocks, 0).unwrap();
+    put(&mut superblock, HELD_ROOT, &block.to_le_bytes());
+    seal(&mut superblock, SUPERBLOCK_SALT);
+    OpenOptions::new().write(true).open(path).unwrap().write_all_at(&superblock, 0).unwrap();
 }
 
 fn checked(blocks: &Blocks, block: u64, salt: u32) -> Result<PageBuf, ThinMetadataError> {

@@ -28,6 +28,8 @@ use std::{ops::Range, path::Path, sync::Arc};
 
 use zumastor_core::PageBuf;
 
+#[cfg(test)]
+pub(crate) use self::half_held::name_as_held;
 use self::{
     blocks::Blocks,
     cursor::{Cursor, check_keys, check_level, height, read_one},

@@ -3,7 +3,6 @@
 use std::{
     collections::{BTreeMap, HashMap},
     io::Write,
-    os::unix::fs::FileExt,
     path::Path,
 };
 
@@ -12,8 +11,8 @@ use tempfile::NamedTempFile;
 
 use super::{
     DiffRun, Difference, NewPool, ThinMetadata, ThinMetadataError, drop_half_held,
-    format::{BITMAP_ENTRIES, BLOCK, DETAILS, HELD_ROOT, NODE_SALT, SUPERBLOCK_SALT, put},
-    is_half_held,
+    format::{BITMAP_ENTRIES, BLOCK, DETAILS, NODE_SALT, put},
+    is_half_held, name_as_held,
     write::{node, seal, superblock},
 };
 
@@ -365,12 +364,7 @@ fn only_a_root_that_is_not_counted_is_dropped() {
     file.as_file().set_len(new.metadata_blocks * BLOCK as u64).unwrap();
     new.write(file.path()).unwrap();
     let before = std::fs::read(file.path()).unwrap();
-    let hold = |block: u64| {
-        let mut superblock = before[..BLOCK].to_vec();
-        put(&mut superblock, HELD_ROOT, &block.to_le_bytes());
-        seal(&mut superblock, SUPERBLOCK_SALT);
-        file.as_file().write_all_at(&superblock, 0).unwrap();
-    };
+    let hold = |block: u64| name_as_held(file.path(), block);
     let used = ThinMetadata::open_current(file.path()).unwrap().superblock.details_root;
     for (held, half) in [(0, false), (used, false), (100, true), (BITMAP_ENTRIES + 5, true)] {
         hold(held);

@@ -133,7 +133,12 @@ impl<W: FnMut(u64, &[u8]) -> io::Result<()>> Blocks<W> {
             let there = (blocks - begin).min(BITMAP_ENTRIES);
             let used = used.saturating_sub(begin).min(there);
             let block = self.add(|block| bitmap(block, used))?;
-            entries.push(BitmapEntry { block, free: (there - used) as u32, first_free: used as u32 });
+            // Not cut where the last one ends: the kernel adds nothing to it when there are more blocks, and leaves out what has none free.
+            entries.push(BitmapEntry {
+                block,
+                free: (BITMAP_ENTRIES - used) as u32,
+                first_free: used as u32,
+            });
         }
         Ok(entries)
     }

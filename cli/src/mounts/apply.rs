@@ -312,11 +312,11 @@ fn show(plan: &Plan, table: Table, report: &mut Report) -> io::Result<()> {
     }
     let aside = match shown {
         Shown::Head(device) => {
-            let beside = replaces.then(|| file_system::head(device, &plan.options)).and_then(Result::ok);
+            let beside = replaces.then(|| file_system::head(device, &plan.options));
             match beside {
-                Some(aside) => aside,
-                // Some file systems are not mounted while a snapshot of theirs is.
-                None => {
+                Some(Err(error)) if !file_system::may_be_alone(device) => return Err(error),
+                Some(Ok(aside)) => aside,
+                _ => {
                     replaces = false;
                     take_shown(plan, &table).map_err(|busy| io::Error::other(busy.to_string()))?;
                     file_system::head(device, &plan.options)?

@@ -157,6 +157,11 @@ pub fn head(device: &Path, options: &Options) -> io::Result<Option<Aside>> {
     mounted.map(Some).map_err(|error| explained(kind, error))
 }
 
+/// Whether what is on a device may not be mounted while a snapshot of it is.
+pub fn may_be_alone(device: &Path) -> bool {
+    matches!(Kind::of(device), Ok(Some(Kind::Btrfs)))
+}
+
 fn explained(kind: Kind, error: io::Error) -> io::Error {
     match (kind, error.raw_os_error()) {
         (Kind::Btrfs, Some(libc::EEXIST | libc::EBUSY)) => io::Error::other(

@@ -109,8 +109,11 @@ impl Unrecorded {
         std::mem::take(&mut self.lock().begun)
     }
 
+    /// Takes all: of streams that failed, what they had said.
     fn take_all(&self) -> Leaves {
-        std::mem::take(&mut *self.lock()).left
+        let Hashes { left, mut begun } = std::mem::take(&mut *self.lock());
+        begun.extend(left);
+        begun
     }
 
     fn lock(&self) -> MutexGuard<'_, Hashes> {
@@ -433,7 +436,7 @@ fn write_batches(
     while let Some((header, payload)) = batches.blocking_recv() {
         receiver.batch(&header, &payload)?;
         if said.elapsed() >= pause / SOONER {
-            unrecorded.begin(receiver.leaves());
+            unrecorded.begin(receiver.news());
             said = Instant::now();
         }
     }

@@ -1,6 +1,9 @@
 //! Checking batches and staging them. Blocking: it runs on a thread of its own.
 
-use std::{collections::BTreeMap, ops::Range};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Range,
+};
 
 use zumastor_core::{
     LeafIndex, PageBuf, SegmentIndex, Staging, StoreError,
@@ -22,6 +25,8 @@ pub(super) struct Receiver<'a> {
     /// Leaf hashes of what was written and is not checkpointed yet.
     leaves: BTreeMap<SegmentIndex, SegmentLeaves>,
     current: Option<SegmentIndex>,
+    /// The segments of which something came since [`news`](Self::news) was asked.
+    touched: BTreeSet<SegmentIndex>,
     /// The leaves that were asked for; all of the segments' if nothing.
     asked: Option<Vec<SegmentLeafSet>>,
     /// Where the next leaf may be: leaves come in order, so a peer cannot send one for ever.
@@ -60,6 +65,7 @@ impl<'a> Receiver<'a> {
             leaf: Vec::new(),
             leaves,
             current: None,
+            touched: BTreeSet::new(),
             asked,
             next: LeafIndex(0),
             mismatches: Vec::new(),
@@ -117,9 +123,10 @@ impl<'a> Receiver<'a> {
         Ok(expected as u64)
     }
 
-    /// The leaf hashes of all segments that were begun.
-    pub fn leaves(&self) -> Vec<(SegmentIndex, SegmentLeaves)> {
-        self.leaves.iter().map(|(segment, leaves)| (*segment, leaves.clone())).collect()
+    /// The leaf hashes of all segments of which something came since this was asked last.
+    pub fn news(&mut self) -> Vec<(SegmentIndex, SegmentLeaves)> {
+        let touched = std::mem::take(&mut self.touched).into_iter();
+        touched.filter_map(|segment| Some((segment, self.leaves.get(&segment)?.clone()))).collect()
     }
 
     /// The leaf hashes, and the leaves whose content did not match theirs, in the order they came.
@@ -173,6 +180,7 @@ impl<'a> Receiver<'a> {
     }
 
     fn enter(&mut self, segment: SegmentIndex) -> Result<(), StoreError> {
+        self.touched.insert(segment);
         if self.current != Some(segment) {
             self.current = Some(segment);
             if !self.leaves.contains_key(&segment) {

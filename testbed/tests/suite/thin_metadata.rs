@@ -3,14 +3,14 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    fs::File,
+    fs::{File, OpenOptions},
     os::unix::fs::FileExt,
     path::Path,
 };
 
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
 use zumastor::exit::Failure;
-use zumastor_backends::thin_metadata::{DiffRun, Difference, ThinMetadata, ThinMetadataError};
+use zumastor_backends::thin_metadata::{DiffRun, Difference, NewPool, ThinMetadata, ThinMetadataError};
 use zumastor_testbed::{
     lab::{self, Machine},
     output,
@@ -30,6 +30,56 @@ fn lab_a_pool_in_use_is_read_as_thin_delta_reads_it() -> Result<(), Failure> {
             Ok(machine.patience(std::time::Duration::from_secs(1200)))
         },
         history,
+    )
+}
+
+/// A pool whose metadata we wrote, with part of it mapped: all of it can be written, and all of what it grows by.
+#[test]
+fn lab_a_new_pool_is_full_when_all_of_it_is_and_after_it_grew_too() -> Result<(), Failure> {
+    lab::inside(
+        &["dmsetup", "thin_check"],
+        |lab| Ok(Machine::new("solo").modules(&["dm-thin-pool"]).disk(&lab.disk("metadata", 8 << 20)?)),
+        || {
+            const MAPPED: u64 = 100;
+            let length = |chunks: u64| chunks * CHUNK / 512;
+            dmsetup(&["create", "data", "--table", &format!("0 {} zero", length(1000))])?;
+            let new = NewPool {
+                device: 0,
+                mapped: MAPPED,
+                data_blocks: 400,
+                data_block_size: 128,
+                metadata_blocks: 1024,
+            };
+            new.write(Path::new(METADATA)).map_err(Failure::doing("writing metadata"))?;
+            let pool = |chunks| {
+                let features = "2 skip_block_zeroing error_if_no_space";
+                format!("0 {} thin-pool {METADATA} /dev/mapper/data 128 0 {features}", length(chunks))
+            };
+            dmsetup(&["create", "pool", "--table", &pool(400)])?;
+            dmsetup(&["create", "thin", "--table", &format!("0 {} thin /dev/mapper/pool 0", length(2000))])?;
+            let thin =
+                OpenOptions::new().write(true).open("/dev/mapper/thin").map_err(Failure::doing("opening"))?;
+            // How many chunks can be written behind those that are mapped.
+            let fill = |from: u64| -> u64 {
+                let write = |chunk: &u64| {
+                    let written =
+                        thin.write_all_at(&[1; 4096], chunk * CHUNK).and_then(|()| thin.sync_data());
+                    written.is_ok()
+                };
+                (from..2000).take_while(write).count() as u64
+            };
+            assert_eq!(fill(MAPPED), 400 - MAPPED);
+            for command in
+                [&["reload", "pool", "--table", &pool(900)][..], &["suspend", "pool"], &["resume", "pool"]]
+            {
+                dmsetup(command)?;
+            }
+            assert_eq!(fill(400), 500);
+            drop(thin);
+            dmsetup(&["remove", "thin"])?;
+            dmsetup(&["remove", "pool"])?;
+            output("thin_check", |check| check.arg(METADATA)).map(drop)
+        },
     )
 }
 

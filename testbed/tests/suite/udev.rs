@@ -166,6 +166,7 @@ fn flips(store: &dyn SnapshotStore, rounds: std::ops::Range<u64>) -> Result<(), 
     drop(going_on);
     let [missing, found] = watch.join().expect("it only looks");
     assert_eq!(missing, 0, "of {found} looks found no volume");
+    assert!(found > 0, "nobody looked");
     Ok(())
 }
 
