@@ -16,8 +16,9 @@ use zumastor_core::{
 
 use super::{
     Patience,
+    checkpoints::{PAUSE, Unrecorded},
     era::{self, Epochs, ForgetfulEpochs},
-    fetch::{BATCHES, Find, Job, PAUSE, Unrecorded, Writers, ask},
+    fetch::{BATCHES, Find, Job, Writers, ask},
     upstream::describe,
     verify,
 };

@@ -23,7 +23,8 @@ use zumastor_core::{
 
 use super::{
     Patience, PullError,
-    fetch::{BATCHES, Job, Unrecorded, Writers, leaf_sets, walk},
+    checkpoints::Unrecorded,
+    fetch::{BATCHES, Job, Writers, leaf_sets, walk},
 };
 use crate::{
     buffers::Buffers,

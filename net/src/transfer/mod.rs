@@ -1,6 +1,7 @@
 //! Both ends of a transfer, apart from sockets: they talk over any pair of byte streams.
 
 mod batch;
+mod checkpoints;
 mod choose;
 mod circle;
 mod data;
