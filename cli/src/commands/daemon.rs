@@ -46,6 +46,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
         .init();
     let paths = Paths::from_env()?;
     raise_file_limit();
+    keep_memory();
     if let Some(file) = std::env::var_os("ZUMASTOR_TEST_KILL") {
         killed_at_a_step(file.into());
     }
@@ -85,3 +86,30 @@ fn raise_file_limit() {
         tracing::warn!(%error, "the limit on open files stays what it is");
     }
 }
+
+/// Memory that is given back to the kernel is soon wanted again: each packet that arrives gets some of its own, and each page of it
+/// costs a fault. So some is kept, in few places, as a thread that wants memory is another one each time.
+#[cfg(target_env = "gnu")]
+fn keep_memory() {
+    let settings = [(libc::M_TRIM_THRESHOLD, KEPT), (libc::M_MMAP_THRESHOLD, LARGE), (libc::M_ARENA_MAX, 2)];
+    for (name, value) in settings {
+        // SAFETY: it takes two numbers.
+        #[allow(unsafe_code)]
+        let set = unsafe { libc::mallopt(name, value) };
+        if set == 0 {
+            tracing::debug!(name, value, "an allocator that does not take this setting");
+        }
+    }
+}
+
+/// Another allocator knows better, or has no such settings.
+#[cfg(not(target_env = "gnu"))]
+fn keep_memory() {}
+
+/// Bytes of free memory that are kept at the end of each of the allocator's arenas.
+#[cfg(target_env = "gnu")]
+const KEPT: libc::c_int = 48 << 20;
+
+/// What is as large as this is mapped from the kernel by itself, and given back at once: no batch is (mallopt(3): at most 32 MiB).
+#[cfg(target_env = "gnu")]
+const LARGE: libc::c_int = 8 << 20;
