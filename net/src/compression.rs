@@ -70,12 +70,12 @@ impl Pace {
     }
 }
 
-/// So much of a transfer is compressed in any case: a fraction of a second's worth where compressing does not pay, and
-/// more than most transfers are.
-const PATIENCE: u64 = 128 << 20;
+/// So much of a transfer is compressed in any case: what it takes until QUIC has found out what the path could carry, and the
+/// rate has been measured over the second half of it.
+const PATIENCE: u64 = 2 * WINDOW;
 
 /// Bytes over which the rate is measured.
-const WINDOW: u64 = 32 << 20;
+const WINDOW: u64 = 8 << 20;
 
 #[cfg(test)]
 mod tests {
@@ -87,11 +87,11 @@ mod tests {
     fn the_rate_is_that_of_the_last_window() {
         let start = Instant::now();
         let mut pace = Pace::new(start);
-        for millis in 1..=64 {
-            pace.add(1 << 20, start + Duration::from_millis(if millis <= 32 { millis } else { 10 * millis }));
+        for millis in 1..=16 {
+            pace.add(1 << 20, start + Duration::from_millis(if millis <= 8 { millis } else { 10 * millis }));
         }
-        // The second 32 MiB took from 32 to 640 ms.
-        assert_eq!(pace.rate, (f64::from(32 << 20) / 0.608) as u64);
+        // The second 8 MiB took from 8 to 160 ms.
+        assert_eq!(pace.rate, (f64::from(8 << 20) / 0.152) as u64);
     }
 
     #[test]
@@ -104,7 +104,7 @@ mod tests {
         assert_eq!(batches(1000, Some(0)), 1000);
         assert_eq!(batches(1000, Some(u64::MAX)), 0);
         compression.begin();
-        assert_eq!(batches(1000, Some(u64::MAX)), 128);
+        assert_eq!(batches(1000, Some(u64::MAX)), 16);
         assert_eq!(batches(1000, Some(1000)), 1000);
     }
 }
