@@ -60,16 +60,17 @@ pub fn run(program: &Path, parent: &Path, rounds: u32) -> Result<String, Failure
 }
 
 /// A master of a volume and a target that is up to date.
-struct Lab {
-    alpha: Node,
-    beta: Node,
+pub(super) struct Lab {
+    pub alpha: Node,
+    pub beta: Node,
     image: PathBuf,
     /// Snapshots that were taken.
     taken: u64,
 }
 
 impl Lab {
-    fn new(program: &Path, dir: &Path) -> Result<Self, Failure> {
+    /// Starts both below `dir`, and writes all of the volume.
+    pub fn new(program: &Path, dir: &Path) -> Result<Self, Failure> {
         let (alpha, beta) = (Node::start(program, dir, "alpha")?, Node::start(program, dir, "beta")?);
         introduce(&alpha, &beta)?;
         let path = alpha.path("v.img");
@@ -94,11 +95,36 @@ impl Lab {
             self.snapshot()?;
         }
         self.settled()?;
+        self.replicate()
+    }
+
+    /// Brings the newest snapshot to the target.
+    pub fn replicate(&self) -> Result<(), Failure> {
         self.alpha.ok(&["replicate", "v", "beta", "--wait"]).map(drop)
     }
 
+    /// Deletes the oldest snapshots on both sides until there are no more than so many.
+    pub fn thin_out(&self, most: usize) -> Result<(), Failure> {
+        for node in [&self.alpha, &self.beta] {
+            let snapshots = node.volume("v")?.snapshots;
+            for snapshot in &snapshots[..snapshots.len().saturating_sub(most)] {
+                node.ok(&["delete", "v", &snapshot.number.to_string()])?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks that the replica is the master's file, byte for byte.
+    pub fn check(&self) -> Result<(), Failure> {
+        let (here, replica) = (self.alpha.digest(&self.image)?, self.beta.digest(&self.beta.path("v.img"))?);
+        if here == replica {
+            return Ok(());
+        }
+        Err(Failure::failed(format!("the replica differs from the master: {replica} and {here}")))
+    }
+
     /// Changes a chunk and takes a snapshot; tells how long that took.
-    fn snapshot(&mut self) -> Result<Duration, Failure> {
+    pub fn snapshot(&mut self) -> Result<Duration, Failure> {
         let chunk = self.taken % WRITTEN * (SIZE / WRITTEN);
         let mut bytes = vec![0; CHUNK as usize];
         SmallRng::seed_from_u64(self.taken).fill_bytes(&mut bytes);
@@ -113,7 +139,7 @@ impl Lab {
     }
 
     /// Waits for the digest of the newest snapshot, which is made in the background.
-    fn settled(&mut self) -> Result<(), Failure> {
+    pub fn settled(&mut self) -> Result<(), Failure> {
         let digest = |volume: &zumastor::api::VolumeStatus| volume.snapshots.last()?.digest;
         self.alpha.wait_for("v", "the digest", Duration::from_secs(60), digest).map(drop)
     }
@@ -145,12 +171,7 @@ impl Lab {
                 return Err(Failure::failed(format!("{there} snapshots are there, and {count} should be")));
             }
         }
-        let (here, replica) = (self.alpha.digest(&self.image)?, self.beta.digest(&self.beta.path("v.img"))?);
-        if here != replica {
-            return Err(Failure::failed(format!(
-                "the replica differs from the master: {replica} and {here}"
-            )));
-        }
+        self.check()?;
         Ok(column)
     }
 }

@@ -3,6 +3,7 @@
 
 mod changes;
 mod content;
+mod day;
 mod digest;
 mod isolate;
 mod link;
@@ -36,7 +37,7 @@ pub struct Args {
     /// What to measure [default: full and incremental]
     #[arg(value_enum)]
     what: Vec<What>,
-    /// Size of the volume
+    /// Size of the volume; of `wan`, four times what is moved over the fastest paths
     #[arg(long, default_value = "4G", value_parser = |text: &str| parse_size(text).map_err(|error| error.to_string()))]
     size: u64,
     /// Where to put everything: four to five times the size is written there [default: the system's temporary
@@ -74,6 +75,8 @@ enum What {
     Incremental,
     /// Small changes of volumes of 1, 4, 16 and 64 GiB, mostly holes, up to --size, beside rsync and hashing both sides
     Changes,
+    /// Whether the daemons grow in a day's cycles at one a minute, on XFS in a file; needs root
+    Day,
     /// How fast a digest is computed and a snapshot scrubbed, beside BLAKE3 and the disk
     Digest,
     /// 200 volumes of 256 MiB: a cycle in which each has a small change, and what they cost while nothing changes
@@ -183,7 +186,8 @@ pub fn run(args: Args) -> Result<(), Failure> {
     in_the_lab(&args)?;
     let transfers =
         args.what.is_empty() || args.what.iter().any(|what| matches!(what, What::Full | What::Incremental));
-    let others = [What::Changes, What::Digest, What::Many, What::ManySnapshots, What::Snapshot, What::Wan];
+    let others =
+        [What::Changes, What::Day, What::Digest, What::Many, What::ManySnapshots, What::Snapshot, What::Wan];
     if !transfers && !others.iter().any(|what| args.what.contains(what)) {
         return Ok(());
     }
@@ -197,6 +201,9 @@ pub fn run(args: Args) -> Result<(), Failure> {
     };
     let parent = args.dir.clone().unwrap_or_else(std::env::temp_dir);
     fs::create_dir_all(&parent).map_err(Failure::doing(parent.display()))?;
+    if args.what.contains(&What::Day) {
+        println!("{}", day::run(&zumastor, &parent)?);
+    }
     if args.what.contains(&What::ManySnapshots) {
         println!("{}", many_snapshots::run(&zumastor, &parent, args.rounds)?);
     }

@@ -4,7 +4,7 @@ use std::{fs, path::Path};
 
 use serde::Serialize;
 use zumastor::exit::Failure;
-use zumastor_core::HumanBytes;
+use zumastor_core::{HumanBytes, PAGE};
 use zumastor_testbed::{LongPath, image};
 
 use super::{
@@ -41,15 +41,16 @@ struct Measured {
     table: Table,
 }
 
-/// Bytes to move: some seconds at the full rate, in which a start that has to find the rate is made good; and no hours for TCP
-/// where much is lost.
-fn bytes(path: LongPath) -> u64 {
-    match (path.rate, path.loss) {
-        (1_000_000_000, 0.0) => 1 << 30,
-        (_, 0.0) => 128 << 20,
-        (_, loss) if loss < 0.005 => 16 << 20,
-        _ => 8 << 20,
-    }
+/// Bytes to move, as parts of `--size`: as it is by default, some seconds at the full rate, in which a start that has to find
+/// the rate is made good, and no hours for TCP where much is lost.
+fn bytes(path: LongPath, size: u64) -> u64 {
+    let part = match (path.rate, path.loss) {
+        (1_000_000_000, 0.0) => size / 4,
+        (_, 0.0) => size / 32,
+        (_, loss) if loss < 0.005 => size / 256,
+        _ => size / 512,
+    };
+    part.max(1).next_multiple_of(PAGE)
 }
 
 /// Measures below `parent`, prints the table, and writes it where it is wanted.
@@ -73,9 +74,10 @@ pub fn run(args: &Args, program: &Path, parent: &Path) -> Result<(), Failure> {
     for path in all {
         link.become_like(path);
         let master = dir.path().join("master.img");
-        image(&master, bytes(path), path.rtt)?;
+        let bytes = bytes(path, args.size);
+        image(&master, bytes, path.rtt)?;
         let mut table = Table::new(words(path));
-        table.bytes = bytes(path);
+        table.bytes = bytes;
         for round in 0..args.rounds {
             say(format_args!("{}, round {}", words(path), round + 1));
             let place = fresh(dir.path(), "pair")?;
@@ -84,7 +86,7 @@ pub fn run(args: &Args, program: &Path, parent: &Path) -> Result<(), Failure> {
             table.add(OURS, pair.replicate()?);
             pair.check()?;
             drop(pair);
-            table.add(RAW, raw::run(&link, bytes(path))?);
+            table.add(RAW, raw::run(&link, bytes)?);
             for peer in &peers {
                 let dir = fresh(dir.path(), "copy")?;
                 table.add(peer.name, peer.run(&Job { link: &link, image: &master, dir: &dir })?);
