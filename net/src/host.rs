@@ -202,6 +202,11 @@ pub trait Link: Send + Sync {
     /// Opens a bidirectional stream.
     async fn open(&self) -> std::io::Result<Channel>;
 
+    /// Whether the peer has said that it knows nothing of this connection: it was started again since. What was sent had no effect.
+    fn is_forgotten(&self) -> bool {
+        false
+    }
+
     /// What the peer can do beyond the revision of the protocol that is spoken, a bit each.
     fn features(&self) -> u64 {
         0

@@ -95,17 +95,45 @@ impl Pull {
         self.queued.store(true, Ordering::Relaxed);
         let _turn = self.daemon.turns.acquire().await.expect("the semaphore is never closed");
         self.queued.store(false, Ordering::Relaxed);
-        let link = self.daemon.node().link(&self.source.host).await.map_err(|error| Trouble {
-            refusal: Refusal::new(RefusalCode::Failed, chain(&error)),
-            passing: true,
-        })?;
+        let link = self.link().await?;
         if let Some(circle) = self.daemon.circle_before_pull(&self.volume).await {
             let text = circle_text(&self.volume.name, &circle);
             return Err(Trouble { refusal: Refusal::new(RefusalCode::Stopped, text), passing: false });
         }
-        let (patience, reporter) = (Patience::default(), Reporter::new());
+        let reporter = Reporter::new();
+        let pulled = self.pull_over(&*link, &replica, &reporter, progress).await;
+        // That the source was started again is only found out by asking it.
+        let pulled = match pulled {
+            Err(_) if link.is_forgotten() && reporter.current().number.is_none() => {
+                self.pull_over(&*self.link().await?, &replica, &reporter, progress).await
+            }
+            pulled => pulled,
+        };
+        if pulled.as_ref().is_ok_and(|summary| summary.received) {
+            *self.compared.lock().expect("no panic while locked") = None;
+        }
+        pulled
+    }
+
+    /// A connection to the source.
+    async fn link(&self) -> Result<Arc<dyn Link>, Trouble> {
+        self.daemon.node().link(&self.source.host).await.map_err(|error| Trouble {
+            refusal: Refusal::new(RefusalCode::Failed, chain(&error)),
+            passing: true,
+        })
+    }
+
+    /// Pulls over a connection, and tells how far it is.
+    async fn pull_over(
+        &self,
+        link: &dyn Link,
+        replica: &Replica,
+        reporter: &Reporter,
+        progress: &watch::Sender<Progress>,
+    ) -> Result<PullSummary, Trouble> {
+        let patience = Patience::default();
         let mut changes = reporter.subscribe();
-        let mut pull = pin!(pull_finished(&*link, &replica, &patience, &reporter));
+        let mut pull = pin!(pull_finished(link, replica, &patience, reporter));
         let pulled = async {
             loop {
                 tokio::select! {
@@ -117,10 +145,7 @@ impl Pull {
             }
         };
         // Beside it; not to know is no reason to fail.
-        let (pulled, ()) = tokio::join!(pulled, self.compare_again(&*link));
-        if pulled.as_ref().is_ok_and(|summary| summary.received) {
-            *self.compared.lock().expect("no panic while locked") = None;
-        }
+        let (pulled, ()) = tokio::join!(pulled, self.compare_again(link));
         pulled
     }
 

@@ -115,7 +115,8 @@ impl Job for Push {
                 target.offer_also(exactly);
             }
         });
-        let link = self.daemon.node().link(&self.host).await.map_err(|error| passing(&error))?;
+        let node = self.daemon.node();
+        let mut link = node.link(&self.host).await.map_err(|error| passing(&error))?;
         let own = self.volume.name.to_string();
         let news = Announce {
             volume: self.target.name.clone().unwrap_or_else(|| own.clone()),
@@ -125,10 +126,22 @@ impl Job for Push {
             lineage,
             epoch,
         };
+        let mut heard = false;
         let mut follow = |now: Progress| {
+            heard = true;
             progress.send_replace(now);
         };
-        match announce(&*link, news, &Patience::default(), &mut follow).await {
+        let patience = Patience::default();
+        let mut announced = announce(&*link, news.clone(), &patience, &mut follow).await;
+        // That the target was started again is only found out by telling it something.
+        if announced.is_err() && link.is_forgotten() && !heard {
+            link = node.link(&self.host).await.map_err(|error| passing(&error))?;
+            let mut follow = |now: Progress| {
+                progress.send_replace(now);
+            };
+            announced = announce(&*link, news, &patience, &mut follow).await;
+        }
+        match announced {
             Ok(summary) => Ok(summary),
             Err(AnnounceError::Refused(refusal)) => {
                 let passing = refusal.code != RefusalCode::Stopped;

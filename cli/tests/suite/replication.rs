@@ -9,6 +9,25 @@ use zumastor_core::SnapshotNumber;
 const MIB: u64 = 1 << 20;
 
 #[test]
+fn a_node_that_was_started_again_is_reached_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut alpha, mut beta) = master_and_replica(dir.path(), MIB, &[], &[]);
+    alpha.ok(&["replicate", "v", "beta", "--wait"]);
+    for round in 0..3 {
+        // Each has a connection then to the one that was killed, and does not know it.
+        alpha.kill();
+        alpha.up();
+        beta.ok(&["replicate", "v", "alpha", "--wait"]);
+        beta.kill();
+        beta.up();
+        write(&alpha.path("v.img"), 0, &[round; 512]);
+        alpha.ok(&["snapshot", "v"]);
+        alpha.ok(&["replicate", "v", "beta", "--wait"]);
+        assert_eq!(beta.digest("v"), alpha.digest("v"));
+    }
+}
+
+#[test]
 fn push_and_pull_by_command() {
     let dir = tempfile::tempdir().unwrap();
     let (alpha, beta) = master_and_replica(dir.path(), 8 * MIB, &[], &[]);

@@ -401,6 +401,10 @@ impl Link for QuicLink {
         Ok(channel(&self.connection, send, recv))
     }
 
+    fn is_forgotten(&self) -> bool {
+        self.connection.close_reason() == Some(ConnectionError::Reset)
+    }
+
     fn features(&self) -> u64 {
         self.features
     }
