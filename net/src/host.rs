@@ -202,7 +202,8 @@ pub trait Link: Send + Sync {
     /// Opens a bidirectional stream.
     async fn open(&self) -> std::io::Result<Channel>;
 
-    /// Whether the peer has said that it knows nothing of this connection: it was started again since. What was sent had no effect.
+    /// Whether the peer has said that it knows nothing of this connection: it was started again since. What nothing was heard of
+    /// may be sent again over a new one.
     fn is_forgotten(&self) -> bool {
         false
     }
