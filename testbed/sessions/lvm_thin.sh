@@ -19,7 +19,7 @@ mount /dev/vg/vol /run/vol
 mkdir /run/vol/dir
 head -c 5000000 /dev/urandom >/run/vol/dir/large
 seq 1 2000 >/run/vol/small
-(cd /run/vol && find . -type f | sort | xargs sha256sum) >/tmp/hashes
+(cd /run/vol && find . -type f | sort | xargs sha256sum) >/run/lab/hashes
 
 start alpha 7001
 start beta 7002
@@ -30,19 +30,19 @@ introduce alpha gamma
 introduce alpha delta
 
 # What is no thin volume goes another way, and what is one is not overwritten.
-z alpha define volume vol vg/thick 2>/tmp/said && fail "a thick volume was taken for a thin one"
-grep -q "ORGDEV SNAPDEV" /tmp/said || fail "$(cat /tmp/said)"
-z alpha define volume vol vg/vol --initialize --yes 2>/tmp/said && fail "a thin volume was initialized"
-grep -q "leave out .--initialize." /tmp/said || fail "$(cat /tmp/said)"
-z alpha define volume vol vg/nothing 2>/tmp/said && fail "a volume that does not exist was taken"
-grep -q "there is no logical volume vg/nothing" /tmp/said || fail "$(cat /tmp/said)"
+z alpha define volume vol vg/thick 2>/run/lab/said && fail "a thick volume was taken for a thin one"
+grep -q "ORGDEV SNAPDEV" /run/lab/said || fail "$(cat /run/lab/said)"
+z alpha define volume vol vg/vol --initialize --yes 2>/run/lab/said && fail "a thin volume was initialized"
+grep -q "leave out .--initialize." /run/lab/said || fail "$(cat /run/lab/said)"
+z alpha define volume vol vg/nothing 2>/run/lab/said && fail "a volume that does not exist was taken"
+grep -q "there is no logical volume vg/nothing" /run/lab/said || fail "$(cat /run/lab/said)"
 
 # Taken as it is, mounted or not.
 z alpha define volume vol vg/vol
 umount /run/vol
 z alpha define master vol --no-snapmount
-mounted=/tmp/alpha/run/volumes/vol
-(cd $mounted && sha256sum --quiet -c /tmp/hashes) || fail "the files are not what they were"
+mounted=/run/lab/alpha/run/volumes/vol
+(cd $mounted && sha256sum --quiet -c /run/lab/hashes) || fail "the files are not what they were"
 
 # Snapshots of a mounted file system, which LVM shows.
 z alpha snapshot vol
@@ -51,16 +51,16 @@ z alpha snapshot vol
 echo newer >$mounted/new
 same "$(volumes vol)" "vol vol_zuma0 vol_zuma1 " "what lvs shows"
 mount_snapshot "/dev/mapper/vol(0)"
-(cd /run/snapshot && sha256sum --quiet -c /tmp/hashes) || fail "snapshot 0 is not what was there"
+(cd /run/snapshot && sha256sum --quiet -c /run/lab/hashes) || fail "snapshot 0 is not what was there"
 [ ! -e /run/snapshot/new ] || fail "snapshot 0 has what came later"
 umount /run/snapshot
 mount_snapshot /dev/vg/vol_zuma1
 same "$(cat /run/snapshot/new)" new "snapshot 1"
 umount /run/snapshot
-z beta define volume stolen vg/vol_zuma1 2>/tmp/said && fail "a snapshot was taken for a volume"
-grep -q "belongs to the volume on vg/vol" /tmp/said || fail "$(cat /tmp/said)"
-z beta define volume stolen vg/vol 2>/tmp/said && fail "a volume was taken twice"
-grep -q "in use by another process" /tmp/said || fail "$(cat /tmp/said)"
+z beta define volume stolen vg/vol_zuma1 2>/run/lab/said && fail "a snapshot was taken for a volume"
+grep -q "belongs to the volume on vg/vol" /run/lab/said || fail "$(cat /run/lab/said)"
+z beta define volume stolen vg/vol 2>/run/lab/said && fail "a volume was taken twice"
+grep -q "in use by another process" /run/lab/said || fail "$(cat /run/lab/said)"
 
 # What was in use when the volume was stopped is taken away later, also by a daemon that was started meanwhile: LVM's name of the
 # device does not tell whose it is.
@@ -80,8 +80,8 @@ until [ -e $mounted/small ]; do sleep 0.1; done
 
 # By another name it is still the same.
 lvrename -q vg vol moved
-z alpha define volume twice vg/moved 2>/tmp/said && fail "a volume was taken twice by another name"
-grep -q "belongs to volume vol" /tmp/said || fail "$(cat /tmp/said)"
+z alpha define volume twice vg/moved 2>/run/lab/said && fail "a volume was taken twice by another name"
+grep -q "belongs to volume vol" /run/lab/said || fail "$(cat /run/lab/said)"
 lvrename -q vg moved vol
 
 # To a node with thin volumes in the same pool, one with files, and one with devices.
@@ -90,8 +90,8 @@ z alpha define target vol gamma
 z alpha define target vol delta
 z beta define volume copy vg/copy vg/pool
 z beta define source copy alpha --name vol
-mkdir /tmp/files
-z gamma define volume vol /tmp/files/vol.img /tmp/files/vol.snaps
+mkdir /run/lab/files
+z gamma define volume vol /run/lab/files/vol.img /run/lab/files/vol.snaps
 z gamma define source vol alpha
 head -c 1000000 /dev/urandom >/dev/ubdb
 z delta define volume vold /dev/ubdb /dev/ubdc --initialize --yes
@@ -101,13 +101,13 @@ for node in beta gamma delta; do z alpha replicate vol $node --wait; done
 wanted=$(digest alpha "/dev/mapper/vol(1)")
 same "$wanted" "$(digest beta /dev/vg/copy)" "the copy on beta"
 same "$wanted" "$(digest beta "/dev/mapper/copy(1)")" "snapshot 1 on beta"
-same "$wanted" "$(digest gamma /tmp/files/vol.img)" "the copy on gamma"
+same "$wanted" "$(digest gamma /run/lab/files/vol.img)" "the copy on gamma"
 same "$wanted" "$(digest delta /dev/mapper/vold)" "the copy on delta"
 same "$(volumes copy)" "copy copy_zuma1 " "what lvs shows of the copy"
 
 # From files.
-head -c 3000000 /dev/urandom >/tmp/files/doc.img
-z gamma define volume doc /tmp/files/doc.img /tmp/files/doc.snaps
+head -c 3000000 /dev/urandom >/run/lab/files/doc.img
+z gamma define volume doc /run/lab/files/doc.img /run/lab/files/doc.snaps
 z gamma define master doc --no-snapmount
 z gamma define target doc alpha
 z gamma snapshot doc
@@ -118,7 +118,7 @@ z alpha status doc | grep -q "consist of extents of 4.00 MiB" || fail "$(z alpha
 z gamma resize doc --origin 8M
 z gamma snapshot doc
 z gamma replicate doc alpha --wait
-same "$(digest gamma /tmp/files/doc.img)" "$(digest alpha /dev/mapper/doc)" "what came from a file"
+same "$(digest gamma /run/lab/files/doc.img)" "$(digest alpha /dev/mapper/doc)" "what came from a file"
 
 # From devices: full, then what changed, and what became zeros.
 head -c 16000000 /dev/urandom >/dev/ubdd
@@ -153,7 +153,7 @@ same "$wanted" "$(digest beta /dev/mapper/copy)" "the copy after a small change"
 same "$wanted" "$(digest beta /dev/vg/copy)" "the copy by LVM's name"
 same "$before" "$(sha256sum <&3)" "what an open reader of the copy sees"
 exec 3<&-
-same "$wanted" "$(digest gamma /tmp/files/vol.img)" "the copy on gamma, later"
+same "$wanted" "$(digest gamma /run/lab/files/vol.img)" "the copy on gamma, later"
 same "$wanted" "$(digest delta /dev/mapper/vold)" "the copy on delta, later"
 z beta history copy | tail -1 | grep -E "replicated from snapshot 1: [0-9.]+ KiB of data" || fail "$(z beta history copy)"
 
@@ -202,18 +202,18 @@ check_udev
 
 # Back to a snapshot, and larger; also with LVM's own tool.
 exec 4>>$mounted/small
-z alpha revert vol 1 2>/tmp/said && fail "a volume that is in use was replaced"
+z alpha revert vol 1 2>/run/lab/said && fail "a volume that is in use was replaced"
 exec 4>&-
 z alpha revert vol 1
 [ ! -e $mounted/after ] || fail "the volume has what came after snapshot 1"
-(cd $mounted && sha256sum --quiet -c /tmp/hashes) || fail "the volume is not what snapshot 1 was"
-z alpha resize vol --origin 70M 2>/tmp/said && fail "a size between extents was taken"
-grep -q "extents of 4.00 MiB" /tmp/said || fail "$(cat /tmp/said)"
+(cd $mounted && sha256sum --quiet -c /run/lab/hashes) || fail "the volume is not what snapshot 1 was"
+z alpha resize vol --origin 70M 2>/run/lab/said && fail "a size between extents was taken"
+grep -q "extents of 4.00 MiB" /run/lab/said || fail "$(cat /run/lab/said)"
 z alpha resize vol --origin 96M
 same "$(blockdev --getsize64 /dev/vg/vol)" $((96 << 20)) "the size"
 lvextend -q -L 128M vg/vol
-z alpha resize vol --snapshot 400M 2>/tmp/said && fail "a pool of LVM's was resized"
-grep -q "lvextend" /tmp/said || fail "$(cat /tmp/said)"
+z alpha resize vol --snapshot 400M 2>/run/lab/said && fail "a pool of LVM's was resized"
+grep -q "lvextend" /run/lab/said || fail "$(cat /run/lab/said)"
 newest=$(z alpha snapshot vol | cut -d' ' -f1)
 z alpha replicate vol beta --wait
 same "$(blockdev --getsize64 /dev/mapper/copy)" $((128 << 20)) "the size of the copy"
@@ -227,14 +227,14 @@ lvreduce -q -y -L 8M vg/old
 z alpha define volume old vg/old
 z alpha define master old --no-snapmount
 z alpha define target old gamma
-z gamma define volume old /tmp/files/old.img /tmp/files/old.snaps
+z gamma define volume old /run/lab/files/old.img /run/lab/files/old.snaps
 z gamma define source old alpha
 z alpha snapshot old
 z alpha replicate old gamma --wait
 lvextend -q -L 16M vg/old
 z alpha snapshot old
 z alpha replicate old gamma --wait
-same "$(digest alpha "/dev/mapper/old(1)")" "$(digest gamma /tmp/files/old.img)" "what was made smaller and larger"
+same "$(digest alpha "/dev/mapper/old(1)")" "$(digest gamma /run/lab/files/old.img)" "what was made smaller and larger"
 z alpha scrub old --all || fail "the snapshots of what was made smaller and larger are not what their digests say"
 z alpha forget volume old
 z gamma forget volume old
@@ -247,7 +247,7 @@ lvreduce -q -y -L 8M vg/less
 z alpha define volume less vg/less
 z alpha define master less --no-snapmount
 z alpha define target less gamma
-z gamma define volume less /tmp/files/less.img /tmp/files/less.snaps
+z gamma define volume less /run/lab/files/less.img /run/lab/files/less.snaps
 z gamma define source less alpha
 z alpha snapshot less
 z alpha replicate less gamma --wait
@@ -255,10 +255,10 @@ z gamma promote less
 z gamma define target less alpha
 z alpha define source less gamma --yes
 z gamma resize less --origin 16M
-dd if=/dev/urandom of=/tmp/files/less.img bs=4096 count=1 seek=3000 conv=notrunc,fsync 2>/dev/null
+dd if=/dev/urandom of=/run/lab/files/less.img bs=4096 count=1 seek=3000 conv=notrunc,fsync 2>/dev/null
 z gamma snapshot less
 z gamma replicate less alpha --wait
-same "$(digest gamma /tmp/files/less.img)" "$(digest alpha /dev/mapper/less)" "what was made smaller, and received larger"
+same "$(digest gamma /run/lab/files/less.img)" "$(digest alpha /dev/mapper/less)" "what was made smaller, and received larger"
 z alpha history less | tail -1 | grep -E "replicated from snapshot 0: " || fail "$(z alpha history less)"
 z alpha scrub less --all || fail "the snapshots of what was received larger are not what their digests say"
 z alpha forget volume less
@@ -271,23 +271,23 @@ dmsetup ls | grep 'vg-vol_' && fail "snapshots are left active"
 [ ! -e /dev/mapper/vol ] || fail "nodes are left"
 start alpha 7001
 until [ -e $mounted/small ]; do sleep 0.1; done
-(cd $mounted && sha256sum --quiet -c /tmp/hashes) || fail "the volume after a restart"
+(cd $mounted && sha256sum --quiet -c /run/lab/hashes) || fail "the volume after a restart"
 same "$(digest alpha "/dev/mapper/vol($newest)")" "$wanted" "the snapshot after a restart"
 stop alpha TERM
 
 # What the node knew is lost. The volume group knows it.
-rm -rf /tmp/alpha
+rm -rf /run/lab/alpha
 start alpha 7001
-z alpha define volume vol vg/vol 2>&1 | tee /tmp/said
-grep -q "snapshots were there already: 1, 3, 4" /tmp/said || fail "the snapshots are gone"
+z alpha define volume vol vg/vol 2>&1 | tee /run/lab/said
+grep -q "snapshots were there already: 1, 3, 4" /run/lab/said || fail "the snapshots are gone"
 same "$(digest alpha "/dev/mapper/vol($newest)")" "$wanted" "the snapshot that was taken up again"
 
 # The volumes stay, active where they were, were made here, or were found so after a kill; and nothing else.
 z alpha forget volume vol
 z beta forget volume copy
 z delta forget volume vold
-dmsetup ls | cut -f1 | sort | tr '\n' ' ' >/tmp/left
-same "$(cat /tmp/left)" "vg-copy vg-doc vg-pool vg-pool-tpool vg-pool_tdata vg-pool_tmeta vg-thick vg-vol " "the devices that are left"
+dmsetup ls | cut -f1 | sort | tr '\n' ' ' >/run/lab/left
+same "$(cat /run/lab/left)" "vg-copy vg-doc vg-pool vg-pool-tpool vg-pool_tdata vg-pool_tmeta vg-thick vg-vol " "the devices that are left"
 volumes copy | grep -q "copy copy_zuma1 " || fail "the copy is gone: $(volumes copy)"
 ls /dev/mapper | grep -v '^vg-' | grep -v control && fail "nodes are left"
 check_udev

@@ -4,23 +4,23 @@
 z() {
     node=$1
     shift
-    ZUMASTOR_ROOT=/tmp/$node "$ZUMASTOR" "$@"
+    ZUMASTOR_ROOT=/run/lab/$node "$ZUMASTOR" "$@"
 }
 
 # Starts the daemon of a node on a port, and waits until it answers.
 start() {
-    ZUMASTOR_ROOT=/tmp/$1 "$ZUMASTOR" daemon --name "$1" --listen "127.0.0.1:$2" >>"/tmp/$1.log" 2>&1 &
-    echo $! >"/tmp/$1.pid"
+    ZUMASTOR_ROOT=/run/lab/$1 "$ZUMASTOR" daemon --name "$1" --listen "127.0.0.1:$2" >>"/run/lab/$1.log" 2>&1 &
+    echo $! >"/run/lab/$1.pid"
     until z "$1" status >/dev/null 2>&1; do
-        kill -0 "$(cat "/tmp/$1.pid")" || fail "the daemon of $1 ended: $(cat "/tmp/$1.log")"
+        kill -0 "$(cat "/run/lab/$1.pid")" || fail "the daemon of $1 ended: $(cat "/run/lab/$1.log")"
         sleep 0.1
     done
 }
 
 # Ends the daemon of a node with a signal, and waits until it is gone.
 stop() {
-    kill "-$2" "$(cat "/tmp/$1.pid")"
-    wait "$(cat "/tmp/$1.pid")" || [ "$2" = KILL ] || fail "the daemon of $1 did not end well"
+    kill "-$2" "$(cat "/run/lab/$1.pid")"
+    wait "$(cat "/run/lab/$1.pid")" || [ "$2" = KILL ] || fail "the daemon of $1 did not end well"
 }
 
 introduce() {

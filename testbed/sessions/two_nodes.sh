@@ -11,10 +11,10 @@ same() {
 }
 
 start() {
-    "$ZUMASTOR" daemon --name "$LAB_GUEST" >>/tmp/daemon.log 2>&1 &
+    "$ZUMASTOR" daemon --name "$LAB_GUEST" >>/run/lab/daemon.log 2>&1 &
     daemon=$!
     until zumastor status >/dev/null 2>&1; do
-        kill -0 $daemon || fail "the daemon ended: $(cat /tmp/daemon.log)"
+        kill -0 $daemon || fail "the daemon ended: $(cat /run/lab/daemon.log)"
         sleep 0.1
     done
 }

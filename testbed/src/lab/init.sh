@@ -22,7 +22,8 @@ if [ "$1" != inside ]; then
 fi
 
 umount -l /mnt
-mkdir -p /dev/shm /dev/pts /lib/modules "$LAB_SHARED"
+# What a scenario writes lies in /run/lab: everywhere else something of the host may be in its way.
+mkdir -p /run/lab /dev/shm /dev/pts /lib/modules "$LAB_SHARED"
 mount -t tmpfs tmpfs /dev/shm
 mount -t devpts devpts /dev/pts
 mount --bind "$LAB_MODULES" /lib/modules || end 121

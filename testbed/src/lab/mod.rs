@@ -3,9 +3,9 @@
 //!
 //! A guest boots in two or three seconds as an ordinary process, without root (a network between guests needs it). The host's
 //! root file system is the guest's, below a layer in memory: programs, Debian's tools and test binaries are at the same paths, and whatever
-//! the guest writes (`/etc`, `/var/lib`, `/tmp`, …) stays in its memory and is gone with it. `/run` and `/dev/shm` begin empty. What shall
-//! survive lies on disks: sparse files that are `/dev/ubda`, `/dev/ubdb`, … in the guest. There is no udev unless
-//! [`Machine::udev`] asks for it.
+//! the guest writes (`/etc`, `/var/lib`, …) stays in its memory and is gone with it. `/run` and `/dev/shm` begin empty; what a scenario
+//! writes goes to `/run/lab`, because elsewhere something of the host may be in its way. What shall survive lies on disks: sparse files
+//! that are `/dev/ubda`, `/dev/ubdb`, … in the guest. There is no udev unless [`Machine::udev`] asks for it.
 //!
 //! Tests of the lab are named `lab_…` and live in `testbed/tests`. One that runs a shell script of `testbed/sessions`:
 //!

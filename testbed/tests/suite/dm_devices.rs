@@ -31,7 +31,7 @@ fn spec() -> VolumeSpec {
         snapstore: "/dev/ubdb".into(),
         metadev: None,
         chunk: None,
-        notes: "/tmp/notes".into(),
+        notes: "/run/lab/notes".into(),
     }
 }
 

@@ -38,7 +38,7 @@ pub fn spec() -> VolumeSpec {
         snapstore: "/dev/ubdb".into(),
         metadev: None,
         chunk: None,
-        notes: "/tmp/notes".into(),
+        notes: "/run/lab/notes".into(),
     }
 }
 

@@ -135,7 +135,7 @@ fn spec(apart: bool) -> VolumeSpec {
         snapstore: "/dev/mapper/snap".into(),
         metadev: apart.then(|| PathBuf::from("/dev/mapper/meta")),
         chunk: None,
-        notes: "/tmp/notes".into(),
+        notes: "/run/lab/notes".into(),
     }
 }
 
@@ -216,7 +216,7 @@ fn look(what: &str, spec: &VolumeSpec, before: &State, after: &State) -> Result<
     }
     // The power takes what is in memory too.
     let _ = fs::remove_dir_all("/run/lock/zumastor");
-    mount_at("/dev/mapper/notes", "/tmp/notes")?;
+    mount_at("/dev/mapper/notes", "/run/lab/notes")?;
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
     let looked = runtime.block_on(async {
         // Until it is said that there is a volume, it is defined again.
@@ -237,7 +237,7 @@ fn look(what: &str, spec: &VolumeSpec, before: &State, after: &State) -> Result<
         Ok::<_, Failure>(())
     });
     looked.map_err(said)?;
-    unmount_at("/tmp/notes")?;
+    unmount_at("/run/lab/notes")?;
     check()?;
     remove(&DEVICES)?;
     Ok(half_held)
@@ -251,12 +251,12 @@ fn check() -> Result<(), Failure> {
 
 /// The file system of the head has these files, and is whole.
 fn look_into(what: &str, files: &[(&str, Vec<u8>)]) -> Result<(), Failure> {
-    mount_at("/dev/mapper/v", "/tmp/head")?;
+    mount_at("/dev/mapper/v", "/run/lab/head")?;
     for (name, content) in files {
-        let found = fs::read(format!("/tmp/head/{name}")).unwrap_or_default();
+        let found = fs::read(format!("/run/lab/head/{name}")).unwrap_or_default();
         assert!(found == *content, "{what}: file {name} is not what was synced");
     }
-    unmount_at("/tmp/head")?;
+    unmount_at("/run/lab/head")?;
     output("e2fsck", |fsck| fsck.args(["-fn", "/dev/mapper/v"])).map(drop)
 }
 

@@ -42,7 +42,7 @@ pub fn spec() -> VolumeSpec {
         snapstore: "/dev/vg/pool".into(),
         metadev: None,
         chunk: None,
-        notes: "/tmp/notes".into(),
+        notes: "/run/lab/notes".into(),
     }
 }
 
@@ -170,10 +170,10 @@ fn lab_what_others_do_is_not_mistaken() -> Result<(), Failure> {
 
                 // LVM sees nothing for a while.
                 lvm("lvchange", "-an vg/vol_zuma0")?;
-                fs::create_dir("/tmp/lvm").map_err(Failure::doing("a directory"))?;
-                fs::write("/tmp/lvm/lvm.conf", "devices { filter = [ \"r|.*|\" ] }\n")
+                fs::create_dir("/run/lab/lvm").map_err(Failure::doing("a directory"))?;
+                fs::write("/run/lab/lvm/lvm.conf", "devices { filter = [ \"r|.*|\" ] }\n")
                     .map_err(Failure::doing("writing"))?;
-                output("mount", |c| c.args(["--bind", "/tmp/lvm", "/etc/lvm"]))?;
+                output("mount", |c| c.args(["--bind", "/run/lab/lvm", "/etc/lvm"]))?;
                 assert_eq!(lvm("lvs", "--noheadings")?.trim(), "");
                 let unseen = store.snapshots().await.map(drop).unwrap_err();
                 output("umount", |c| c.arg("/etc/lvm"))?;
@@ -282,7 +282,7 @@ async fn what_one_left_another_lets_go(volume: &mut Volume) -> Result<(), Failur
     let second = VolumeSpec {
         name: "second".parse().unwrap(),
         origin: "/dev/vg/second".into(),
-        notes: "/tmp/second".into(),
+        notes: "/run/lab/second".into(),
         ..spec()
     };
     let open = |volume: &mut Volume| volume.open(Faults::none()).map_err(Failure::doing("opening the store"));

@@ -225,12 +225,12 @@ fn cut_at_each_step<K: Kind>() -> Result<(), Failure> {
 }
 
 fn mount_notes<K: Kind>() -> Result<(), Failure> {
-    fs::create_dir("/tmp/notes").map_err(Failure::doing("a directory"))?;
-    output("mount", |mount| mount.args([K::NOTES, "/tmp/notes"])).map(drop)
+    fs::create_dir("/run/lab/notes").map_err(Failure::doing("a directory"))?;
+    output("mount", |mount| mount.args([K::NOTES, "/run/lab/notes"])).map(drop)
 }
 
 fn spec<K: Kind>() -> VolumeSpec {
-    VolumeSpec { notes: PathBuf::from("/tmp/notes"), ..K::spec() }
+    VolumeSpec { notes: PathBuf::from("/run/lab/notes"), ..K::spec() }
 }
 
 const SIZE: usize = 2 << 20;

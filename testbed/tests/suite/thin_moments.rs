@@ -52,7 +52,7 @@ fn lab_what_was_not_let_go_is_by_the_next_run() -> Result<(), Failure> {
                 snapstore: "/dev/ubdb".into(),
                 metadev: Some("/dev/mapper/meta".into()),
                 chunk: None,
-                notes: "/tmp/notes".into(),
+                notes: "/run/lab/notes".into(),
             };
             let open = |making, faults| {
                 open_devices(&spec, making, faults).map_err(Failure::doing("opening the store"))

@@ -26,7 +26,7 @@ fn spec(origin: &str, snapstore: &str) -> VolumeSpec {
         snapstore: snapstore.into(),
         metadev: None,
         chunk: None,
-        notes: "/tmp/notes".into(),
+        notes: "/run/lab/notes".into(),
     }
 }
 

@@ -55,7 +55,7 @@ pub fn pattern(seed: u64, mib: u64, word: u64) -> [u8; 8] {
 
 /// A node of a guest.
 pub fn start(name: &str) -> Result<Node, Failure> {
-    let dir = Path::new("/tmp").join(name);
+    let dir = Path::new("/run/lab").join(name);
     fs::create_dir_all(&dir).map_err(Failure::doing("a directory"))?;
     Node::start(Path::new(PROGRAM), &dir, name)
 }

@@ -145,17 +145,17 @@ impl Life {
         for device in ["origin", "notes"] {
             make_file_system(&format!("/dev/mapper/{device}"))?;
         }
-        for dir in ["/tmp/notes", "/tmp/head"] {
+        for dir in ["/run/lab/notes", "/run/lab/head"] {
             fs::create_dir(dir).map_err(Failure::doing(dir))?;
         }
-        mount_at("/dev/mapper/notes", "/tmp/notes")?;
+        mount_at("/dev/mapper/notes", "/run/lab/notes")?;
         let origin = fs::read("/dev/mapper/origin").map_err(Failure::doing("reading"))?;
         let head = Head::Is(Arc::new(Bytes(origin)));
         let now = State { defined: false, snapshots: BTreeMap::new(), head, incoming: None };
         let mut life = Self { recorders: Arc::new(recorders), states: Vec::new(), now };
         let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
         runtime.block_on(life.go_by(spec))?;
-        unmount_at("/tmp/notes")?;
+        unmount_at("/run/lab/notes")?;
         Ok(life)
     }
 
@@ -185,7 +185,7 @@ impl Life {
         self.now.defined = true;
         self.done("defined")?;
 
-        mount_at("/dev/mapper/v", "/tmp/head")?;
+        mount_at("/dev/mapper/v", "/run/lab/head")?;
         self.now.head = Head::Has(Vec::new());
         self.done("mounted")?;
         self.write("first", 300_000)?;
@@ -199,7 +199,7 @@ impl Life {
         store.delete_snapshot(SnapshotNumber(0)).await?;
         self.now.snapshots.remove(&0);
         self.done("deleted")?;
-        unmount_at("/tmp/head")?;
+        unmount_at("/run/lab/head")?;
         self.done("unmounted")?;
 
         let base = self.now.snapshots[&2].clone();
@@ -236,9 +236,9 @@ impl Life {
     /// Writes a file that is there when that has returned.
     fn write(&mut self, name: &'static str, length: u32) -> Result<(), Failure> {
         let content: Vec<u8> = (0..length).map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
-        let written = File::create(format!("/tmp/head/{name}"))
+        let written = File::create(format!("/run/lab/head/{name}"))
             .and_then(|mut file| file.write_all(&content).and_then(|()| file.sync_all()))
-            .and_then(|()| File::open("/tmp/head")?.sync_all());
+            .and_then(|()| File::open("/run/lab/head")?.sync_all());
         written.map_err(Failure::doing(format!("writing {name}")))?;
         if let Head::Has(files) = &mut self.now.head {
             files.push((name, content));
