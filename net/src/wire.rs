@@ -18,8 +18,8 @@ use crate::progress::{Progress, PullSummary};
 
 /// ALPN identifier; it carries the major version of the protocol.
 pub const ALPN: &[u8] = b"zumastor/1";
-/// Oldest and newest revision of the protocol that this program speaks.
-pub const PROTOCOL: (u16, u16) = (1, 1);
+/// Oldest and newest revision of the protocol that this program speaks. In revision 1 a batch was of one segment.
+pub const PROTOCOL: (u16, u16) = (2, 2);
 
 /// Feature bit of a node's greeting: it answers [`Request::Terms`].
 pub const FEATURE_TERMS: u64 = 1;
@@ -212,24 +212,29 @@ pub struct SegmentLeafSet {
 /// Header of a frame that answers a [`Fetch`]. Only a batch has a payload.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FetchReply {
-    /// Changed leaves of one segment.
+    /// Changed leaves. Of the segments before its last, all has been sent then.
     Batch(BatchHeader),
-    /// All of this segment has been sent.
-    SegmentDone(SegmentIndex),
     /// All that was asked for has been sent.
     End,
     /// No, or no more.
     Refused(Refusal),
 }
 
-/// Changed leaves of one segment. The payload holds the data pages, in order.
+/// Changed leaves. The payload holds the data pages of all of them, in order.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BatchHeader {
-    /// The segment.
-    pub segment: SegmentIndex,
     /// How the payload is encoded.
     pub codec: Codec,
-    /// Ascending and disjoint.
+    /// By segment, ascending; at least one.
+    pub parts: Vec<BatchPart>,
+}
+
+/// Changed leaves of one segment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BatchPart {
+    /// The segment.
+    pub segment: SegmentIndex,
+    /// Ascending and disjoint; at least one.
     pub entries: Vec<BatchEntry>,
 }
 
@@ -465,8 +470,8 @@ impl Fetch {
     }
 }
 
-impl BatchHeader {
-    /// Bytes of volume data that the payload holds, if all of its pages are whole.
+impl BatchPart {
+    /// Bytes of volume data that the payload holds of it, if all of its pages are whole.
     pub fn data_bytes(&self) -> u64 {
         let pages = |entry: &BatchEntry| match entry {
             BatchEntry::Leaf { data, .. } => u64::from(data.count_ones()),
@@ -521,17 +526,20 @@ mod tests {
         ]);
         assert_eq!(postcard::to_stdvec(&fetch).unwrap(), expected);
 
+        let leaf = BatchEntry::Leaf { leaf: 5, data: 1, zero: 0x8000, hash: Hash([9; 32]) };
+        let zeros = BatchEntry::Zeros { first: 6, count: 2 };
+        let part = |segment, entries| BatchPart { segment: SegmentIndex(segment), entries };
         let batch = FetchReply::Batch(BatchHeader {
-            segment: SegmentIndex(1),
             codec: Codec::Zstd,
-            entries: vec![
-                BatchEntry::Leaf { leaf: 5, data: 1, zero: 0x8000, hash: Hash([9; 32]) },
-                BatchEntry::Zeros { first: 6, count: 2 },
-            ],
+            parts: vec![part(1, vec![leaf, zeros.clone()]), part(300, vec![zeros])],
         });
-        let mut expected = vec![0, 1, 1, 2, 0, 5, 1, /* 0x8000 */ 0x80, 0x80, 0x02];
+        let mut expected = vec![0, /* zstd */ 1, /* parts */ 2];
+        expected.extend([
+            /* segment */ 1, /* entries */ 2, 0, 5, 1, /* 0x8000 */ 0x80, 0x80, 0x02,
+        ]);
         expected.extend([9; 32]);
         expected.extend([1, 6, 2]);
+        expected.extend([/* segment */ 0xac, 0x02, /* entries */ 1, 1, 6, 2]);
         assert_eq!(postcard::to_stdvec(&batch).unwrap(), expected);
 
         assert_eq!(

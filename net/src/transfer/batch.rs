@@ -11,22 +11,24 @@ use crate::{
     compression::Compression,
     frame,
     room::SendRoom,
-    wire::{BatchEntry, BatchHeader, Codec, FetchReply, PAGES_PER_LEAF},
+    wire::{BatchEntry, BatchHeader, BatchPart, Codec, FetchReply, PAGES_PER_LEAF},
 };
 
-/// Collects the changed leaves of one segment into frames of at most [`MAX_BATCH`](crate::wire::MAX_BATCH) bytes of data, fewer where there is less
-/// room.
+/// Collects changed leaves into frames of at most [`MAX_BATCH`](crate::wire::MAX_BATCH) bytes of data, fewer where there is less
+/// room. Small changes are collected over many segments, which compress better together and take fewer frames.
 pub(super) struct BatchBuilder {
     room: Arc<SendRoom>,
     /// Bytes of data that the batch may have that is being made.
     most: usize,
     compressor: Option<(zstd::bulk::Compressor<'static>, Arc<Compression>)>,
     capacity: Option<Capacity>,
-    entries: Vec<BatchEntry>,
+    parts: Vec<BatchPart>,
+    /// Entries of all parts.
+    entries: usize,
     payload: Buffer,
 }
 
-/// A finished batch, or another frame.
+/// A finished batch.
 pub(super) struct Encoded {
     /// The frame, in pieces.
     pub frame: [Bytes; 2],
@@ -35,11 +37,6 @@ pub(super) struct Encoded {
 }
 
 impl Encoded {
-    /// A frame without data.
-    pub fn control(header: &FetchReply) -> Self {
-        Self { frame: [frame::encode(header, &[]), Bytes::new()], data: 0 }
-    }
-
     /// Bytes of the frame.
     pub fn length(&self) -> u64 {
         self.frame.iter().map(|piece| piece.len() as u64).sum()
@@ -63,7 +60,8 @@ impl BatchBuilder {
             most,
             compressor: compression.map(with).transpose()?,
             capacity,
-            entries: Vec::new(),
+            parts: Vec::new(),
+            entries: 0,
         })
     }
 
@@ -74,7 +72,7 @@ impl BatchBuilder {
 
     /// Whether `length` more bytes of data would be too many.
     pub fn is_full_for(&self, length: usize) -> bool {
-        self.payload.len() + length > self.most || self.entries.len() >= MAX_ENTRIES
+        self.payload.len() + length > self.most || self.entries >= MAX_ENTRIES
     }
 
     /// Where the next `length` bytes of data are put together, before [`add`](Self::add) says how many of them are left. It must
@@ -93,25 +91,35 @@ impl BatchBuilder {
         self.payload.set_len(self.payload.len() + length);
     }
 
-    /// Adds a leaf, by its position in the segment, whose data pages are in the data.
-    pub fn leaf(&mut self, leaf: u16, data: u16, zero: u16, hash: Hash) {
-        self.entries.push(BatchEntry::Leaf { leaf, data, zero, hash });
+    /// Adds a leaf, by its position in its segment, whose data pages are in the data.
+    pub fn leaf(&mut self, segment: SegmentIndex, leaf: u16, data: u16, zero: u16, hash: Hash) {
+        self.push(segment, BatchEntry::Leaf { leaf, data, zero, hash });
     }
 
     /// Adds a leaf that is entirely zero.
-    pub fn zeros(&mut self, leaf: u16) {
-        match self.entries.last_mut() {
+    pub fn zeros(&mut self, segment: SegmentIndex, leaf: u16) {
+        let last = self.parts.last_mut().filter(|part| part.segment == segment);
+        match last.and_then(|part| part.entries.last_mut()) {
             Some(BatchEntry::Zeros { first, count }) if *first + *count == leaf => *count += 1,
-            _ => self.entries.push(BatchEntry::Zeros { first: leaf, count: 1 }),
+            _ => self.push(segment, BatchEntry::Zeros { first: leaf, count: 1 }),
+        }
+    }
+
+    fn push(&mut self, segment: SegmentIndex, entry: BatchEntry) {
+        self.entries += 1;
+        match self.parts.last_mut().filter(|part| part.segment == segment) {
+            Some(part) => part.entries.push(entry),
+            None => self.parts.push(BatchPart { segment, entries: vec![entry] }),
         }
     }
 
     /// The batch of what was added, if anything was.
-    pub fn finish(&mut self, segment: SegmentIndex) -> Option<Encoded> {
-        if self.entries.is_empty() {
+    pub fn finish(&mut self) -> Option<Encoded> {
+        if self.parts.is_empty() {
             return None;
         }
-        let entries = std::mem::take(&mut self.entries);
+        let parts = std::mem::take(&mut self.parts);
+        self.entries = 0;
         let data = self.payload.len() as u64;
         let compressed = self.compress();
         self.most = self.room.batch();
@@ -126,7 +134,7 @@ impl BatchBuilder {
         if self.payload.capacity() != self.most {
             self.payload = self.room.buffer(self.most);
         }
-        let header = FetchReply::Batch(BatchHeader { segment, codec, entries });
+        let header = FetchReply::Batch(BatchHeader { codec, parts });
         let head = frame::head(&header, payload.len()).into();
         Some(Encoded { frame: [head, payload], data })
     }
@@ -185,7 +193,7 @@ pub(super) fn all_pages(length: u64) -> u16 {
 }
 
 const SAMPLE: usize = 512;
-/// Keeps the header below its limit: an entry takes at most 41 bytes.
+/// Keeps the header below its limit: an entry takes at most 41 bytes, and one in a segment of its own 5 more.
 const MAX_ENTRIES: usize = 1024;
 
 #[cfg(test)]
@@ -221,8 +229,8 @@ mod tests {
             let data = noise(pages * PAGE as usize);
             builder.next(data.len()).copy_from_slice(&data);
             builder.add(data.len());
-            builder.leaf(0, 1, 0, Hash::of_leaf(&data));
-            let encoded = builder.finish(SegmentIndex(0)).unwrap();
+            builder.leaf(SegmentIndex(0), 0, 1, 0, Hash::of_leaf(&data));
+            let encoded = builder.finish().unwrap();
             assert_eq!(encoded.frame[1], data);
             assert_eq!((encoded.data, room.free()), (data.len() as u64, usize::from(!given_away)));
             drop(encoded);

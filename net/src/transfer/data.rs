@@ -160,17 +160,13 @@ async fn send_batch(
 }
 
 fn produce(sender: &mut Sender, fetch: &Fetch, sink: &mut Sink<'_>) -> Result<(), Stop> {
-    let done = |segment| Encoded::control(&FetchReply::SegmentDone(segment));
     match &fetch.what {
-        FetchWhat::Changes { segments, .. } => segments.iter().try_for_each(|segment| {
-            sender.changes(*segment, sink)?;
-            sink(done(*segment))
-        }),
-        FetchWhat::Leaves(sets) => sets.iter().try_for_each(|set| {
-            sender.leaves(set, sink)?;
-            sink(done(set.segment))
-        }),
+        FetchWhat::Changes { segments, .. } => {
+            segments.iter().try_for_each(|segment| sender.changes(*segment, sink))?;
+        }
+        FetchWhat::Leaves(sets) => sets.iter().try_for_each(|set| sender.leaves(set, sink))?,
     }
+    sender.flush(sink)
 }
 
 async fn send_limited(

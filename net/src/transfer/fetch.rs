@@ -272,7 +272,7 @@ impl Job<'_> {
         what: FetchWhat,
         progress: &[ChangedSegment],
     ) -> Result<Vec<LeafIndex>, PullError> {
-        let mut left: VecDeque<SegmentIndex> = match &what {
+        let segments: VecDeque<SegmentIndex> = match &what {
             FetchWhat::Changes { segments, .. } => segments.iter().copied().collect(),
             FetchWhat::Leaves(sets) => sets.iter().map(|set| set.segment).collect(),
         };
@@ -280,16 +280,16 @@ impl Job<'_> {
             FetchWhat::Changes { .. } => None,
             FetchWhat::Leaves(sets) => Some(sets.clone()),
         };
-        let mut counted = Counted::new(self.reporter, progress);
-        if left.is_empty() {
+        if segments.is_empty() {
             return Ok(Vec::new());
         }
+        let mut counted = Counted::new(self.reporter, segments.clone(), progress);
         let request = Fetch { volume: self.volume.to_owned(), target: self.target, what };
         let mut channel = self.ask(&Request::Fetch(request)).await?;
         let (queue, orders) = mpsc::channel(QUEUE);
         let staging = Arc::clone(&self.staging);
         let (running, pause) = (self.writers.enter(), self.pause);
-        let (unrecorded, segments) = (self.unrecorded.clone(), left.clone());
+        let unrecorded = self.unrecorded.clone();
         let writer = tokio::task::spawn_blocking(move || {
             let _running = running;
             let leaves = unrecorded.take(&segments);
@@ -306,20 +306,15 @@ impl Job<'_> {
                 Err(error) => break Err(error.into()),
             };
             let order = match reply {
-                FetchReply::Batch(header) if left.front() == Some(&header.segment) => {
-                    let wire = payload.len() as u64 + 40 * header.entries.len() as u64 + 16;
-                    let data = header.data_bytes();
-                    counted.batch(header.segment, data, wire);
-                    (header, payload)
+                FetchReply::Batch(header) => match counted.batch(&header, payload.len()) {
+                    true => (header, payload),
+                    false => break Err(PullError::Malformed("data that was not asked for")),
+                },
+                FetchReply::End => {
+                    counted.end();
+                    break Ok(());
                 }
-                FetchReply::SegmentDone(segment) if left.front() == Some(&segment) => {
-                    left.pop_front();
-                    counted.segment(segment);
-                    continue;
-                }
-                FetchReply::End if left.is_empty() => break Ok(()),
                 FetchReply::Refused(refusal) => break Err(PullError::Refused(refusal)),
-                _ => break Err(PullError::Malformed("data that was not asked for")),
             };
             if queue.send(order).await.is_err() {
                 // The writer has failed and says why.
@@ -429,32 +424,57 @@ pub(super) fn leaf_sets(mut leaves: Vec<LeafIndex>) -> Vec<SegmentLeafSet> {
 /// Adds what comes in to the progress: never more of a segment than was announced for it.
 struct Counted<'a> {
     reporter: &'a Reporter,
+    /// The segments that were asked for and are not done.
+    asked: VecDeque<SegmentIndex>,
+    /// What is left of those that count.
     left: BTreeMap<SegmentIndex, u64>,
 }
 
 impl<'a> Counted<'a> {
-    fn new(reporter: &'a Reporter, segments: &[ChangedSegment]) -> Self {
-        let left = segments.iter().map(|changed| (changed.segment, u64::from(changed.bytes))).collect();
-        Self { reporter, left }
+    fn new(reporter: &'a Reporter, asked: VecDeque<SegmentIndex>, count: &[ChangedSegment]) -> Self {
+        let left = count.iter().map(|changed| (changed.segment, u64::from(changed.bytes))).collect();
+        Self { reporter, asked, left }
     }
 
-    fn batch(&mut self, segment: SegmentIndex, data: u64, wire: u64) {
-        let left = self.left.get_mut(&segment);
-        let counts = left.map_or(0, |left| {
-            let counts = data.min(*left);
-            *left -= counts;
-            counts
-        });
+    /// Counts a batch. Tells whether it is of what was asked for, and of nothing that is done.
+    fn batch(&mut self, header: &BatchHeader, payload: usize) -> bool {
+        let (mut all, mut counts, mut wire) = (0, 0, payload as u64 + 16);
+        for part in &header.parts {
+            // What comes before it was sent before it.
+            while self.asked.front().is_some_and(|next| *next < part.segment) {
+                self.done();
+            }
+            if self.asked.front() != Some(&part.segment) {
+                return false;
+            }
+            let data = part.data_bytes();
+            if let Some(left) = self.left.get_mut(&part.segment) {
+                let counted = data.min(*left);
+                *left -= counted;
+                counts += counted;
+            }
+            all += data;
+            wire += 40 * part.entries.len() as u64;
+        }
         self.reporter.update(|progress| {
             progress.done += counts;
-            progress.data += data;
+            progress.data += all;
             progress.wire += wire;
         });
+        true
     }
 
-    fn segment(&mut self, segment: SegmentIndex) {
-        let rest = self.left.remove(&segment).unwrap_or(0);
+    /// The next segment is done.
+    fn done(&mut self) {
+        let rest = self.asked.pop_front().and_then(|segment| self.left.remove(&segment)).unwrap_or(0);
         self.reporter.update(|progress| progress.done += rest);
+    }
+
+    /// All are done.
+    fn end(&mut self) {
+        while !self.asked.is_empty() {
+            self.done();
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use zumastor_core::{
 };
 
 use super::batch::{all_pages, page_range};
-use crate::wire::{BatchEntry, BatchHeader, Codec, MAX_BATCH, PAGES_PER_LEAF, SegmentLeafSet};
+use crate::wire::{BatchEntry, BatchHeader, BatchPart, Codec, MAX_BATCH, PAGES_PER_LEAF, SegmentLeafSet};
 
 /// Checks the batches of one stream and writes them to what is staged.
 pub(super) struct Receiver<'a> {
@@ -88,14 +88,26 @@ impl<'a> Receiver<'a> {
         if bytes.len() != expected {
             return Err(BatchError::Malformed("a payload of the wrong length"));
         }
-        self.enter(header.segment)?;
         self.next = end;
+        let mut rest = bytes;
+        for part in &header.parts {
+            let used = self.part(part, rest)?;
+            rest = &rest[used..];
+        }
+        self.data = Some(data);
+        Ok(expected as u64)
+    }
+
+    /// Stages the leaves of one segment, whose pages come first in `bytes`, and returns how many bytes they are.
+    fn part(&mut self, part: &BatchPart, bytes: &[u8]) -> Result<usize, StoreError> {
+        let segment = part.segment;
+        self.enter(segment)?;
         let mut at = 0;
         let mut run = Run { start: 0, bytes: 0..0 };
-        for entry in &header.entries {
+        for entry in &part.entries {
             match entry {
                 BatchEntry::Leaf { leaf, data, zero, hash } => {
-                    let index = LeafIndex(header.segment.first_leaf() + u64::from(*leaf));
+                    let index = LeafIndex(segment.first_leaf() + u64::from(*leaf));
                     let range = index.range(self.size);
                     let length = (range.end - range.start) as usize;
                     if *data == all_pages(length as u64) {
@@ -106,21 +118,20 @@ impl<'a> Receiver<'a> {
                             self.mismatches.push(index);
                             continue;
                         }
-                        self.set(header.segment, *leaf, &bytes[whole.clone()], *hash);
+                        self.set(segment, *leaf, &bytes[whole.clone()], *hash);
                         if !run.take(range.start, &whole) {
                             run.write(self.staging, bytes)?;
                             run = Run { start: range.start, bytes: whole };
                         }
                     } else {
-                        at += self.part(header.segment, *leaf, *data, *zero, *hash, &bytes[at..])?;
+                        at += self.pages(segment, *leaf, *data, *zero, *hash, &bytes[at..])?;
                     }
                 }
-                BatchEntry::Zeros { first, count } => self.zeros(header.segment, *first, *count)?,
+                BatchEntry::Zeros { first, count } => self.zeros(segment, *first, *count)?,
             }
         }
         run.write(self.staging, bytes)?;
-        self.data = Some(data);
-        Ok(expected as u64)
+        Ok(at)
     }
 
     /// The leaf hashes of all segments of which something came since this was asked last.
@@ -136,13 +147,29 @@ impl<'a> Receiver<'a> {
 
     /// Checks positions and masks; returns the length that the payload must have, and where the next batch begins.
     fn validate(&self, header: &BatchHeader) -> Result<(usize, LeafIndex), BatchError> {
-        let leaves = header.segment.leaves(self.size);
-        let count = leaves.end.saturating_sub(leaves.start);
-        if header.entries.is_empty() {
+        if header.parts.is_empty() {
             return Err(BatchError::Malformed("an empty batch"));
         }
-        let (mut next, mut expected) = (self.next.0.saturating_sub(leaves.start), 0usize);
-        for entry in &header.entries {
+        let (mut next, mut expected) = (self.next, 0);
+        for part in &header.parts {
+            let (bytes, end) = self.validate_part(part, next)?;
+            (next, expected) = (end, expected + bytes);
+        }
+        if expected > MAX_BATCH {
+            return Err(BatchError::Malformed("a batch that is too large"));
+        }
+        Ok((expected, next))
+    }
+
+    /// The same of one segment, whose leaves do not begin before `next`.
+    fn validate_part(&self, part: &BatchPart, next: LeafIndex) -> Result<(usize, LeafIndex), BatchError> {
+        let leaves = part.segment.leaves(self.size);
+        let count = leaves.end.saturating_sub(leaves.start);
+        if part.entries.is_empty() {
+            return Err(BatchError::Malformed("an empty batch"));
+        }
+        let (mut next, mut expected) = (next.0.saturating_sub(leaves.start), 0usize);
+        for entry in &part.entries {
             let (first, end) = match entry {
                 BatchEntry::Leaf { leaf, .. } => (u64::from(*leaf), u64::from(*leaf) + 1),
                 BatchEntry::Zeros { first, count } => {
@@ -152,21 +179,18 @@ impl<'a> Receiver<'a> {
             if first < next || end > count || first == end {
                 return Err(BatchError::Malformed("leaves out of order or beyond the end of the volume"));
             }
-            if !self.was_asked(header.segment, first..end) {
+            if !self.was_asked(part.segment, first..end) {
                 return Err(BatchError::Malformed("leaves that were not asked for"));
             }
             next = end;
             if let BatchEntry::Leaf { data, zero, .. } = entry {
-                let length = self.leaf_length(header.segment, first);
+                let length = self.leaf_length(part.segment, first);
                 if data & zero != 0 || (data | zero) & !all_pages(length as u64) != 0 || data | zero == 0 {
                     return Err(BatchError::Malformed("pages that are not in their leaf"));
                 }
                 let pages = (0..PAGES_PER_LEAF).filter(|page| data >> page & 1 == 1);
                 expected += pages.map(|page| page_range(page, length).len()).sum::<usize>();
             }
-        }
-        if expected > MAX_BATCH {
-            return Err(BatchError::Malformed("a batch that is too large"));
         }
         Ok((expected, LeafIndex(leaves.start + next)))
     }
@@ -191,7 +215,7 @@ impl<'a> Receiver<'a> {
     }
 
     /// Stages pages of one leaf, which come first in the payload, and returns how many bytes they are.
-    fn part(
+    fn pages(
         &mut self,
         segment: SegmentIndex,
         position: u16,

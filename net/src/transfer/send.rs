@@ -48,7 +48,8 @@ struct Pages {
 }
 
 impl Sender {
-    /// Sends what changed in a segment since the base; without one, what is not zero.
+    /// Sends what changed in a segment since the base; without one, what is not zero. The last of it goes with what follows, or
+    /// when it is [flushed](Self::flush).
     pub fn changes(&mut self, segment: SegmentIndex, sink: &mut Sink<'_>) -> Result<(), Stop> {
         let window = segment.range(self.target.size());
         let base = self.base.as_ref().map(|(number, _)| *number);
@@ -68,10 +69,10 @@ impl Sender {
             }
             self.block(segment, &leaves, block, pages, self.whole, &mut base_pages, sink)?;
         }
-        self.flush(segment, sink)
+        Ok(())
     }
 
-    /// Sends whole leaves, whatever the downstream has in their place.
+    /// Sends whole leaves, whatever the downstream has in their place; the last of them as [`changes`](Self::changes) does.
     pub fn leaves(&mut self, set: &SegmentLeafSet, sink: &mut Sink<'_>) -> Result<(), Stop> {
         let size = self.target.size();
         let leaves = self.leaves.segment(set.segment)?;
@@ -85,7 +86,7 @@ impl Sender {
             pages[0].read = all_pages(range.end - range.start);
             self.block(set.segment, &leaves, range, pages, true, &mut base_pages, sink)?;
         }
-        self.flush(set.segment, sink)
+        Ok(())
     }
 
     /// Sends the marked pages of at most [`BLOCK`] bytes that begin at a leaf. With `full`, zero pages are sent as
@@ -115,7 +116,7 @@ impl Sender {
         let length = (block.end - block.start) as usize;
         let read = wanted(&pages, length).map(|run| run.len()).sum();
         if self.builder.is_full_for(read) {
-            self.flush(segment, sink)?;
+            self.flush(sink)?;
         }
         // What is read is put together where the batch will have it, and what need not be sent is taken out of it.
         let new = self.builder.next(read);
@@ -159,16 +160,17 @@ impl Sender {
         for (index, data, zero) in marked {
             let position = (first + index) as u16;
             if data == 0 && zero != 0 && leaves.is_zero(first + index) {
-                self.builder.zeros(position);
+                self.builder.zeros(segment, position);
             } else if data | zero != 0 {
-                self.builder.leaf(position, data, zero, leaves.hash(segment, first + index, size));
+                self.builder.leaf(segment, position, data, zero, leaves.hash(segment, first + index, size));
             }
         }
         Ok(())
     }
 
-    fn flush(&mut self, segment: SegmentIndex, sink: &mut Sink<'_>) -> Result<(), Stop> {
-        self.builder.finish(segment).map_or(Ok(()), sink)
+    /// Sends what is not sent yet.
+    pub fn flush(&mut self, sink: &mut Sink<'_>) -> Result<(), Stop> {
+        self.builder.finish().map_or(Ok(()), sink)
     }
 }
 

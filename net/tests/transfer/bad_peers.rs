@@ -10,7 +10,7 @@ use zumastor_core::{
 use zumastor_net::{
     Channel, Link, Patience, PullError, Reporter, frame, pull, trace,
     wire::{
-        BatchEntry, BatchHeader, ChangedSegment, Codec, FetchReply, Hop, MAX_HOPS, Plan, Refusal,
+        BatchEntry, BatchHeader, BatchPart, ChangedSegment, Codec, FetchReply, Hop, MAX_HOPS, Plan, Refusal,
         RefusalCode, TraceReply, WalkReply, WantReply,
     },
 };
@@ -35,8 +35,11 @@ fn leaf(position: u16, data: u16, zero: u16, hash: Hash) -> BatchEntry {
 }
 
 fn batch(segment: u64, codec: Codec, entries: Vec<BatchEntry>, payload: &[u8]) -> Vec<u8> {
-    let header = BatchHeader { segment: SegmentIndex(segment), codec, entries };
-    frame::encode(&FetchReply::Batch(header), payload).to_vec()
+    batch_of(codec, vec![BatchPart { segment: SegmentIndex(segment), entries }], payload)
+}
+
+fn batch_of(codec: Codec, parts: Vec<BatchPart>, payload: &[u8]) -> Vec<u8> {
+    frame::encode(&FetchReply::Batch(BatchHeader { codec, parts }), payload).to_vec()
 }
 
 async fn assert_untouched(downstream: &Downstream) {
@@ -93,7 +96,11 @@ async fn batches_that_make_no_sense_are_refused() {
     let hash = Hash([3; 32]);
     let bomb = zstd::encode_all(&vec![0; 64 << 20][..], 1).unwrap();
     let raw = |entries, payload: &[u8]| batch(0, Codec::Raw, entries, payload);
-    let done = |segment| frame::encode(&FetchReply::SegmentDone(SegmentIndex(segment)), &[]).to_vec();
+    let zeros = |segment, first| BatchPart {
+        segment: SegmentIndex(segment),
+        entries: vec![BatchEntry::Zeros { first, count: 1 }],
+    };
+    let parts = |parts| batch_of(Codec::Raw, parts, &[]);
     let answers = [
         ("another segment", batch(1, Codec::Raw, vec![leaf(0, 1, 0, hash)], &page)),
         ("beyond the end", raw(vec![leaf(1024, 1, 0, hash)], &page)),
@@ -106,12 +113,16 @@ async fn batches_that_make_no_sense_are_refused() {
         ("data and zero", raw(vec![leaf(0, 1, 1, hash)], &page)),
         ("no page", raw(vec![leaf(0, 0, 0, hash)], &[])),
         ("empty", raw(vec![], &[])),
+        ("nothing at all", parts(vec![])),
+        ("a part that is empty", parts(vec![zeros(0, 1), BatchPart { entries: vec![], ..zeros(0, 1) }])),
+        ("and another segment", parts(vec![zeros(0, 1), zeros(1, 1)])),
+        ("a part twice", parts(vec![zeros(0, 5), zeros(0, 5)])),
+        ("parts out of order", parts(vec![zeros(0, 5), zeros(0, 3)])),
         ("too little data", raw(vec![leaf(0, 3, 0, hash)], &page)),
         ("too much data", raw(vec![leaf(0, 1, 0, hash)], &[&page[..], &page].concat())),
         ("a bomb", batch(0, Codec::Zstd, vec![leaf(0, 1, 0, hash)], &bomb)),
         ("no zstd", batch(0, Codec::Zstd, vec![leaf(0, 1, 0, hash)], &page)),
         ("too large", raw((0..100).map(|i| leaf(i, 0xffff, 0, hash)).collect(), &page)),
-        ("done with another", done(1)),
         ("an early end", frame::encode(&FetchReply::End, &[]).to_vec()),
         ("the same again", {
             let zeros = raw(vec![BatchEntry::Zeros { first: 5, count: 1 }], &[]);
@@ -132,7 +143,6 @@ async fn a_wrong_leaf_hash_is_never_staged() {
     let page = noise(65_536, 1);
     let answer = [
         batch(0, Codec::Raw, vec![leaf(2, 0xffff, 0, Hash([3; 32]))], &page),
-        frame::encode(&FetchReply::SegmentDone(SegmentIndex(0)), &[]).to_vec(),
         frame::encode(&FetchReply::End, &[]).to_vec(),
     ]
     .concat();
@@ -146,11 +156,7 @@ async fn a_wrong_leaf_hash_is_never_staged() {
 #[tokio::test]
 async fn a_leaf_that_was_not_asked_for_again_is_not_taken() {
     let page = noise(65_536, 1);
-    let end = [
-        frame::encode(&FetchReply::SegmentDone(SegmentIndex(0)), &[]).to_vec(),
-        frame::encode(&FetchReply::End, &[]).to_vec(),
-    ]
-    .concat();
+    let end = frame::encode(&FetchReply::End, &[]).to_vec();
     let wrong = batch(0, Codec::Raw, vec![leaf(2, 0xffff, 0, Hash([3; 32]))], &page);
     let other = batch(0, Codec::Raw, vec![leaf(7, 0xffff, 0, Hash::of_leaf(&page))], &page);
     let downstream = Downstream::new();
@@ -170,7 +176,6 @@ async fn a_digest_that_does_not_fit_is_never_committed() {
     let page = noise(65_536, 1);
     let data = [
         batch(0, Codec::Raw, vec![leaf(2, 0xffff, 0, Hash::of_leaf(&page))], &page),
-        frame::encode(&FetchReply::SegmentDone(SegmentIndex(0)), &[]).to_vec(),
         frame::encode(&FetchReply::End, &[]).to_vec(),
     ]
     .concat();

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use zumastor_core::{MemoryStore, NewSnapshot, Selection, SnapshotNumber, SnapshotStore};
+use zumastor_core::{MemoryStore, NewSnapshot, SEGMENT, Selection, SnapshotNumber, SnapshotStore};
 use zumastor_net::{Offer, PullError};
 
 use crate::harness::{Downstream, Pipes, Upstream, noise};
@@ -40,6 +40,30 @@ async fn full_then_only_the_changed_pages() {
     let third = downstream.pull(&Pipes::to(&upstream)).await.unwrap();
     assert!(!third.received && third.number == Some(SnapshotNumber(1)));
     assert_eq!(third.data + third.wire, 0);
+}
+
+#[tokio::test]
+async fn small_changes_far_apart_are_compressed_together() {
+    let upstream = Arc::new(Upstream::new(2 * SEGMENT + 65_536));
+    upstream.snapshot(0).await;
+    let downstream = Downstream::new();
+    downstream.pull(&Pipes::to(&upstream)).await.unwrap();
+    // Pages of the same lines, which by themselves have little that comes twice.
+    let lines: Vec<u8> = noise(64 * 64, 1).into_iter().map(|byte| byte % 64).collect();
+    let mut all = Vec::new();
+    for (at, segment) in noise(3 * 64, 2).chunks(64).zip(0..) {
+        let page: Vec<u8> =
+            at.iter().flat_map(|line| &lines[usize::from(line % 64) * 64..][..64]).copied().collect();
+        upstream.store.write_head(segment * SEGMENT + 8192, &page);
+        all.extend(page);
+    }
+    upstream.snapshot(1).await;
+    let pulled = downstream.pull(&Pipes::to(&upstream)).await.unwrap();
+    assert_eq!(pulled.data, 3 * 4096);
+    let together = zstd::bulk::compress(&all, 1).unwrap().len() as u64;
+    assert!(pulled.wire < together + 3 * 64, "{} bytes, and {together} of data", pulled.wire);
+    let theirs = upstream.store.leaves(SnapshotNumber(1)).await.unwrap().digest();
+    assert_eq!(downstream.store.leaves(SnapshotNumber(1)).await.unwrap().digest(), theirs);
 }
 
 #[tokio::test]
