@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use zumastor_core::{LEAF, PAGE, SegmentIndex, digest::Hash};
+use zumastor_core::{PAGE, SegmentIndex, digest::Hash};
 
 use crate::{
     buffers::Buffer,
@@ -165,10 +165,11 @@ fn in_flight(payload: Buffer) -> Bytes {
 }
 
 /// Whether a sample of the data has fewer different bytes than random data would: a sample costs a hundredth of what
-/// trying costs. A slice of each leaf is looked at, so that one compressible leaf among random ones is found.
+/// trying costs. It is looked at so often that one compressible leaf among random ones is found, and at an odd number of pages, so that
+/// of pages which are random by turns others are seen too.
 fn is_compressible(data: &[u8]) -> bool {
-    data.chunks(LEAF as usize).any(|leaf| {
-        let sample = [0, leaf.len() / 2].map(|at| &leaf[at..(at + SAMPLE).min(leaf.len())]);
+    data.chunks(5 * PAGE as usize).any(|piece| {
+        let sample = [0, piece.len() / 2].map(|at| &piece[at..(at + SAMPLE).min(piece.len())]);
         sample.iter().any(|piece| {
             let mut counts = [0u16; 256];
             piece.iter().for_each(|byte| counts[usize::from(*byte)] += 1);
@@ -198,6 +199,8 @@ const MAX_ENTRIES: usize = 1024;
 
 #[cfg(test)]
 mod tests {
+    use zumastor_core::LEAF;
+
     use super::*;
 
     fn noise(length: usize) -> Vec<u8> {
@@ -218,6 +221,14 @@ mod tests {
         let mut mixed = random;
         mixed[LEAF as usize * 7..][..text.len()].copy_from_slice(text.as_bytes());
         assert!(is_compressible(&mixed));
+        // Single pages of several leaves.
+        for (every, first) in [(2, 0), (2, 1), (4, 1), (8, 7), (16, 15)] {
+            let mut pages = noise(64 * PAGE as usize);
+            for page in pages.chunks_mut(PAGE as usize).skip(first).step_by(every) {
+                page.copy_from_slice(&text.as_bytes()[..PAGE as usize]);
+            }
+            assert!(is_compressible(&pages), "one in {every} from {first}");
+        }
     }
 
     #[test]
