@@ -53,6 +53,9 @@ pub struct Args {
     /// What lies between the two sides
     #[arg(long, value_enum, default_value_t = link::Kind::Loopback)]
     path: link::Kind,
+    /// Of `wan`, only the paths whose name has this in it, as "1000 Mbit/s, 150 ms, 0 %"
+    #[arg(long, value_name = "TEXT")]
+    only: Option<String>,
     /// Compare with raw QUIC only
     #[arg(long)]
     no_peers: bool,
@@ -182,6 +185,9 @@ pub fn run(args: Args) -> Result<(), Failure> {
         return Err(Failure::usage(
             "`wan` has paths of its own, and copies below --dir: leave out --path and --fs",
         ));
+    }
+    if args.only.is_some() && !args.what.contains(&What::Wan) {
+        return Err(Failure::usage("--only is about the paths of `wan`: `bench wan --only TEXT`"));
     }
     in_the_lab(&args)?;
     let transfers =

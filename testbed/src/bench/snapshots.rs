@@ -28,8 +28,11 @@ const SIZE: u64 = 1 << 30;
 const WRITE: u64 = 4096;
 /// Threads that write, each one write after the other.
 const WRITERS: u64 = 2;
-/// Snapshots in a round.
+/// Snapshots in a round, if they take no longer than [`ENOUGH`]: while others write, a file comes to have so many extents that sharing
+/// them takes seconds.
 const TAKEN: usize = 50;
+/// After that no more snapshots are begun.
+const ENOUGH: Duration = Duration::from_secs(60);
 /// Numbers of snapshots that a volume has when it is written to.
 const SNAPSHOTS: [usize; 5] = [0, 1, 8, 64, 512];
 /// Writes that are measured then, each into another chunk.
@@ -102,9 +105,12 @@ fn latencies(program: &Path, dir: &Path, rounds: u32) -> Result<String, Failure>
     }
     written.sort_by(f64::total_cmp);
     Ok(format!(
-        "{}\nWriting: {WRITERS} threads, 4 KiB at random places with O_DIRECT, {:.0} writes a second meanwhile.\n",
+        "{}\nWriting: {WRITERS} threads, 4 KiB at random places with O_DIRECT, {:.0} writes a second meanwhile. {} snapshots, and {} \
+         while they wrote.\n",
         align(&rows),
-        written[written.len() / 2]
+        written[written.len() / 2],
+        count(&idle),
+        count(&busy)
     ))
 }
 
@@ -114,7 +120,8 @@ type Took = (&'static str, Duration);
 fn taken(node: &mut Node, path: &Path) -> Result<Vec<Took>, Failure> {
     let mut samples = Vec::new();
     let clone = path.with_extension("clone");
-    for _ in 0..TAKEN {
+    let start = Instant::now();
+    while count(&samples) < TAKEN && start.elapsed() < ENOUGH {
         samples.push((SNAPSHOT, snapshot(node)?));
         let start = Instant::now();
         node.ok(&["status", "v"])?;
@@ -129,6 +136,11 @@ fn taken(node: &mut Node, path: &Path) -> Result<Vec<Took>, Failure> {
         fs::remove_file(&clone).map_err(doing())?;
     }
     Ok(samples)
+}
+
+/// How many of these were snapshots.
+fn count(samples: &[Took]) -> usize {
+    samples.iter().filter(|(of, _)| *of == SNAPSHOT).count()
 }
 
 /// The median, the 99th percentile and the longest.

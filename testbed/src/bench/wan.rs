@@ -62,6 +62,14 @@ pub fn run(args: &Args, program: &Path, parent: &Path) -> Result<(), Failure> {
             all.extend(RTTS.map(|rtt| LongPath { rtt, loss, rate }));
         }
     }
+    if let Some(only) = &args.only {
+        let names: Vec<_> = all.iter().map(|path| words(*path)).collect();
+        all.retain(|path| words(*path).contains(only));
+        if all.is_empty() {
+            return Err(Failure::usage(format!("no path has \"{only}\" in its name"))
+                .remedy(format!("they are: {}", names.join("; "))));
+        }
+    }
     let link = Link::long(all[0])?;
     let dir = tempfile::Builder::new()
         .prefix("zb-")
