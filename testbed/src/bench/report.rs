@@ -110,6 +110,8 @@ pub const OURS: &str = "zumastor";
 /// The same.
 pub const RAW: &str = "raw QUIC, memory to memory";
 /// The same.
+pub const RAW_FILES: &str = "raw QUIC, file to file, hashed";
+/// The same.
 pub const RSYNC_WHOLE: &str = "rsync -W --inplace";
 
 fn rows(table: &Table) -> Vec<Vec<String>> {

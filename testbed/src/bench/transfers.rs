@@ -15,7 +15,7 @@ use super::{
     ours::Pair,
     peers::{self, Job, Peer},
     raw,
-    report::{Machine, OURS, RAW, Report, Table},
+    report::{Machine, OURS, RAW, RAW_FILES, Report, Table},
     say, warm,
 };
 
@@ -107,12 +107,15 @@ impl Lab<'_> {
         table.bytes = self.bytes;
         let peers = self.peers(&peers::FULL);
         for round in 0..rounds {
-            for contender in rotated(&peers, round) {
+            for contender in rotated(&[Contender::Ours, Contender::Raw, Contender::RawFiles], &peers, round) {
                 say(format_args!("full, round {}: {}", round + 1, contender.name()));
                 let dir = fresh(&self.dir, "copy")?;
                 self.settle(&[&self.image])?;
                 let sample = match contender {
                     Contender::Raw => raw::run(self.link, self.bytes)?,
+                    Contender::RawFiles => {
+                        raw::run_files(self.link, self.bytes, &self.image, &dir.join("copy"))?
+                    }
                     Contender::Peer(peer) => peer.run(&self.job(&dir))?,
                     Contender::Ours => {
                         let dir = fresh(&self.dir, "pair")?;
@@ -146,11 +149,12 @@ impl Lab<'_> {
         for round in 0..rounds {
             let changed = content::change(&self.image, self.size, u64::from(round) + 1);
             table.bytes = changed.map_err(Failure::doing(self.image.display()))?;
-            for contender in rotated(&peers, round) {
+            for contender in rotated(&[Contender::Ours, Contender::Raw], &peers, round) {
                 say(format_args!("incremental, round {}: {}", round + 1, contender.name()));
                 self.settle(&[&self.image, &copies])?;
                 let sample = match contender {
                     Contender::Raw => raw::run(self.link, table.bytes)?,
+                    Contender::RawFiles => unreachable!("it has no part in this"),
                     Contender::Peer(peer) => peer.run(&self.job(&place(peer)))?,
                     Contender::Ours => self.ours(&mut pair, &mut table)?,
                 };
@@ -193,6 +197,7 @@ impl Lab<'_> {
 enum Contender<'a> {
     Ours,
     Raw,
+    RawFiles,
     Peer(&'a Peer),
 }
 
@@ -201,14 +206,15 @@ impl Contender<'_> {
         match self {
             Self::Ours => OURS,
             Self::Raw => RAW,
+            Self::RawFiles => RAW_FILES,
             Self::Peer(peer) => peer.name,
         }
     }
 }
 
-/// Ours, the yardstick, and these; each round begins with another one.
-fn rotated<'a>(peers: &[&'a Peer], round: u32) -> Vec<Contender<'a>> {
-    let mut all = vec![Contender::Ours, Contender::Raw];
+/// Ours, the yardsticks, and these; each round begins with another one.
+fn rotated<'a>(first: &[Contender<'a>], peers: &[&'a Peer], round: u32) -> Vec<Contender<'a>> {
+    let mut all = first.to_vec();
     all.extend(peers.iter().map(|peer| Contender::Peer(peer)));
     let by = round as usize % all.len();
     all.rotate_left(by);
@@ -236,7 +242,7 @@ mod tests {
     #[test]
     fn everyone_begins_once() {
         let names = |round| {
-            let all = rotated(&[&peers::RSYNC], round);
+            let all = rotated(&[Contender::Ours, Contender::Raw], &[&peers::RSYNC], round);
             all.iter().map(|contender| contender.name().to_owned()).collect::<Vec<_>>()
         };
         assert_eq!(names(1), [RAW, RSYNC_WHOLE, OURS]);

@@ -1,8 +1,13 @@
-//! QUIC alone, as the yardstick: two processes, memory to memory, with the transport settings that nodes use.
+//! QUIC alone, as the yardstick: two processes, memory to memory, with the transport settings that nodes use; and the same from file
+//! to file.
+
+mod files;
 
 use std::{
+    fs::File,
     io::{BufRead, BufReader},
     net::{IpAddr, SocketAddr},
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::Arc,
     time::Instant,
@@ -35,6 +40,8 @@ pub enum Role {
     Receive {
         /// Where to listen.
         here: IpAddr,
+        /// What is written and hashed; if nothing, what comes is forgotten.
+        file: Option<PathBuf>,
     },
     /// Sends so many bytes.
     Send {
@@ -46,6 +53,8 @@ pub enum Role {
         certificate: String,
         /// How many bytes.
         bytes: u64,
+        /// What is read and hashed; if nothing, what is sent is made up.
+        file: Option<PathBuf>,
     },
 }
 
@@ -58,12 +67,22 @@ struct Told {
 
 /// Moves so many bytes from one process to another.
 pub fn run(link: &Link, bytes: u64) -> Result<Sample, Failure> {
+    between(link, bytes, None)
+}
+
+/// Moves the first bytes of a file to another one, and hashes them at both ends.
+pub fn run_files(link: &Link, bytes: u64, from: &Path, to: &Path) -> Result<Sample, Failure> {
+    between(link, bytes, Some([from, to]))
+}
+
+fn between(link: &Link, bytes: u64, files: Option<[&Path; 2]>) -> Result<Sample, Failure> {
     let this = std::env::current_exe().map_err(Failure::doing("finding this program"))?;
     let doing = || Failure::doing::<std::io::Error>("running raw QUIC");
     let wire = link.bytes().map_err(doing())?;
     let mut receiver = link
         .at_far(&this)
         .args(["raw", "receive", &link.far().to_string()])
+        .args(files.map(|[_, to]| to))
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()
@@ -75,6 +94,7 @@ pub fn run(link: &Link, bytes: u64) -> Result<Sample, Failure> {
         .args(["raw", "send", &link.near().to_string()])
         .args(at.split_whitespace())
         .arg(bytes.to_string())
+        .args(files.map(|[from, _]| from))
         .stdin(Stdio::null())
         .stderr(Stdio::inherit())
         .output()
@@ -99,9 +119,9 @@ pub fn play(role: Role) -> Result<(), Failure> {
     let runtime = runtime.map_err(Failure::doing("starting a runtime"))?;
     let told = runtime.block_on(async {
         match role {
-            Role::Receive { here } => receive(here).await,
-            Role::Send { here, address, certificate, bytes } => {
-                send(here, address, &certificate, bytes).await
+            Role::Receive { here, file } => receive(here, file).await,
+            Role::Send { here, address, certificate, bytes, file } => {
+                send(here, address, &certificate, bytes, file).await
             }
         }
     });
@@ -112,7 +132,8 @@ pub fn play(role: Role) -> Result<(), Failure> {
 
 type Anything = Box<dyn std::error::Error + Send + Sync>;
 
-async fn receive(here: IpAddr) -> Result<Told, Anything> {
+async fn receive(here: IpAddr, file: Option<PathBuf>) -> Result<Told, Anything> {
+    let file = file.map(|file| files::create(&file)).transpose()?.map(Arc::new);
     let made = rcgen::generate_simple_self_signed(vec![NAME.to_owned()])?;
     let key = PrivateKeyDer::try_from(made.signing_key.serialize_der())?;
     let tls = rustls::ServerConfig::builder_with_provider(provider())
@@ -129,8 +150,12 @@ async fn receive(here: IpAddr) -> Result<Told, Anything> {
     let mut tasks = tokio::task::JoinSet::new();
     for _ in 0..STREAMS {
         let (mut answer, mut data) = connection.accept_bi().await?;
+        let file = file.clone();
         tasks.spawn(async move {
-            while data.read_chunk(1 << 20, true).await?.is_some() {}
+            match file {
+                Some(file) => files::receive(data, file).await?,
+                None => while data.read_chunk(1 << 20, true).await?.is_some() {},
+            }
             answer.write_all(b"!").await?;
             answer.finish()?;
             Ok::<_, Anything>(())
@@ -144,7 +169,14 @@ async fn receive(here: IpAddr) -> Result<Told, Anything> {
     told(seconds)
 }
 
-async fn send(here: IpAddr, address: SocketAddr, certificate: &str, bytes: u64) -> Result<Told, Anything> {
+async fn send(
+    here: IpAddr,
+    address: SocketAddr,
+    certificate: &str,
+    bytes: u64,
+    file: Option<PathBuf>,
+) -> Result<Told, Anything> {
+    let file = file.map(File::open).transpose()?.map(Arc::new);
     let digits: Vec<u8> = (0..certificate.len() / 2)
         .map(|at| u8::from_str_radix(&certificate[at * 2..at * 2 + 2], 16))
         .collect::<Result<_, _>>()?;
@@ -164,8 +196,11 @@ async fn send(here: IpAddr, address: SocketAddr, certificate: &str, bytes: u64) 
     let connection = endpoint.connect_with(config, address, NAME)?.await?;
     let mut tasks = tokio::task::JoinSet::new();
     for stream in 0..STREAMS {
-        let share = bytes / STREAMS + u64::from(stream < bytes % STREAMS);
-        tasks.spawn(fill(connection.clone(), Arc::clone(&content), share));
+        let part = files::part(bytes, stream, STREAMS);
+        match &file {
+            Some(file) => tasks.spawn(files::send(connection.clone(), Arc::clone(file), part)),
+            None => tasks.spawn(fill(connection.clone(), Arc::clone(&content), part.end - part.start)),
+        };
     }
     while let Some(ended) = tasks.join_next().await {
         ended??;
