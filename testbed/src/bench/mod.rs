@@ -214,7 +214,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
         println!("{}", many_snapshots::run(&zumastor, &parent, args.rounds)?);
     }
     if args.what.contains(&What::Snapshot) {
-        println!("{}", snapshots::run(&zumastor, &parent, args.rounds)?);
+        snapshots::run(&zumastor, &parent, args.rounds)?;
     }
     if args.what.contains(&What::Many) {
         let scratch = args.fs.map(|fs| fs.mount(many::ROOM, &parent)).transpose()?;

@@ -46,8 +46,8 @@ const PLAIN: &str = "a plain file";
 const OURS: &str = "the head of a volume of zumastor";
 const QCOW2: &str = "qcow2 with internal snapshots";
 
-/// Measures below `parent`, and gives the tables.
-pub fn run(program: &Path, parent: &Path, rounds: u32) -> Result<String, Failure> {
+/// Measures below `parent`, and prints the tables, each as soon as it is there.
+pub fn run(program: &Path, parent: &Path, rounds: u32) -> Result<(), Failure> {
     if find("qemu-img").is_none() {
         return Err(Failure::failed("qemu-img is not installed, which writes in this benchmark")
             .remedy("install it (Debian: package qemu-utils)"));
@@ -55,12 +55,15 @@ pub fn run(program: &Path, parent: &Path, rounds: u32) -> Result<String, Failure
     let scratch = Scratch::mount(FileSystem::Xfs, 64 << 30, parent)?;
     let machine = Machine::here(scratch.path()).line();
     let latency = latencies(program, scratch.path(), rounds)?;
-    let speed = speeds(program, scratch.path(), rounds)?;
-    Ok(format!(
+    println!(
         "{machine} Volume of 1 GiB, written all over, medians of {rounds} rounds.\n\n\
-         **How long a snapshot takes, ms**\n\n{latency}\n\
-         **Random writes of 4 KiB per second, each into a chunk of 64 KiB that all snapshots share**\n\n{speed}"
-    ))
+         **How long a snapshot takes, ms**\n\n{latency}"
+    );
+    let speed = speeds(program, scratch.path(), rounds)?;
+    println!(
+        "**Random writes of 4 KiB per second, each into a chunk of 64 KiB that all snapshots share**\n\n{speed}"
+    );
+    Ok(())
 }
 
 /// A volume that is the master of its own, with its image written all over.
