@@ -30,7 +30,7 @@ const WRITE: u64 = 4096;
 const WRITERS: u64 = 2;
 /// Snapshots in a round, if they take no longer than [`ENOUGH`]: while others write, a file comes to have so many extents that sharing
 /// them takes seconds.
-const TAKEN: usize = 50;
+const TAKEN: usize = 100;
 /// After that no more snapshots are begun.
 const ENOUGH: Duration = Duration::from_secs(60);
 /// Numbers of snapshots that a volume has when it is written to.
@@ -92,6 +92,8 @@ fn latencies(program: &Path, dir: &Path, rounds: u32) -> Result<String, Failure>
     let mut idle = Vec::new();
     let mut busy = Vec::new();
     let mut written = Vec::new();
+    // The first would wait until the image is on the disk.
+    rustix::fs::sync();
     for round in 0..rounds {
         say(format_args!("round {}: snapshots while nobody writes", round + 1));
         idle.extend(taken(&mut node, &path)?);
