@@ -75,6 +75,11 @@ impl BatchBuilder {
         self.payload.len() + length > self.most || self.entries >= MAX_ENTRIES
     }
 
+    /// Whether it is time to send what there is, so that the downstream works while more is read.
+    pub fn is_enough(&self) -> bool {
+        self.payload.len() >= ENOUGH
+    }
+
     /// Where the next `length` bytes of data are put together, before [`add`](Self::add) says how many of them are left. It must
     /// not be [full for them](Self::is_full_for), or empty.
     pub fn next(&mut self, length: usize) -> &mut [u8] {
@@ -194,6 +199,8 @@ pub(super) fn all_pages(length: u64) -> u16 {
 }
 
 const SAMPLE: usize = 512;
+/// Bytes of data that compress about as well as more of them.
+const ENOUGH: usize = 256 << 10;
 /// Keeps the header below its limit: an entry takes at most 41 bytes, and one in a segment of its own 5 more.
 const MAX_ENTRIES: usize = 1024;
 

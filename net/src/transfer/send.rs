@@ -48,8 +48,8 @@ struct Pages {
 }
 
 impl Sender {
-    /// Sends what changed in a segment since the base; without one, what is not zero. The last of it goes with what follows, or
-    /// when it is [flushed](Self::flush).
+    /// Sends what changed in a segment since the base; without one, what is not zero. If the last of it is little, it goes with what
+    /// follows, or when it is [flushed](Self::flush).
     pub fn changes(&mut self, segment: SegmentIndex, sink: &mut Sink<'_>) -> Result<(), Stop> {
         let window = segment.range(self.target.size());
         let base = self.base.as_ref().map(|(number, _)| *number);
@@ -69,7 +69,7 @@ impl Sender {
             }
             self.block(segment, &leaves, block, pages, self.whole, &mut base_pages, sink)?;
         }
-        Ok(())
+        if self.builder.is_enough() { self.flush(sink) } else { Ok(()) }
     }
 
     /// Sends whole leaves, whatever the downstream has in their place; the last of them as [`changes`](Self::changes) does.
