@@ -390,34 +390,25 @@ fn write_batches(
     Ok(receiver.finish())
 }
 
-/// Groups segments into runs, of which a stream fetches one after the other: large ones first, as each costs the time that a request
-/// takes there and back, and the smaller the less is left, so that all streams end at the same time. As they differ, streams do not
-/// wait for their requests at the same time either.
+/// Groups segments into runs that are checkpointed together: at least one for each stream, as a checkpoint costs time,
+/// but never more changed bytes than a segment has, which is what an interruption may cost per stream.
 fn runs(segments: Vec<ChangedSegment>, streams: usize) -> VecDeque<Vec<ChangedSegment>> {
-    let mut left: u64 = segments.iter().map(|changed| u64::from(changed.bytes)).sum();
+    let total: u64 = segments.iter().map(|changed| u64::from(changed.bytes)).sum();
+    let share = (total / streams.max(1) as u64).clamp(4 << 20, SEGMENT);
     let mut runs: VecDeque<Vec<ChangedSegment>> = VecDeque::new();
-    let (mut bytes, mut share) = (0, 0);
+    let mut bytes = 0;
     for changed in segments {
-        let more = u64::from(changed.bytes);
-        bytes += more;
+        bytes += u64::from(changed.bytes);
         match runs.back_mut() {
             Some(run) if bytes <= share && run.len() < MAX_LEAF_SEGMENTS as usize => run.push(changed),
             _ => {
-                share = (left / streams.max(1) as u64).clamp(SMALLEST_RUN, LARGEST_RUN);
-                bytes = more;
+                bytes = u64::from(changed.bytes);
                 runs.push_back(vec![changed]);
             }
         }
-        left -= more;
     }
     runs
 }
-
-/// Bytes of a run for which a stream of its own is worth while.
-const SMALLEST_RUN: u64 = 4 << 20;
-
-/// Bytes of a run whose hashes are in memory: 512 KiB.
-const LARGEST_RUN: u64 = 16 * SEGMENT;
 
 pub(super) fn leaf_sets(mut leaves: Vec<LeafIndex>) -> Vec<SegmentLeafSet> {
     leaves.sort_unstable();
@@ -522,18 +513,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn runs_become_smaller_and_give_all_streams_work() {
-        let runs = |segments: usize, bytes: u32, streams| {
-            let changed = |segment| ChangedSegment { segment: SegmentIndex(segment), bytes };
-            let runs = runs((0..segments as u64).map(changed).collect(), streams);
-            assert!(runs.iter().flatten().map(|changed| changed.segment.0).eq(0..segments as u64));
-            runs.iter().map(Vec::len).collect::<Vec<_>>()
+    fn runs_never_carry_more_than_a_segment() {
+        let segments = |bytes: &[u32]| {
+            let changed = |(i, b): (u64, &u32)| ChangedSegment { segment: SegmentIndex(i), bytes: *b };
+            (0..).zip(bytes).map(changed).collect::<Vec<_>>()
         };
-        assert_eq!(runs(16, 64 << 20, 4), [4, 3, 2, 1, 1, 1, 1, 1, 1, 1]);
-        assert_eq!(runs(1000, 64 << 20, 4)[..4], [16, 16, 16, 16]);
-        assert_eq!(runs(3, 64 << 20, 4), [1, 1, 1]);
-        assert_eq!(runs(100, 400 << 10, 4)[..3], [25, 18, 14]);
-        assert_eq!(runs(1000, 4096, 4), [vec![64; 15], vec![40]].concat());
-        assert_eq!(runs(5, 0, 4), [5]);
+        let full = vec![64 << 20; 10];
+        assert!(runs(segments(&full), 4).iter().all(|run| run.len() == 1));
+        let small = vec![400 << 10; 1000];
+        let grouped = runs(segments(&small), 4);
+        assert_eq!(grouped.iter().map(Vec::len).sum::<usize>(), 1000);
+        assert!(grouped.iter().all(|run| run.iter().map(|c| u64::from(c.bytes)).sum::<u64>() <= SEGMENT));
+        assert!(grouped.len() >= 4, "all streams have work: {}", grouped.len());
+        assert_eq!(runs(segments(&[100, 100, 100]), 4).len(), 1);
     }
 }
