@@ -135,8 +135,12 @@ pub async fn run(
         error: None,
         output: Vec::new(),
     };
-    volume.hooks.note(started.clone());
     tracing::info!(volume = %volume.name, %hook, program = %program.display(), "running a hook");
+    // Said to run when it is recorded as well: a daemon that comes after this one would end it.
+    let began = async |process| {
+        began(process).await;
+        volume.hooks.note(started.clone());
+    };
     let ended = match trusted(hook, program.to_owned()).await {
         Ok(()) => {
             let name = volume.name.clone();
