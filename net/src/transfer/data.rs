@@ -112,7 +112,7 @@ async fn send_permitted(
     let (queue, mut batches) = mpsc::channel(QUEUE);
     let producer = tokio::task::spawn_blocking(move || {
         let mut sink = |encoded: Encoded| queue.blocking_send(encoded).map_err(|_| Stop::Gone);
-        produce(&mut sender, &fetch, &mut sink)
+        produce(&mut sender, &fetch, &mut sink, &|| queue.is_closed())
     });
     let ended = loop {
         let batch = tokio::select! {
@@ -159,12 +159,27 @@ async fn send_batch(
     }
 }
 
-fn produce(sender: &mut Sender, fetch: &Fetch, sink: &mut Sink<'_>) -> Result<(), Stop> {
+/// Reads what is asked for until `gone` says that nobody listens any more: where nothing differs, nothing goes to `sink`.
+fn produce(
+    sender: &mut Sender,
+    fetch: &Fetch,
+    sink: &mut Sink<'_>,
+    gone: &dyn Fn() -> bool,
+) -> Result<(), Stop> {
+    let listening = || if gone() { Err(Stop::Gone) } else { Ok(()) };
     match &fetch.what {
         FetchWhat::Changes { segments, .. } => {
-            segments.iter().try_for_each(|segment| sender.changes(*segment, sink))?;
+            for segment in segments {
+                listening()?;
+                sender.changes(*segment, sink)?;
+            }
         }
-        FetchWhat::Leaves(sets) => sets.iter().try_for_each(|set| sender.leaves(set, sink))?,
+        FetchWhat::Leaves(sets) => {
+            for set in sets {
+                listening()?;
+                sender.leaves(set, sink)?;
+            }
+        }
     }
     sender.flush(sink)
 }

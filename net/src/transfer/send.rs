@@ -72,7 +72,8 @@ impl Sender {
         if self.builder.is_enough() { self.flush(sink) } else { Ok(()) }
     }
 
-    /// Sends whole leaves, whatever the downstream has in their place; the last of them as [`changes`](Self::changes) does.
+    /// Sends whole leaves, whatever the downstream has in their place. The last of them go with what follows, or when that is
+    /// [flushed](Self::flush).
     pub fn leaves(&mut self, set: &SegmentLeafSet, sink: &mut Sink<'_>) -> Result<(), Stop> {
         let size = self.target.size();
         let leaves = self.leaves.segment(set.segment)?;

@@ -101,6 +101,7 @@ async fn batches_that_make_no_sense_are_refused() {
         entries: vec![BatchEntry::Zeros { first, count: 1 }],
     };
     let parts = |parts| batch_of(Codec::Raw, parts, &[]);
+    let end = frame::encode(&FetchReply::End, &[]).to_vec();
     let answers = [
         ("another segment", batch(1, Codec::Raw, vec![leaf(0, 1, 0, hash)], &page)),
         ("beyond the end", raw(vec![leaf(1024, 1, 0, hash)], &page)),
@@ -123,7 +124,6 @@ async fn batches_that_make_no_sense_are_refused() {
         ("a bomb", batch(0, Codec::Zstd, vec![leaf(0, 1, 0, hash)], &bomb)),
         ("no zstd", batch(0, Codec::Zstd, vec![leaf(0, 1, 0, hash)], &page)),
         ("too large", raw((0..100).map(|i| leaf(i, 0xffff, 0, hash)).collect(), &page)),
-        ("an early end", frame::encode(&FetchReply::End, &[]).to_vec()),
         ("the same again", {
             let zeros = raw(vec![BatchEntry::Zeros { first: 5, count: 1 }], &[]);
             [zeros.clone(), zeros].concat()
@@ -131,9 +131,33 @@ async fn batches_that_make_no_sense_are_refused() {
     ];
     for (what, answer) in answers {
         let downstream = Downstream::new();
-        let rogue = Rogue::answering([want(WantReply::Plan(plan())), answer]);
+        let rogue = Rogue::answering([want(WantReply::Plan(plan())), [answer, end.clone()].concat()]);
         let error = downstream.pull(&rogue).await.unwrap_err();
-        assert!(matches!(error, PullError::Malformed(_) | PullError::Frame(_)), "{what}: {error}");
+        assert!(matches!(error, PullError::Malformed(_)), "{what}: {error}");
+        assert_untouched(&downstream).await;
+    }
+}
+
+#[tokio::test]
+async fn segments_out_of_order_are_refused() {
+    let zeros = |segment| BatchPart {
+        segment: SegmentIndex(segment),
+        entries: vec![BatchEntry::Zeros { first: 0, count: 1 }],
+    };
+    let of = |parts| batch_of(Codec::Raw, parts, &[]);
+    let end = frame::encode(&FetchReply::End, &[]).to_vec();
+    let mut plan = plan();
+    plan.changed.push(ChangedSegment { segment: SegmentIndex(1), bytes: 4096 });
+    for (what, batches) in [
+        ("in one batch", vec![of(vec![zeros(1), zeros(0)])]),
+        ("in two", vec![of(vec![zeros(1)]), of(vec![zeros(0)])]),
+        ("the second time", vec![of(vec![zeros(0), zeros(1)]), of(vec![zeros(1)])]),
+    ] {
+        let downstream = Downstream::new();
+        let answer = [batches.concat(), end.clone()].concat();
+        let rogue = Rogue::answering([want(WantReply::Plan(plan.clone())), answer]);
+        let error = downstream.pull(&rogue).await.unwrap_err();
+        assert!(matches!(error, PullError::Malformed(_)), "{what}: {error}");
         assert_untouched(&downstream).await;
     }
 }
