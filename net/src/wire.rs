@@ -218,6 +218,8 @@ pub enum FetchReply {
     End,
     /// No, or no more.
     Refused(Refusal),
+    /// Nothing that differs was found for a while; it is being looked for.
+    Working,
 }
 
 /// Changed leaves. The payload holds the data pages of all of them, in order.

@@ -28,7 +28,7 @@ pub(super) struct BatchBuilder {
     payload: Buffer,
 }
 
-/// A finished batch.
+/// A finished batch, or another frame.
 pub(super) struct Encoded {
     /// The frame, in pieces.
     pub frame: [Bytes; 2],
@@ -37,6 +37,11 @@ pub(super) struct Encoded {
 }
 
 impl Encoded {
+    /// A sign of life.
+    pub fn working() -> Self {
+        Self { frame: [frame::encode(&FetchReply::Working, &[]), Bytes::new()], data: 0 }
+    }
+
     /// Bytes of the frame.
     pub fn length(&self) -> u64 {
         self.frame.iter().map(|piece| piece.len() as u64).sum()

@@ -1,6 +1,9 @@
 //! Answers a request for data, for as long as it is allowed.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use tokio::{
@@ -159,24 +162,35 @@ async fn send_batch(
     }
 }
 
-/// Reads what is asked for until `gone` says that nobody listens any more: where nothing differs, nothing goes to `sink`.
+/// Reads what is asked for until `gone` says that nobody listens any more: where nothing differs, only a sign of life goes to `sink`
+/// now and then.
 fn produce(
     sender: &mut Sender,
     fetch: &Fetch,
     sink: &mut Sink<'_>,
     gone: &dyn Fn() -> bool,
 ) -> Result<(), Stop> {
-    let listening = || if gone() { Err(Stop::Gone) } else { Ok(()) };
+    let mut said = Instant::now();
+    let mut listening = |sink: &mut Sink<'_>| {
+        if gone() {
+            return Err(Stop::Gone);
+        }
+        if said.elapsed() < SIGN {
+            return Ok(());
+        }
+        said = Instant::now();
+        sink(Encoded::working())
+    };
     match &fetch.what {
         FetchWhat::Changes { segments, .. } => {
             for segment in segments {
-                listening()?;
+                listening(sink)?;
                 sender.changes(*segment, sink)?;
             }
         }
         FetchWhat::Leaves(sets) => {
             for set in sets {
-                listening()?;
+                listening(sink)?;
                 sender.leaves(set, sink)?;
             }
         }
@@ -252,5 +266,7 @@ static PRODUCERS: Semaphore = Semaphore::const_new(64);
 /// So long a batch may take that is under way when it may not be sent any more. After that the stream is cut, and the
 /// downstream learns why when it asks again.
 const GRACE: Duration = Duration::from_secs(5);
+/// Between two signs of life, which are sent between segments: far less than any downstream waits.
+const SIGN: Duration = Duration::from_secs(5);
 /// Batches that wait for the connection, beside the one being sent and the one being made.
 const QUEUE: usize = 2;

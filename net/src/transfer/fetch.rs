@@ -298,6 +298,7 @@ impl Job<'_> {
             Ok(mismatches)
         });
         let limits = Limits { header: MAX_BATCH_HEADER, payload: MAX_BATCH };
+        let mut heard = time::Instant::now();
         let outcome = loop {
             let frame =
                 frame::read_with_payload(&mut channel.recv, limits, self.patience.stall, &self.buffers);
@@ -306,10 +307,15 @@ impl Job<'_> {
                 Err(error) => break Err(error.into()),
             };
             let order = match reply {
-                FetchReply::Batch(header) => match counted.batch(&header, payload.len()) {
-                    true => (header, payload),
-                    false => break Err(PullError::Malformed("data that was not asked for")),
-                },
+                FetchReply::Batch(header) => {
+                    if !counted.batch(&header, payload.len()) {
+                        break Err(PullError::Malformed("data that was not asked for"));
+                    }
+                    heard = time::Instant::now();
+                    (header, payload)
+                }
+                FetchReply::Working if heard.elapsed() < self.patience.planning => continue,
+                FetchReply::Working => break Err(PullError::Deadline("data")),
                 FetchReply::End => {
                     counted.end();
                     break Ok(());

@@ -199,7 +199,9 @@ async fn a_digest_that_does_not_fit_is_never_committed() {
     // All leaves are right by their own hashes, but together they are not what the plan names.
     let page = noise(65_536, 1);
     let data = [
+        frame::encode(&FetchReply::Working, &[]).to_vec(),
         batch(0, Codec::Raw, vec![leaf(2, 0xffff, 0, Hash::of_leaf(&page))], &page),
+        frame::encode(&FetchReply::Working, &[]).to_vec(),
         frame::encode(&FetchReply::End, &[]).to_vec(),
     ]
     .concat();
